@@ -1,0 +1,144 @@
+//! One command run in one place: what is asked, and what came of it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{id::ExecId, units::UnixMs};
+
+/// What to run.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Program {
+    /// A program and its arguments; found through `PATH` of the exec's environment when it has no `/`.
+    Argv(Vec<String>),
+    /// A line for `/bin/sh -c` (in a sandbox `/bin/bash -c` where it exists).
+    Shell(String),
+}
+
+/// A terminal's size, in cells.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pty {
+    /// Rows, 1 to 65,535.
+    pub rows: u16,
+    /// Columns, 1 to 65,535.
+    pub cols: u16,
+}
+
+/// Limits of one exec's processes, below those of its sandbox; see setrlimit(2).
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rlimits {
+    /// CPU time of each process, seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds_max: Option<u64>,
+    /// Address space of each process, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_space_bytes_max: Option<u64>,
+    /// Size of any file it writes, bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_bytes_max: Option<u64>,
+    /// Open descriptors of each process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files_max: Option<u64>,
+}
+
+/// One command, complete.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecSpec {
+    /// What to run.
+    pub program: Program,
+    /// The environment on top of the place's own small one.
+    pub env: BTreeMap<String, String>,
+    /// The working directory; `None` is the user's home (a machine: the workspace root).
+    pub cwd: Option<String>,
+    /// The user inside the sandbox, `user` or `root` or another of its `/etc/passwd`; `None` is `user`. On a machine
+    /// only `None`.
+    pub user: Option<String>,
+    /// A terminal instead of three pipes.
+    pub pty: Option<Pty>,
+    /// Whether a standard input is kept open for the client; else it is `/dev/null`.
+    pub stdin: bool,
+    /// Killed with its whole tree when it runs longer, milliseconds. `None`: until its place ends.
+    pub timeout_ms: Option<u64>,
+    /// Its own limits.
+    pub rlimits: Rlimits,
+}
+
+/// What an exec used, as the kernel counted it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Usage {
+    /// CPU time in user mode, microseconds.
+    pub cpu_user_us: u64,
+    /// CPU time in the kernel, microseconds.
+    pub cpu_system_us: u64,
+    /// Peak memory of its largest process, bytes (`ru_maxrss`, getrusage(2)).
+    pub memory_peak_bytes: u64,
+    /// From start to exit, microseconds.
+    pub wall_us: u64,
+}
+
+/// How an exec ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ExitReport {
+    /// The exit code, if it exited.
+    pub code: Option<i32>,
+    /// The signal that killed it, if one did.
+    pub signal: Option<i32>,
+    /// Whether it was killed because its time was up.
+    pub timed_out: bool,
+    /// What it used.
+    pub usage: Usage,
+}
+
+impl ExitReport {
+    /// The code a shell would give: the exit code, or 128 and the signal.
+    #[must_use]
+    pub fn shell_code(&self) -> i32 {
+        self.code.or(self.signal.map(|signal| 128 + signal)).unwrap_or(255)
+    }
+}
+
+/// Where an exec is in its life.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum ExecState {
+    /// Running.
+    Running,
+    /// Ended.
+    Exited(ExitReport),
+    /// Its place went away, so how it ended is not known. It is never run again.
+    Lost,
+}
+
+/// One exec as listed.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct ExecInfo {
+    /// Its id.
+    pub id: ExecId,
+    /// Its pid as seen inside its place.
+    pub pid: u32,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Whether it outlives the request that made it.
+    pub background: bool,
+    /// Whether it has a terminal.
+    pub pty: bool,
+    /// When it started.
+    pub started_at: UnixMs,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub state: ExecState,
+}
+
+/// Whom a signal reaches.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignalScope {
+    /// The exec's first process.
+    Process,
+    /// Every process that came from it, however it detached itself.
+    Tree,
+}
