@@ -1,0 +1,231 @@
+//! Making, replacing and ending processes.
+
+use core::ffi::CStr;
+
+use rustix::{
+    fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    io::Errno,
+    process::Pid,
+};
+
+use crate::check;
+
+/// libc's constant of this name has too few bits for it (linux/sched.h).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// The kernel's `struct clone_args`, as of Linux 5.7; see clone(2).
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Namespaces that a clone makes anew, as `CLONE_NEW*` bits.
+pub mod namespaces {
+    /// User.
+    pub const USER: u64 = libc::CLONE_NEWUSER as u64;
+    /// Pid.
+    pub const PID: u64 = libc::CLONE_NEWPID as u64;
+    /// Mount.
+    pub const MOUNT: u64 = libc::CLONE_NEWNS as u64;
+    /// Network.
+    pub const NET: u64 = libc::CLONE_NEWNET as u64;
+    /// IPC.
+    pub const IPC: u64 = libc::CLONE_NEWIPC as u64;
+    /// UTS.
+    pub const UTS: u64 = libc::CLONE_NEWUTS as u64;
+    /// Cgroup.
+    pub const CGROUP: u64 = libc::CLONE_NEWCGROUP as u64;
+    /// Time (Linux 5.6). Only for clone3: the low bits are the exit signal in the older calls.
+    pub const TIME: u64 = 0x80;
+}
+
+/// Which side of a [`fork_into`] this is.
+#[derive(Debug)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The caller, with the child's pid and a pidfd of it.
+    Parent {
+        /// The child, as the caller's pid namespace numbers it.
+        pid: Pid,
+        /// Readable when the child has ended; signals sent through it reach no other process (pidfd_open(2)).
+        pidfd: OwnedFd,
+    },
+}
+
+/// Copies the calling process into new namespaces, optionally straight into a cgroup v2 directory.
+///
+/// Wraps `clone3` with `CLONE_PIDFD`, and `CLONE_INTO_CGROUP` (Linux 5.7) when `cgroup` is given; see clone(2).
+/// The child has a copy of the caller's memory and goes on from here.
+///
+/// # Errors
+/// `EPERM` without the rights for a namespace; `ENOSPC` past the limit on namespaces; `EAGAIN` past a limit on tasks;
+/// `EBUSY`/`EOPNOTSUPP` for a cgroup that takes no processes; `EINVAL` when another thread is running (see Panics).
+///
+/// # Panics
+/// Never; but a caller with other threads gets `EINVAL`, since the child's copies of locks that they hold would stay
+/// locked for ever. Counted through `/proc/self/task` by [`is_single_threaded`] before the call.
+pub fn fork_into(new: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
+    if !is_single_threaded() {
+        return Err(Errno::INVAL);
+    }
+    let mut pidfd: RawFd = -1;
+    let mut flags = new | libc::CLONE_PIDFD as u64;
+    let mut cgroup_fd = 0;
+    if let Some(fd) = cgroup {
+        flags |= CLONE_INTO_CGROUP;
+        cgroup_fd = fd.as_raw_fd() as u64;
+    }
+    let args = CloneArgs {
+        flags,
+        pidfd: core::ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: cgroup_fd,
+        ..CloneArgs::default()
+    };
+    // SAFETY: `args` is a whole `clone_args` and lives through the call; `pidfd` is an int that the kernel may write.
+    // Without CLONE_VM and with a zero stack the child runs on its own copy of this stack, as after fork(2); the
+    // check above means no other thread's lock is copied in a locked state.
+    let rc = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match check(rc)? {
+        0 => Ok(Forked::Child),
+        raw => {
+            let pid = i32::try_from(raw).ok().and_then(Pid::from_raw).ok_or(Errno::OVERFLOW)?;
+            // SAFETY: clone3 with CLONE_PIDFD succeeded in the parent, so the kernel stored a new descriptor of this
+            // process in `pidfd`, which nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Forked::Parent { pid, pidfd })
+        }
+    }
+}
+
+/// Whether the calling process has exactly one thread: `/proc/self/task` has two links more than threads.
+#[must_use]
+pub fn is_single_threaded() -> bool {
+    rustix::fs::stat(c"/proc/self/task").is_ok_and(|stat| stat.st_nlink == 3)
+}
+
+/// Puts `fds[i]` on descriptor number `i` and closes every number above them. Those from index `keep` on are closed by
+/// the next exec.
+///
+/// For a child that is about to exec. After it, no [`OwnedFd`] of the caller may be used or dropped: the numbers no
+/// longer mean what they did, so the caller must go straight to [`execveat`] or [`exit`]. Wraps `dup3` and
+/// `close_range` (Linux 5.9).
+///
+/// # Errors
+/// As dup(2) and close_range(2); `EINVAL` for more than 16.
+pub fn arrange_descriptors(fds: &[BorrowedFd<'_>], keep: usize) -> Result<(), Errno> {
+    const MOST: usize = 16;
+    let mut high = [0; MOST];
+    if fds.len() > MOST {
+        return Err(Errno::INVAL);
+    }
+    // First to numbers above every target, so that no target overwrites a source that is still to come.
+    for (slot, fd) in high.iter_mut().zip(fds) {
+        // SAFETY: F_DUPFD_CLOEXEC takes integers and touches no memory of ours; the source is borrowed and open.
+        let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, MOST as RawFd) };
+        *slot = check(rc.into())? as RawFd;
+    }
+    for (target, source) in high.iter().take(fds.len()).enumerate() {
+        let flags = if target < keep { 0 } else { libc::O_CLOEXEC };
+        // SAFETY: integers only. It may close an OwnedFd of ours that has this number: the contract above.
+        check(unsafe { libc::dup3(*source, target as RawFd, flags) }.into())?;
+    }
+    // SAFETY: integers only; closing our own descriptors is what the caller asked for, see the contract above.
+    check(unsafe { libc::syscall(libc::SYS_close_range, fds.len(), u32::MAX, 0) }).map(drop)
+}
+
+/// Replaces the program by the one that descriptor number `program` has open, with `argv` and no environment.
+///
+/// Takes the number and not a borrow, since it is called after [`arrange_descriptors`]. Wraps
+/// `execveat(program, "", argv, [], AT_EMPTY_PATH)`; see execveat(2). Returns only on failure.
+pub fn execveat(program: RawFd, argv: &[&CStr]) -> Errno {
+    const MOST: usize = 8;
+    let mut pointers = [core::ptr::null(); MOST + 1];
+    if argv.len() > MOST {
+        return Errno::INVAL;
+    }
+    for (pointer, arg) in pointers.iter_mut().zip(argv) {
+        *pointer = arg.as_ptr();
+    }
+    let environment = [core::ptr::null::<libc::c_char>()];
+    // SAFETY: both arrays end with a null pointer and their strings with a NUL; all outlive the call, which on success
+    // does not return and on failure has only read them.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program,
+            c"".as_ptr(),
+            pointers.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    check(rc).err().unwrap_or(Errno::NOEXEC)
+}
+
+/// Ends the calling process at once, running no destructor and no exit handler; see _exit(2).
+pub fn exit(code: i32) -> ! {
+    // SAFETY: takes an integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Moves the calling process into new namespaces; see unshare(2) and [`namespaces`].
+///
+/// # Errors
+/// `EPERM` without the rights; `ENOSPC` past the limit on namespaces; `EINVAL` for a multi-threaded caller.
+pub fn unshare(new: u64) -> Result<(), Errno> {
+    if new & !(namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS | namespaces::CGROUP) != 0 {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: integers only. The namespaces allowed above do not change what any descriptor, pointer or id of the
+    // caller refers to (CLONE_FILES, which would, is not among them).
+    check(unsafe { libc::unshare(new as i32) }.into()).map(drop)
+}
+
+/// Gives the calling process a new, empty session keyring; see keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`.
+///
+/// Returns its serial number.
+///
+/// # Errors
+/// `ENOSYS` on a kernel without keys; `EDQUOT` past the quota of the user.
+pub fn join_new_session_keyring() -> Result<i32, Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring; nothing of ours is read or written.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, core::ptr::null::<libc::c_char>(), 0, 0, 0)
+    };
+    check(rc).and_then(|serial| i32::try_from(serial).map_err(|_| Errno::OVERFLOW))
+}
+
+/// Sets `lo` of the calling process's network namespace up, which gives it 127.0.0.1 and ::1; see netdevice(7).
+///
+/// # Errors
+/// `EPERM` without `CAP_NET_ADMIN` over the namespace; what socket(2) says.
+pub fn set_loopback_up() -> Result<(), Errno> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: all-zero bytes are a valid `ifreq`: an array of characters and a union of plain data.
+    let mut request: libc::ifreq = unsafe { core::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which lives through the call and has a NUL-terminated name.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    check(rc.into()).map(drop)
+}
