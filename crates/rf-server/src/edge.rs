@@ -1,0 +1,193 @@
+//! Accepts connections and serves HTTP/1.1, HTTP/2 and WebSocket on each, within bounds: connections at once, time for
+//! a header, time for a TLS handshake. Ends gracefully: no new request, running ones get their time.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{body::Body, http::Request};
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use rf_types::{Code, Fault, RequestId};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use crate::{config::DoorConfig, refusal::Refusal, service::Door, tls::Certificate};
+
+/// How often certificate files are looked at. Chosen: renewals come days ahead.
+const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
+/// How long the listener rests when the process has no descriptors left. Chosen: one connection may end meanwhile.
+const ACCEPT_REST: Duration = Duration::from_millis(20);
+/// Header list and streams of one HTTP/2 connection. Chosen: some clients keep one connection for all they do.
+const H2_HEADER_BYTES_MAX: u32 = 64 << 10;
+const H2_STREAMS_MAX: u32 = 128;
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Serves `door` on `listener` until `shutdown` resolves, then gives running requests their grace.
+pub async fn serve(
+    listener: TcpListener,
+    door: Door,
+    certificate: Option<Arc<Certificate>>,
+    config: &DoorConfig,
+    shutdown: impl Future<Output = ()>,
+) {
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(config.connections_max as usize));
+    let header_timeout = Duration::from_millis(config.header_timeout_ms);
+    let builder = builder(header_timeout);
+    let acceptor = certificate.as_ref().and_then(|certificate| certificate.acceptor().ok());
+    let mut look = tokio::time::interval(CERTIFICATE_PERIOD);
+    tokio::pin!(shutdown);
+    loop {
+        let (stream, peer) = tokio::select! {
+            () = &mut shutdown => break,
+            _ = look.tick() => {
+                if let Some(certificate) = &certificate {
+                    reload(certificate);
+                }
+                continue;
+            }
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // EMFILE and the like: the connection stays in the queue, so trying at once would spin.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                    continue;
+                }
+            },
+        };
+        let Ok(seat) = Arc::clone(&room).try_acquire_owned() else {
+            door.metrics().connections_refused.inc();
+            tokio::spawn(turn_away(stream, acceptor.is_some()));
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let watcher = graceful.watcher();
+        let (door, builder, acceptor) = (door.clone(), builder.clone(), acceptor.clone());
+        let tls = certificate.is_some();
+        tokio::spawn(async move {
+            door.metrics().connections.inc();
+            match acceptor {
+                Some(acceptor) => {
+                    // Without a handshake in time there is nobody to answer.
+                    if let Ok(Ok(stream)) = tokio::time::timeout(header_timeout, acceptor.accept(stream)).await {
+                        connection(stream, peer, &door, &builder, watcher, header_timeout).await;
+                    }
+                }
+                None if tls => {}
+                None => connection(stream, peer, &door, &builder, watcher, header_timeout).await,
+            }
+            door.metrics().connections.dec();
+            drop(seat);
+        });
+    }
+    drop(listener);
+    let grace = Duration::from_millis(config.shutdown_grace_ms);
+    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("connections were still open when the grace was over");
+    }
+}
+
+fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS_MAX)
+        .max_header_list_size(H2_HEADER_BYTES_MAX)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    builder
+}
+
+fn reload(certificate: &Certificate) {
+    match certificate.reload() {
+        Ok(true) => tracing::info!("the certificate was read again"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(error = %error, "the changed certificate cannot be used; the old one stays"),
+    }
+}
+
+/// One connection, from its first byte to its last.
+async fn connection<S>(
+    stream: S,
+    peer: SocketAddr,
+    door: &Door,
+    builder: &auto::Builder<TokioExecutor>,
+    watcher: hyper_util::server::graceful::Watcher,
+    header_timeout: Duration,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let seen = Arc::new(AtomicBool::new(false));
+    let service = service_fn({
+        let (door, seen) = (door.clone(), Arc::clone(&seen));
+        move |request: Request<hyper::body::Incoming>| {
+            seen.store(true, Ordering::Relaxed);
+            let door = door.clone();
+            async move { Ok::<_, Infallible>(door.answer(request.map(Body::new)).await) }
+        }
+    });
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    let served = watcher.watch(served);
+    tokio::pin!(served);
+    // The protocol is told by the first bytes, and waiting for those is not under hyper's own header timeout.
+    let first = tokio::time::sleep(header_timeout);
+    tokio::pin!(first);
+    let mut waiting = true;
+    loop {
+        tokio::select! {
+            ended = &mut served => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, error, "a connection ended badly");
+                }
+                return;
+            }
+            () = &mut first, if waiting => {
+                if !seen.load(Ordering::Relaxed) {
+                    tracing::debug!(%peer, "a connection sent no request in time");
+                    return;
+                }
+                waiting = false;
+            }
+        }
+    }
+}
+
+/// Tells a client that there is no room; with TLS there is no room for the handshake either.
+async fn turn_away(mut stream: TcpStream, tls: bool) {
+    if tls {
+        return;
+    }
+    let fault = Fault::new(Code::ServerBusy, "too many connections", "keep connections alive, or try again later");
+    let body = Refusal::from(fault).body(RequestId::random());
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n",
+        body.len()
+    );
+    let write = async {
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(&body).await?;
+        stream.shutdown().await
+    };
+    // Whether it is read is the client's affair.
+    let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
+}

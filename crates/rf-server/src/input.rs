@@ -1,0 +1,211 @@
+//! Reads what a request brings, within bounds, and says what is wrong with it in words of the house.
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::Query,
+    http::{HeaderMap, Uri, header},
+};
+use bytes::BytesMut;
+use http_body_util::BodyExt as _;
+use rf_types::{Code, Fault};
+use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::config::DoorConfig;
+
+/// Bodies up to this many bytes are read without asking for room. Chosen: nearly every request's.
+const SMALL: usize = 64 << 10;
+/// Larger JSON bodies at once in memory, KiB. Chosen: 256 MiB over all users.
+const LARGE_KIB_MAX: u32 = 256 << 10;
+/// Longest message about a malformed body, characters: a name in it is the client's.
+const MESSAGE_CHARS_MAX: usize = 400;
+
+/// The bounds of reading, shared by all requests.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    json_bytes_max: usize,
+    body_timeout: Duration,
+    room: Arc<Semaphore>,
+}
+
+impl Intake {
+    /// The bounds of `config`.
+    #[must_use]
+    pub fn new(config: &DoorConfig) -> Self {
+        Self {
+            json_bytes_max: config.json_bytes_max,
+            body_timeout: Duration::from_millis(config.body_timeout_ms),
+            room: Arc::new(Semaphore::new(LARGE_KIB_MAX as usize)),
+        }
+    }
+
+    /// Reads a JSON body. The media type is not looked at: a credential is a header of its own, so no form of a
+    /// foreign page can send one.
+    ///
+    /// # Errors
+    /// `invalid_request` for what is not JSON of this shape, `too_large`, `timed_out`, `server_busy`.
+    pub async fn json<T: DeserializeOwned>(&self, headers: &HeaderMap, body: Body) -> Result<T, Fault> {
+        let bytes = self.bytes(headers, body).await?;
+        // An empty body is the object without fields, so that a call that needs none can be made with none.
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        serde_json::from_slice(text).map_err(|error| malformed("the body is not what this endpoint takes", &error))
+    }
+
+    /// Reads a whole body within the bounds for JSON.
+    ///
+    /// # Errors
+    /// `too_large`, `timed_out`, `server_busy`, and `invalid_request` when the client broke off.
+    pub async fn bytes(&self, headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
+        let max = self.json_bytes_max;
+        let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        if declared.is_some_and(|length| length > max as u64) {
+            return Err(too_large(max as u64));
+        }
+        match tokio::time::timeout(self.body_timeout, self.collect(body, max)).await {
+            Ok(result) => result,
+            Err(_) => Err(Fault::new(
+                Code::TimedOut,
+                format!("the body did not come within {} ms", self.body_timeout.as_millis()),
+                "send the body at once",
+            )),
+        }
+    }
+
+    async fn collect(&self, mut body: Body, max: usize) -> Result<Bytes, Fault> {
+        let mut whole = BytesMut::new();
+        let mut first = Bytes::new();
+        let mut rooms: Vec<OwnedSemaphorePermit> = Vec::new();
+        let mut paid = SMALL;
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Fault::invalid("the connection broke within the body"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if first.is_empty() && whole.is_empty() {
+                first = data;
+            } else {
+                whole.extend_from_slice(&std::mem::take(&mut first));
+                whole.extend_from_slice(&data);
+            }
+            let length = whole.len() + first.len();
+            if length > max {
+                return Err(too_large(max as u64));
+            }
+            if length > paid {
+                // Doubling: a body of many small pieces takes few permits.
+                let more = length.max(paid * 2) - paid;
+                let kib = u32::try_from(more.div_ceil(1024)).unwrap_or(u32::MAX);
+                let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| {
+                    Fault::new(Code::ServerBusy, "too many large bodies at once", "try again in a moment")
+                })?;
+                rooms.push(room);
+                paid += more;
+            }
+        }
+        Ok(if whole.is_empty() { first } else { whole.freeze() })
+    }
+}
+
+/// The fault for a body past a bound.
+#[must_use]
+pub fn too_large(max: u64) -> Fault {
+    Fault::new(
+        Code::TooLarge,
+        format!("the body is longer than {max} bytes"),
+        "send less; files go to the files endpoints, which stream",
+    )
+}
+
+/// Reads the query.
+///
+/// # Errors
+/// `invalid_request` naming the field.
+pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Fault> {
+    Query::<T>::try_from_uri(uri)
+        .map(|Query(value)| value)
+        .map_err(|error| malformed("the query is not what this endpoint takes", &source(&error)))
+}
+
+/// Reads an id from the path; what is no id names nothing, so it answers as a thing that does not exist.
+///
+/// # Errors
+/// `not_found`.
+pub fn id<T: FromStr>(what: &str, text: &str) -> Result<T, Fault> {
+    text.parse().map_err(|_| Fault::not_found(what))
+}
+
+/// The innermost cause, which names the field.
+fn source<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut at = error;
+    while let Some(next) = at.source() {
+        at = next;
+    }
+    at
+}
+
+fn malformed(what: &str, why: &dyn std::fmt::Display) -> Fault {
+    let mut message = format!("{what}: {why}");
+    if let Some((cut, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
+        message.truncate(cut);
+        message.push('…');
+    }
+    Fault::invalid(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intake() -> Intake {
+        Intake::new(&DoorConfig { json_bytes_max: 200 << 10, body_timeout_ms: 100, ..DoorConfig::default() })
+    }
+
+    #[tokio::test]
+    async fn a_body_past_the_bound_is_refused_declared_or_not() {
+        let headers = HeaderMap::new();
+        let long = vec![b'x'; (200 << 10) + 1];
+        let fault = intake().bytes(&headers, Body::from(long)).await.unwrap_err();
+        assert_eq!(fault.code, Code::TooLarge);
+        let mut declared = HeaderMap::new();
+        declared.insert(header::CONTENT_LENGTH, "999999999".parse().unwrap());
+        assert_eq!(intake().bytes(&declared, Body::empty()).await.unwrap_err().code, Code::TooLarge);
+        let exact = vec![b'x'; 200 << 10];
+        assert_eq!(intake().bytes(&headers, Body::from(exact)).await.unwrap().len(), 200 << 10);
+    }
+
+    #[tokio::test]
+    async fn a_body_in_pieces_is_whole() {
+        let pieces = (0..1000u32).map(|n| Ok::<_, std::io::Error>(Bytes::from(vec![n as u8; 150])));
+        let body = Body::from_stream(futures::stream::iter(pieces));
+        let whole = intake().bytes(&HeaderMap::new(), body).await.unwrap();
+        assert_eq!(whole.len(), 150_000);
+        assert_eq!(whole[150 * 999], 231);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_never_ends_times_out() {
+        let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(intake().bytes(&HeaderMap::new(), body).await.unwrap_err().code, Code::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn large_bodies_share_a_bounded_room() {
+        let intake = intake();
+        let all = intake.room.clone().try_acquire_many_owned(LARGE_KIB_MAX).unwrap();
+        let body = || Body::from(vec![b'x'; 100 << 10]);
+        assert_eq!(intake.bytes(&HeaderMap::new(), body()).await.unwrap_err().code, Code::ServerBusy);
+        drop(all);
+        assert!(intake.bytes(&HeaderMap::new(), body()).await.is_ok());
+        assert_eq!(intake.room.available_permits(), LARGE_KIB_MAX as usize);
+    }
+
+    #[tokio::test]
+    async fn a_clients_long_name_does_not_come_back_whole() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Empty {}
+        let body = format!("{{\"{}\":1}}", "ä".repeat(5000));
+        let fault = intake().json::<Empty>(&HeaderMap::new(), Body::from(body)).await.unwrap_err();
+        assert!(fault.message.chars().count() <= MESSAGE_CHARS_MAX + 1);
+    }
+}
