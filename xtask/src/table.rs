@@ -69,7 +69,7 @@ pub(crate) const HOUSE: &[Room] = &[
     },
     Room {
         name: "rf-client",
-        may_use: &["rf-types"],
+        may_use: &["rf-types", "rf-wire"],
         must_never: &["rf-store", "rf-server", "rf-gate", "rf-sys"],
         may_be_unsafe: false,
     },

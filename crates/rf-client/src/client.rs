@@ -1,0 +1,261 @@
+//! One server and one credential: making calls, reading bounded answers.
+
+use std::{fmt, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use reqwest::{Method, RequestBuilder, Response};
+use rf_types::{Code, Fault};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::error::ClientError;
+
+/// Longest answer that is read whole, bytes. Chosen: the largest list the server gives fits many times.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// How long a connection may take to open. Chosen.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A credential's secret text. `Debug` prints nothing of it.
+#[derive(Clone)]
+pub struct Key(Zeroizing<String>);
+
+impl Key {
+    /// Takes a secret; spaces and line ends around it do not count.
+    #[must_use]
+    pub fn new(secret: &str) -> Self {
+        Self(Zeroizing::new(secret.trim().to_owned()))
+    }
+
+    pub(crate) fn bearer(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("Bearer {}", self.0.as_str()))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// How to reach a server.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `http://` or `https://`, host and port.
+    pub url: String,
+    /// The credential; `None` for what needs none, such as health.
+    pub key: Option<Key>,
+    /// A PEM certificate to trust besides those of the system.
+    pub certificate: Option<Vec<u8>>,
+}
+
+/// One server and one credential. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    url: String,
+    key: Option<Key>,
+}
+
+/// A refusal as the server sends it.
+#[derive(Deserialize)]
+pub(crate) struct FaultBody {
+    #[serde(flatten)]
+    pub(crate) fault: Fault,
+    #[serde(default)]
+    pub(crate) request_id: Option<String>,
+}
+
+impl Client {
+    /// Makes a client. No connection is opened yet.
+    ///
+    /// # Errors
+    /// [`ClientError::Unusable`] when the address is not one or the certificate cannot be read.
+    pub fn new(options: Options) -> Result<Self, ClientError> {
+        // A second installation is refused and leaves the first, which is the same one.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = options.url.trim_end_matches('/').to_owned();
+        if !(url.starts_with("http://") || url.starts_with("https://")) {
+            return Err(ClientError::Unusable(format!("`{url}` is no address: it starts with http:// or https://")));
+        }
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")));
+        if let Some(pem) = &options.certificate {
+            let certificate = reqwest::Certificate::from_pem(pem)
+                .map_err(|error| ClientError::Unusable(format!("the certificate cannot be read: {error}")))?;
+            builder = builder.add_root_certificate(certificate);
+        }
+        let http = builder.build().map_err(|error| ClientError::Unusable(format!("no client can be made: {error}")))?;
+        Ok(Self { http, url, key: options.key })
+    }
+
+    /// The server's address, without a slash at its end.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) fn key(&self) -> Option<&Key> {
+        self.key.as_ref()
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let builder = self.http.request(method, format!("{}{path}", self.url));
+        match &self.key {
+            Some(key) => builder.header("authorization", key.bearer().as_str()),
+            None => builder,
+        }
+    }
+
+    /// Sends a request; an answer that is not a success becomes the server's refusal.
+    pub(crate) async fn send(&self, builder: RequestBuilder) -> Result<Response, ClientError> {
+        let answer = builder.send().await.map_err(|source| self.unreachable(source))?;
+        if answer.status().is_success() { Ok(answer) } else { Err(self.refusal(answer).await) }
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        // Without its address: the text that shows it names it already.
+        ClientError::Unreachable { url: self.url.clone(), source: Box::new(source.without_url()) }
+    }
+
+    async fn refusal(&self, answer: Response) -> ClientError {
+        let status = answer.status().as_u16();
+        let path = answer.url().path().to_owned();
+        match self.read(answer).await {
+            Ok(body) => match serde_json::from_slice::<FaultBody>(&body) {
+                Ok(body) => ClientError::Refused { fault: body.fault, status, request_id: body.request_id },
+                Err(_) => ClientError::Refused {
+                    fault: Fault::new(
+                        Code::Internal,
+                        format!("`{path}` answered {status} without saying why"),
+                        "check that the address is that of a ringfence server",
+                    ),
+                    status,
+                    request_id: None,
+                },
+            },
+            Err(error) => error,
+        }
+    }
+
+    /// Reads an answer whole, up to [`ANSWER_MAX`].
+    pub(crate) async fn read(&self, answer: Response) -> Result<Bytes, ClientError> {
+        let path = answer.url().path().to_owned();
+        let mut body = BytesMut::new();
+        let mut stream = answer.bytes_stream();
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|source| self.unreachable(source))?;
+            if body.len() + piece.len() > ANSWER_MAX {
+                return Err(ClientError::Garbled { path, why: format!("it is longer than {ANSWER_MAX} bytes") });
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body.freeze())
+    }
+
+    async fn read_json<T: DeserializeOwned>(&self, answer: Response) -> Result<T, ClientError> {
+        let path = answer.url().path().to_owned();
+        let body = self.read(answer).await?;
+        // An endpoint that has nothing to say answers 204; `null` stands for that.
+        let body = if body.is_empty() { Bytes::from_static(b"null") } else { body };
+        serde_json::from_slice(&body).map_err(|error| ClientError::Garbled { path, why: error.to_string() })
+    }
+
+    /// Calls `path` with `GET`.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let answer = self.send(self.request(Method::GET, path)).await?;
+        self.read_json(answer).await
+    }
+
+    /// Calls `path` with `POST` and a JSON body.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let answer = self.send(self.request(Method::POST, path).json(body)).await?;
+        self.read_json(answer).await
+    }
+
+    /// Calls `path` with `PUT` and a JSON body.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let answer = self.send(self.request(Method::PUT, path).json(body)).await?;
+        self.read_json(answer).await
+    }
+
+    /// Calls `path` with `PATCH` and a JSON body.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ClientError> {
+        let answer = self.send(self.request(Method::PATCH, path).json(body)).await?;
+        self.read_json(answer).await
+    }
+
+    /// Calls `path` with `DELETE`.
+    ///
+    /// # Errors
+    /// As [`ClientError`] says.
+    pub async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        let answer = self.send(self.request(Method::DELETE, path)).await?;
+        self.read(answer).await.map(drop)
+    }
+}
+
+/// Writes `text` so that it can stand in a query or as one part of a path (RFC 3986, section 2).
+pub(crate) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// Joins pairs to a query with its `?`; empty when there are none.
+pub(crate) fn query(pairs: &[(&str, String)]) -> String {
+    let mut out = String::new();
+    for (name, value) in pairs {
+        out.push(if out.is_empty() { '?' } else { '&' });
+        out.push_str(name);
+        out.push('=');
+        out.push_str(&escape(value));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_does_not_show_itself() {
+        let key = Key::new(" rfk_secret\n");
+        assert_eq!(format!("{key:?}"), "Key(..)");
+        assert_eq!(key.bearer().as_str(), "Bearer rfk_secret");
+    }
+
+    #[test]
+    fn a_query_keeps_every_byte_apart_from_its_syntax() {
+        assert_eq!(query(&[("path", "a b&c=/ü".to_owned()), ("n", "1".to_owned())]), "?path=a%20b%26c%3D%2F%C3%BC&n=1");
+        assert_eq!(query(&[]), "");
+    }
+
+    #[test]
+    fn an_address_without_a_scheme_is_refused() {
+        let options = |url: &str| Options { url: url.to_owned(), key: None, certificate: None };
+        assert!(Client::new(options("localhost:7878")).is_err());
+        assert_eq!(Client::new(options("http://localhost:7878/")).unwrap().url(), "http://localhost:7878");
+    }
+}

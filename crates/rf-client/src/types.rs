@@ -1,0 +1,325 @@
+//! What is asked of the public interface, and what comes back. Fields that a newer server adds are ignored.
+
+use std::collections::BTreeMap;
+
+use rf_types::{
+    Enforcement, ExecId, ExecState, ExitReport, KeyId, Layer, MachineId, PlaceRef, Preference, Program, Pty, Rlimits,
+    SandboxId, SandboxSpec, SessionId, SignalScope, TemplateName, UserId, UserLimits, Username, units::UnixMs,
+};
+use serde::{Deserialize, Serialize};
+
+/// A list as the server gives it.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Items<T> {
+    pub(crate) items: Vec<T>,
+}
+
+impl<T> Items<T> {
+    pub(crate) fn into_vec(self) -> Vec<T> {
+        self.items
+    }
+}
+
+/// A request for a sandbox; what is not named is the server's default.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct SandboxRequest {
+    /// What the root is made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateName>,
+    /// Memory, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_max: Option<u64>,
+    /// Tasks at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks_max: Option<u32>,
+    /// Thousandths of one CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_milli_max: Option<u32>,
+    /// Bytes on the writable root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_max: Option<u64>,
+    /// Inodes on the writable root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inodes_max: Option<u64>,
+    /// Where its writable files live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<rf_types::DiskKind>,
+    /// Whether `root` inside may be had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_allowed: Option<bool>,
+    /// Layers that may be absent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub accept_missing: Vec<Layer>,
+    /// How long it lives, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+    /// A name for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+}
+
+/// A sandbox.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// As it was made.
+    pub spec: SandboxSpec,
+    /// Where it is in its life.
+    #[serde(default)]
+    pub state: String,
+    /// When it was made.
+    #[serde(default)]
+    pub created_at: UnixMs,
+    /// When it is destroyed.
+    #[serde(default)]
+    pub lease_until: UnixMs,
+    /// What holds it.
+    #[serde(default)]
+    pub enforcement: Option<Enforcement>,
+}
+
+/// A command to run.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ExecRequest {
+    /// What to run.
+    #[serde(flatten)]
+    pub program: Program,
+    /// The environment on top of the place's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// The user inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// A terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pty: Option<Pty>,
+    /// Keep standard input open; over a two-way stream only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stdin: bool,
+    /// Killed when it runs longer, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    /// Its own limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rlimits: Option<Rlimits>,
+    /// Answer at once and let it run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub background: bool,
+    /// Where to run it; `None` is the user's preference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Preference>,
+    /// Exactly this place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<SandboxId>,
+    /// Exactly this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineId>,
+}
+
+impl ExecRequest {
+    /// A command with nothing else said.
+    #[must_use]
+    pub fn new(program: Program) -> Self {
+        Self {
+            program,
+            env: BTreeMap::new(),
+            cwd: None,
+            user: None,
+            pty: None,
+            stdin: false,
+            timeout_ms: None,
+            rlimits: None,
+            background: false,
+            place: None,
+            sandbox: None,
+            machine: None,
+        }
+    }
+}
+
+/// An exec that began.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Started {
+    /// Its id.
+    pub id: ExecId,
+    /// Where it runs.
+    pub place: PlaceRef,
+    /// Its pid inside.
+    #[serde(default)]
+    pub pid: u32,
+}
+
+/// An exec as listed.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Exec {
+    /// Its id.
+    pub id: ExecId,
+    /// Where it runs.
+    pub place: PlaceRef,
+    /// Its pid inside.
+    #[serde(default)]
+    pub pid: u32,
+    /// Program and arguments.
+    #[serde(default)]
+    pub argv: Vec<String>,
+    /// Whether it outlives the request that made it.
+    #[serde(default)]
+    pub background: bool,
+    /// When it started.
+    #[serde(default)]
+    pub started_at: UnixMs,
+    /// Where it is in its life.
+    #[serde(flatten)]
+    pub state: ExecState,
+}
+
+/// A signal for an exec.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct SignalRequest {
+    /// Its number.
+    pub signal: i32,
+    /// Whom it reaches.
+    pub scope: SignalScope,
+}
+
+/// A user.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct User {
+    /// Its id.
+    pub id: UserId,
+    /// Its name.
+    pub name: Username,
+    /// What it may have at once.
+    pub limits: UserLimits,
+    /// Where its operations run unless a call says otherwise.
+    #[serde(default)]
+    pub preference: Option<Preference>,
+    /// When it was made.
+    #[serde(default)]
+    pub created_at: UnixMs,
+}
+
+/// An API key, without its secret.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: KeyId,
+    /// A name for people.
+    #[serde(default)]
+    pub label: String,
+    /// What it may be used for.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+    /// When it was made.
+    #[serde(default)]
+    pub created_at: UnixMs,
+    /// When it stops working.
+    #[serde(default)]
+    pub expires_at: Option<UnixMs>,
+    /// When it was revoked.
+    #[serde(default)]
+    pub revoked_at: Option<UnixMs>,
+}
+
+/// A new key, with its secret: shown this once.
+#[derive(Deserialize)]
+pub struct NewKey {
+    /// The secret; its `Debug` prints nothing.
+    pub key: Secret,
+    /// The rest.
+    #[serde(flatten)]
+    pub info: ApiKey,
+}
+
+/// A text that must not be logged. It shows itself only through [`Secret::expose`].
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// A token by which one machine may join, once.
+#[derive(Debug, Deserialize)]
+pub struct Enrolment {
+    /// The token.
+    pub token: Secret,
+    /// Until when it may be used.
+    #[serde(default)]
+    pub expires_at: UnixMs,
+}
+
+/// Whose credential it is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Me {
+    /// The user.
+    pub user: UserId,
+    /// Its name.
+    pub username: Username,
+    /// What the credential may be used for.
+    #[serde(default)]
+    pub scopes: Vec<String>,
+}
+
+/// A joined machine.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Machine {
+    /// Its id.
+    pub id: MachineId,
+    /// What it calls itself.
+    #[serde(default)]
+    pub hostname: String,
+    /// Its system.
+    #[serde(default)]
+    pub os: String,
+    /// What its owner allows.
+    #[serde(default)]
+    pub level: String,
+    /// Whether it is connected now.
+    #[serde(default)]
+    pub online: bool,
+}
+
+/// A template.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Template {
+    /// Its name.
+    pub name: TemplateName,
+    /// Its layers, lowest first.
+    #[serde(default)]
+    pub layers: Vec<String>,
+}
+
+/// A user's session.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Session {
+    /// Its id.
+    pub id: SessionId,
+}
+
+/// How an exec ended, with what it printed.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Finished {
+    /// Its id.
+    pub id: ExecId,
+    /// Where it ran.
+    pub place: PlaceRef,
+    /// How it ended.
+    #[serde(flatten)]
+    pub exit: ExitReport,
+}
