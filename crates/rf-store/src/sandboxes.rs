@@ -1,0 +1,394 @@
+//! Rows of sandboxes: what lives, what lived, and what a user has of the host at this moment.
+//!
+//! ```text
+//! reserve ─▶ starting ─▶ running ─▶ stopping ─▶ ended
+//!                └──────────┴──────────┴──────────▲      (any may end at once)
+//! ```
+//! A row counts against its user's limits from its reservation until it is ended.
+
+use rf_types::{SandboxId, SandboxSpec, UserLimits, units::UnixMs};
+use rusqlite::{OptionalExtension, Row, params, types::Type};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Page, PageAsk, Standing, Store, StoreError, SystemScope, UserScope, lookup,
+    sessions::name_fits,
+    users::{blob, id, int, json, millis, one, time, to_json, unique, username_of},
+};
+
+/// What a user's live sandboxes may use in all, summed from their specs.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct Usage {
+    /// Sandboxes alive.
+    pub sandboxes: u32,
+    /// Sum of their CPU limits, thousandths of one CPU.
+    pub cpu_milli: u32,
+    /// Sum of their memory limits, bytes.
+    pub memory_bytes: u64,
+    /// Sum of their disk limits, bytes.
+    pub disk_bytes: u64,
+}
+
+/// Where a sandbox is in its life, as far as the store knows.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SandboxPhase {
+    /// Reserved; being made.
+    Starting,
+    /// Made.
+    Running,
+    /// Being destroyed.
+    Stopping,
+    /// Gone.
+    Ended,
+}
+
+impl SandboxPhase {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+/// A sandbox to be reserved.
+#[derive(Clone, Debug)]
+pub struct NewSandbox<'a> {
+    /// Its id.
+    pub id: SandboxId,
+    /// What the user calls it, 1 to 100 characters; no two alive of one user's alike.
+    pub name: Option<&'a str>,
+    /// What it is to be.
+    pub spec: &'a SandboxSpec,
+}
+
+/// A sandbox.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// What the user calls it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What it was asked to be.
+    pub spec: SandboxSpec,
+    /// Where it is in its life.
+    pub phase: SandboxPhase,
+    /// When it was reserved.
+    pub created: UnixMs,
+    /// When its lease ends.
+    pub lease_until: UnixMs,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended: Option<UnixMs>,
+    /// Why it ended, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_why: Option<String>,
+}
+
+/// Why a reservation failed: the judge said no, or the store could not.
+#[derive(Debug, thiserror::Error)]
+pub enum ReserveError<E> {
+    /// What the judge said.
+    #[error("refused")]
+    Judged(E),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+const COLUMNS: &str = "id, name, spec, phase, created, lease_until, ended, ended_why";
+
+impl Store {
+    /// Asks `judge` whether the user may have one more, and inserts its row in phase `starting` if so: both in one
+    /// transaction, which no other reservation can come between. What `judge` made is handed back with the row.
+    ///
+    /// # Errors
+    /// [`ReserveError::Judged`] with the judge's refusal; [`StoreError::NotFound`] when the user is disabled or gone;
+    /// [`StoreError::Conflict`] when the name is in use; [`StoreError::Invalid`] for a bad name.
+    pub fn sandbox_reserve<T, E>(
+        &self,
+        scope: &UserScope,
+        new: &NewSandbox<'_>,
+        now: UnixMs,
+        judge: impl FnOnce(&UserLimits, &Usage) -> Result<T, E>,
+    ) -> Result<(Sandbox, T), ReserveError<E>> {
+        if let Some(name) = new.name {
+            name_fits(name)?;
+        }
+        let spec = to_json(new.spec)?;
+        self.write(|transaction| {
+            let Some((Standing { limits, usage, .. }, false)) = lookup::standing(transaction, scope.user())? else {
+                return Err(StoreError::NotFound { what: "user" }.into());
+            };
+            let judged = judge(&limits, &usage).map_err(ReserveError::Judged)?;
+            let sandbox = Sandbox {
+                id: new.id,
+                name: new.name.map(str::to_owned),
+                spec: new.spec.clone(),
+                phase: SandboxPhase::Starting,
+                created: now,
+                lease_until: now.saturating_add(new.spec.lease_ms),
+                ended: None,
+                ended_why: None,
+            };
+            let values = params![
+                blob(sandbox.id),
+                blob(scope.user()),
+                sandbox.name,
+                spec,
+                new.spec.limits.cpu_milli_max,
+                int(new.spec.limits.memory_bytes_max),
+                int(new.spec.limits.disk_bytes_max),
+                int(now),
+                int(sandbox.lease_until),
+            ];
+            transaction
+                .prepare_cached(
+                    "INSERT INTO sandboxes
+                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, lease_until)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'starting', ?8, ?9)",
+                )
+                .and_then(|mut statement| statement.execute(values))
+                .map_err(|error| {
+                    unique(error, "reserve a sandbox", || "a sandbox of that name is alive already".to_owned())
+                })?;
+            Ok((sandbox, judged))
+        })
+    }
+
+    /// One sandbox, alive or ended.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub fn sandbox_get(&self, scope: &UserScope, sandbox: SandboxId) -> Result<Sandbox, StoreError> {
+        self.read(|connection| {
+            let at = StoreError::at("read a sandbox");
+            let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE id = ?1 AND user = ?2");
+            let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
+            let found = statement.query_row([blob(sandbox), blob(scope.user())], sandbox_of).optional().map_err(&at)?;
+            found.ok_or(StoreError::NotFound { what: "sandbox" })
+        })
+    }
+
+    /// The live sandbox of that name.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub fn sandbox_by_name(&self, scope: &UserScope, name: &str) -> Result<Sandbox, StoreError> {
+        self.read(|connection| {
+            let at = StoreError::at("read a sandbox");
+            let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE user = ?1 AND name = ?2 AND ended IS NULL");
+            let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
+            let found = statement.query_row(params![blob(scope.user()), name], sandbox_of).optional().map_err(&at)?;
+            found.ok_or(StoreError::NotFound { what: "sandbox" })
+        })
+    }
+
+    /// The user's sandboxes, newest first; the ended ones as well if asked for.
+    ///
+    /// # Errors
+    /// [`StoreError::Invalid`] for a bad page.
+    pub fn sandbox_list(
+        &self,
+        scope: &UserScope,
+        ended_too: bool,
+        page: PageAsk<'_>,
+    ) -> Result<Page<Sandbox>, StoreError> {
+        let (items, after) = (page.items()?, page.cursor()?);
+        let sql = format!(
+            "SELECT {COLUMNS} FROM sandboxes
+             WHERE user = ?1 AND (?2 OR ended IS NULL) AND (created, id) < (?3, ?4)
+             ORDER BY created DESC, id DESC LIMIT ?5"
+        );
+        self.read(|connection| {
+            let at = StoreError::at("list sandboxes");
+            let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
+            let rows = statement
+                .query_map(params![blob(scope.user()), ended_too, after.created, after.id, items + 1], sandbox_of)
+                .map_err(&at)?;
+            let sandboxes = rows.collect::<Result<Vec<_>, _>>().map_err(&at)?;
+            Ok(Page::cut(sandboxes, items, |sandbox| (sandbox.created, sandbox.id)))
+        })
+    }
+
+    /// Moves a live sandbox to a later phase, [`SandboxPhase::Running`] or [`SandboxPhase::Stopping`].
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], also once it has ended; [`StoreError::Conflict`] for a step back;
+    /// [`StoreError::Invalid`] for `Starting` and `Ended`, which [`Store::sandbox_reserve`] and
+    /// [`Store::sandbox_end`] set.
+    pub fn sandbox_set_phase(
+        &self,
+        scope: &UserScope,
+        sandbox: SandboxId,
+        phase: SandboxPhase,
+    ) -> Result<(), StoreError> {
+        if matches!(phase, SandboxPhase::Starting | SandboxPhase::Ended) {
+            return Err(StoreError::Invalid { what: format!("a sandbox is not set to `{}`", phase.name()) });
+        }
+        self.write(|transaction| {
+            let at = StoreError::at("set a sandbox's phase");
+            let now: Option<SandboxPhase> = transaction
+                .prepare_cached("SELECT phase FROM sandboxes WHERE id = ?1 AND user = ?2 AND ended IS NULL")
+                .and_then(|mut statement| {
+                    statement.query_row([blob(sandbox), blob(scope.user())], |row| phase_of(row, 0)).optional()
+                })
+                .map_err(&at)?;
+            match (now, phase) {
+                (None, _) => return Err(StoreError::NotFound { what: "sandbox" }),
+                (Some(SandboxPhase::Stopping), SandboxPhase::Running) => {
+                    return Err(StoreError::Conflict { what: "the sandbox is being destroyed".to_owned() });
+                }
+                (Some(_), _) => {}
+            }
+            transaction
+                .prepare_cached("UPDATE sandboxes SET phase = ?3 WHERE id = ?1 AND user = ?2 AND ended IS NULL")
+                .and_then(|mut statement| statement.execute(params![blob(sandbox), blob(scope.user()), phase.name()]))
+                .map(drop)
+                .map_err(&at)
+        })
+    }
+
+    /// Sets when a live sandbox's lease ends.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], also once it has ended.
+    pub fn sandbox_set_lease(
+        &self,
+        scope: &UserScope,
+        sandbox: SandboxId,
+        lease_until: UnixMs,
+    ) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let changed = transaction
+                .prepare_cached("UPDATE sandboxes SET lease_until = ?3 WHERE id = ?1 AND user = ?2 AND ended IS NULL")
+                .and_then(|mut statement| {
+                    statement.execute(params![blob(sandbox), blob(scope.user()), int(lease_until)])
+                })
+                .map_err(StoreError::at("set a lease"))?;
+            one("sandbox", changed)
+        })
+    }
+
+    /// Marks a sandbox ended, so that it counts no more. The first end and its reason stay.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], also when it had ended before.
+    pub fn sandbox_end(&self, scope: &UserScope, sandbox: SandboxId, why: &str, now: UnixMs) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE sandboxes SET phase = 'ended', ended = ?3, ended_why = ?4
+                     WHERE id = ?1 AND user = ?2 AND ended IS NULL",
+                )
+                .and_then(|mut statement| statement.execute(params![blob(sandbox), blob(scope.user()), int(now), why]))
+                .map_err(StoreError::at("end a sandbox"))?;
+            one("sandbox", changed)
+        })
+    }
+
+    /// What the user's live sandboxes may use in all.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the user is gone.
+    pub fn usage(&self, scope: &UserScope) -> Result<Usage, StoreError> {
+        let found = self.read(|connection| lookup::standing(connection, scope.user()))?;
+        found.map(|(standing, _)| standing.usage).ok_or(StoreError::NotFound { what: "user" })
+    }
+
+    /// Every live sandbox of every user with its user's scope: for adoption at the server's start and for leases.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn sandboxes_alive_all(&self, _system: &SystemScope) -> Result<Vec<(UserScope, Sandbox)>, StoreError> {
+        self.read(|connection| {
+            let at = StoreError::at("list all sandboxes");
+            let mut statement = connection
+                .prepare_cached(
+                    "SELECT s.id, s.name, s.spec, s.phase, s.created, s.lease_until, s.ended, s.ended_why, u.id, u.name
+                     FROM sandboxes s JOIN users u ON u.id = s.user WHERE s.ended IS NULL ORDER BY s.created, s.id",
+                )
+                .map_err(&at)?;
+            let rows = statement
+                .query_map([], |row| Ok((UserScope::new(id(row, 8)?, username_of(row, 9)?), sandbox_of(row)?)))
+                .map_err(&at)?;
+            rows.collect::<Result<_, _>>().map_err(&at)
+        })
+    }
+
+    /// Live sandboxes whose lease ended by `now`, at most 1,000, the most overdue first.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn sandboxes_overdue(
+        &self,
+        _system: &SystemScope,
+        now: UnixMs,
+    ) -> Result<Vec<(UserScope, SandboxId)>, StoreError> {
+        self.read(|connection| {
+            let at = StoreError::at("list overdue sandboxes");
+            let mut statement = connection
+                .prepare_cached(
+                    "SELECT u.id, u.name, s.id FROM sandboxes s JOIN users u ON u.id = s.user
+                     WHERE s.ended IS NULL AND s.lease_until <= ?1 ORDER BY s.lease_until LIMIT 1000",
+                )
+                .map_err(&at)?;
+            let rows = statement
+                .query_map([int(now)], |row| Ok((UserScope::new(id(row, 0)?, username_of(row, 1)?), id(row, 2)?)))
+                .map_err(&at)?;
+            rows.collect::<Result<_, _>>().map_err(&at)
+        })
+    }
+
+    /// Forgets what ended before `before`: sandboxes, revoked and expired keys, sessions, used and expired tokens,
+    /// removed machines; at most 1,000 rows of each, so that no caller waits long. Returns how many went.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn prune(&self, _system: &SystemScope, before: UnixMs) -> Result<usize, StoreError> {
+        const STATEMENTS: [&str; 5] = [
+            "DELETE FROM sandboxes WHERE id IN (SELECT id FROM sandboxes WHERE ended < ?1 LIMIT 1000)",
+            "DELETE FROM api_keys WHERE id IN
+             (SELECT id FROM api_keys WHERE revoked < ?1 OR expires < ?1 LIMIT 1000)",
+            "DELETE FROM sessions WHERE id IN
+             (SELECT id FROM sessions WHERE ended < ?1 OR expires < ?1 LIMIT 1000)",
+            "DELETE FROM enrolment_tokens WHERE hash IN
+             (SELECT hash FROM enrolment_tokens WHERE used_at < ?1 OR expires < ?1 LIMIT 1000)",
+            "DELETE FROM machines WHERE id IN (SELECT id FROM machines WHERE removed < ?1 LIMIT 1000)",
+        ];
+        let mut pruned = 0;
+        for sql in STATEMENTS {
+            pruned += self.write(|transaction| {
+                transaction.execute(sql, [int(before)]).map_err(StoreError::at("prune what ended"))
+            })?;
+        }
+        Ok(pruned)
+    }
+}
+
+fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
+    Ok(Sandbox {
+        id: id(row, 0)?,
+        name: row.get(1)?,
+        spec: json(row, 2)?,
+        phase: phase_of(row, 3)?,
+        created: time(row, 4)?,
+        lease_until: time(row, 5)?,
+        ended: millis(row, 6)?,
+        ended_why: row.get(7)?,
+    })
+}
+
+fn phase_of(row: &Row<'_>, index: usize) -> rusqlite::Result<SandboxPhase> {
+    match row.get_ref(index)?.as_str()? {
+        "starting" => Ok(SandboxPhase::Starting),
+        "running" => Ok(SandboxPhase::Running),
+        "stopping" => Ok(SandboxPhase::Stopping),
+        "ended" => Ok(SandboxPhase::Ended),
+        _ => Err(rusqlite::Error::InvalidColumnType(index, "phase".to_owned(), Type::Text)),
+    }
+}
