@@ -1,0 +1,518 @@
+//! The loop of process 1: two sockets, the ends of children, deadlines.
+
+use rf_sys::guest::{
+    Args, FdSlot, Mapping, TakeCell, Waited, close_on_exec_from, default_signal, inherited, monotonic_us,
+    set_signal_mask, signal_fd, wait,
+};
+use rf_wire::init::{
+    HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn, stage,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{CWD, Mode, OFlags, openat},
+    io::{Errno, fcntl_dupfd_cloexec, pread, pwrite, read},
+    process::{DumpableBehavior, Signal, kill_process, set_dumpable_behavior, umask},
+    thread::{set_name, set_no_new_privs},
+};
+
+use crate::{
+    channel::{Answer, Channel, Fds, Listing, Received, Sent, receive},
+    exec::{Context, Refused, Streams, at, start_exec},
+    kill, probe,
+    table::{Exec, Phase, Table},
+    users::{self, Rights},
+};
+
+/// How much likelier than others a workload is to be chosen when memory runs out (proc_pid_oom_adj(5)); chosen: enough
+/// that init, of a few pages, never is.
+const WORKLOAD_OOM: &[u8] = b"500";
+const OWN_OOM: &[u8] = b"0";
+
+static TABLE: TakeCell<Table> = TakeCell::new(Table::EMPTY);
+static BUFFER: TakeCell<[u8; INLINE_MAX]> = TakeCell::new([0; INLINE_MAX]);
+
+/// Who gave an order.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum From {
+    Warden,
+    Server,
+}
+
+/// All that process 1 knows.
+struct Init {
+    warden: Channel,
+    server: Channel,
+    table: &'static mut Table,
+    cgroups: Option<OwnedFd>,
+    /// `/proc/self/oom_score_adj`, where it can be had.
+    oom: Option<OwnedFd>,
+    null: OwnedFd,
+    rights: Rights,
+    /// An ended exec is waiting to be told of.
+    untold: bool,
+    /// A forgotten exec left its cgroup behind.
+    stale_cgroups: bool,
+}
+
+/// Process 1, or a mistake.
+pub(crate) fn main(args: Args) -> i32 {
+    if rustix::process::getpid() != rustix::process::Pid::INIT {
+        return 2;
+    }
+    match run(args) {
+        Ok(()) => 0,
+        Err(errno) => errno.raw_os_error(),
+    }
+}
+
+fn run(args: Args) -> Result<(), Errno> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    set_no_new_privs(true)?;
+    set_name(c"rf-init")?;
+    umask(Mode::from_raw_mode(0o022));
+    // Whoever launched us may have ignored them: an ignored SIGCHLD would have the kernel reap our children.
+    default_signal(libc::SIGCHLD)?;
+    default_signal(libc::SIGPIPE)?;
+    set_signal_mask(u64::MAX)?;
+    let signals = signal_fd(1 << (libc::SIGCHLD - 1))?;
+    let mut flags = args.get(1).map_or(&b""[..], core::ffi::CStr::to_bytes).iter();
+    let (mut root, mut one_uid, mut has_cgroups) = (false, false, false);
+    for flag in &mut flags {
+        match flag {
+            b'r' => root = true,
+            b'u' => one_uid = true,
+            b'c' => has_cgroups = true,
+            _ => return Err(Errno::INVAL),
+        }
+    }
+    let null = inherited(0)?;
+    let warden = inherited(3)?;
+    let server = inherited(4).ok();
+    let cgroups = if has_cgroups { Some(inherited(5)?) } else { None };
+    close_on_exec_from(3)?;
+    let oom_flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let mut init = Init {
+        warden: Channel::new(Some(warden)),
+        server: Channel::new(server),
+        table: TABLE.take().ok_or(Errno::BUSY)?,
+        oom: openat(CWD, c"/proc/self/oom_score_adj", oom_flags, Mode::empty()).ok(),
+        null,
+        rights: Rights { root, only: one_uid.then_some(ids) },
+        untold: false,
+        stale_cgroups: false,
+        cgroups,
+    };
+    let buffer = BUFFER.take().ok_or(Errno::BUSY)?;
+    let probes = probe::probe(init.cgroups.as_ref().map(AsFd::as_fd));
+    init.warden.answer(Answer::new(answer::READY, 0, |writer| writer.u32(probes)))?;
+    init.serve(signals.as_fd(), buffer)
+}
+
+impl Init {
+    /// Serves until the warden's socket closes; then the end of process 1 ends the sandbox (pid_namespaces(7)).
+    fn serve(&mut self, signals: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(), Errno> {
+        loop {
+            let wait_for = |channel: &Channel| if channel.blocked { PollFlags::OUT } else { PollFlags::IN };
+            let Some(warden) = self.warden.socket() else { return Ok(()) };
+            // In place of a server that is not there stands the warden, watched for nothing.
+            let server = self.server.socket().unwrap_or(warden);
+            let server_events = self.server.socket().map_or(PollFlags::empty(), |_| wait_for(&self.server));
+            let mut fds = [
+                PollFd::from_borrowed_fd(signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(warden, wait_for(&self.warden)),
+                PollFd::from_borrowed_fd(server, server_events),
+            ];
+            let timeout = self.table.nearest_deadline().map(|deadline| until(deadline));
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+            let [ended, warden, server] = fds.each_ref().map(PollFd::revents);
+            if !ended.is_empty() {
+                self.reap(signals);
+            }
+            self.kill_overdue();
+            self.attend(From::Warden, warden, buffer);
+            if self.server.socket().is_some() {
+                self.attend(From::Server, server, buffer);
+            }
+            self.tell_ended();
+        }
+    }
+
+    fn channel(&mut self, from: From) -> &mut Channel {
+        match from {
+            From::Warden => &mut self.warden,
+            From::Server => &mut self.server,
+        }
+    }
+
+    /// Does what one socket is ready for.
+    fn attend(&mut self, from: From, events: PollFlags, buffer: &mut [u8]) {
+        if events.is_empty() {
+            return;
+        }
+        let channel = self.channel(from);
+        if channel.blocked {
+            if events.intersects(PollFlags::HUP | PollFlags::ERR) {
+                channel.close();
+            } else if channel.flush() {
+                self.list_on(from);
+            }
+            return;
+        }
+        let Some(socket) = channel.socket() else { return };
+        match receive(socket, buffer) {
+            Received::Nothing => {}
+            Received::Gone => channel.close(),
+            Received::Unfit => self.answer(from, Answer::failed(0, stage::ORDER, Errno::MSGSIZE)),
+            Received::Message(len, fds) => self.message(from, &buffer[..len], fds),
+        }
+    }
+
+    /// Sends an answer. One that the kernel refuses becomes a `FAILED` in the same words.
+    fn answer(&mut self, from: From, answer: Answer) {
+        let _ = self.channel(from).answer(answer);
+    }
+
+    fn message(&mut self, from: From, bytes: &[u8], mut fds: Fds) {
+        let Ok((header, reader)) = Reader::message(bytes) else {
+            return self.answer(from, Answer::failed(0, stage::ORDER, Errno::PROTO));
+        };
+        let tag = header.tag;
+        let outcome = if header.kind & IN_MEMFD == 0 {
+            self.order(from, header.kind, tag, reader, fds)
+        } else {
+            let body = fds.take(0).ok_or(Errno::BADF).and_then(|file| read_body(reader, &file));
+            match body {
+                Ok((mut memory, len)) => {
+                    let reader = Reader::body(&memory.bytes()[..len]);
+                    self.order(from, header.kind & !IN_MEMFD, tag, reader, fds)
+                }
+                Err(errno) => Err(Refused { stage: stage::ORDER, errno }),
+            }
+        };
+        match outcome {
+            Ok(Some(answer)) => self.answer(from, answer),
+            Ok(None) => {}
+            Err(refused) => self.answer(from, Answer::failed(tag, refused.stage, refused.errno)),
+        }
+    }
+
+    /// Carries out one order; gives the answer, unless that was sent already or comes from elsewhere.
+    fn order(
+        &mut self,
+        from: From,
+        kind: u16,
+        tag: u64,
+        mut reader: Reader<'_>,
+        mut fds: Fds,
+    ) -> Result<Option<Answer>, Refused> {
+        let malformed = |_| Refused { stage: stage::ORDER, errno: Errno::PROTO };
+        let done = || Ok(Some(Answer::done(tag)));
+        match kind {
+            order::SPAWN => {
+                let order = Spawn::read(&mut reader).map_err(malformed)?;
+                self.spawn(from, tag, &order).map(|()| None)
+            }
+            order::SIGNAL => {
+                let exec = reader.u128().map_err(malformed)?;
+                let signal = reader.u32().map_err(malformed)?;
+                let scope = reader.u32().map_err(malformed)?;
+                self.signal(exec, signal, scope)?;
+                done()
+            }
+            order::LIST => {
+                self.channel(from).listing = Some(Listing { tag, next: 0 });
+                self.list_on(from);
+                Ok(None)
+            }
+            order::FORGET => {
+                self.forget(reader.u128().map_err(malformed)?)?;
+                done()
+            }
+            order::RELEASE => {
+                let exec = reader.u128().map_err(malformed)?;
+                let (_, found) = self.table.find(exec).ok_or(Refused { stage: stage::ORDER, errno: Errno::SRCH })?;
+                found.kept = [const { FdSlot::EMPTY }; 3];
+                done()
+            }
+            order::PING => done(),
+            order::ADOPT if from == From::Warden => {
+                let socket = fds.take(0).ok_or(Refused { stage: stage::ORDER, errno: Errno::BADF })?;
+                self.server = Channel::new(Some(socket));
+                done()
+            }
+            _ => Err(Refused { stage: stage::ORDER, errno: Errno::OPNOTSUPP }),
+        }
+    }
+
+    fn spawn(&mut self, from: From, tag: u64, order: &Spawn<'_>) -> Result<(), Refused> {
+        if self.table.find(order.exec).is_some() {
+            // An exec is started at most once.
+            return Err(Refused { stage: stage::ORDER, errno: Errno::EXIST });
+        }
+        let name = rf_sys::guest::cstr(order.user).to_bytes();
+        let user = users::find(name, self.rights).map_err(at(stage::USER))?;
+        let one_uid = self.rights.only.is_some();
+        let owner = (!one_uid).then_some(user.uid);
+        let mut streams = Streams::make(order.flags, order.rows, order.cols, owner).map_err(at(stage::PIPES))?;
+        let mut kept = [const { FdSlot::EMPTY }; 3];
+        if order.flags & spawn::KEEP != 0 {
+            for (slot, fd) in kept.iter_mut().zip(streams.server.iter().flatten()) {
+                *slot = FdSlot::of(fcntl_dupfd_cloexec(fd, 3).map_err(at(stage::PIPES))?);
+            }
+        }
+        let no_room = Refused { stage: stage::TABLE, errno: Errno::AGAIN };
+        let (place, evicted) = self.table.place().ok_or(no_room)?;
+        if let Some(evicted) = evicted {
+            self.clean_up(&evicted);
+        }
+        let cgroup_name = kill::cgroup_name(order.exec);
+        let cgroup_name = kill::name_cstr(&cgroup_name);
+        let parent = self.cgroups.as_ref().map(AsFd::as_fd);
+        let cgroup =
+            parent.map(|parent| kill::make_cgroup(parent, cgroup_name)).transpose().map_err(at(stage::CGROUP))?;
+        let started_us = monotonic_us();
+        let context = Context {
+            user: &user,
+            one_uid,
+            streams: &streams,
+            null: self.null.as_fd(),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        };
+        self.set_oom(WORKLOAD_OOM);
+        let started = start_exec(order, &context);
+        self.set_oom(OWN_OOM);
+        let pid = started.inspect_err(|_| {
+            if let Some(parent) = parent {
+                let _ = kill::remove_cgroup(parent, cgroup_name);
+            }
+        })?;
+        let deadline_us = match order.timeout_ms {
+            UNLIMITED => 0,
+            // Never 0, which is no deadline: the clock runs since the machine started.
+            timeout => started_us.saturating_add(timeout.saturating_mul(1000)).max(1),
+        };
+        let pid = pid.as_raw_nonzero().get();
+        self.table.put(
+            place,
+            Exec {
+                phase: Phase::Running,
+                cgroup: cgroup.is_some(),
+                flags: order.flags,
+                pid,
+                id: order.exec,
+                started_us,
+                deadline_us,
+                kept,
+                ..Exec::FREE
+            },
+        );
+        let spawned = Answer::new(answer::SPAWNED, tag, |writer| {
+            writer.u128(order.exec);
+            writer.u32(pid.unsigned_abs());
+        });
+        let ends = core::mem::replace(&mut streams.server, [const { None }; 3]);
+        if let Err(errno) = self.channel(from).answer(spawned.with(ends)) {
+            // Its streams cannot be handed over, so nobody could ever follow it.
+            self.kill_place(place);
+            return Err(Refused { stage: stage::PIPES, errno });
+        }
+        Ok(())
+    }
+
+    /// Sets our own likelihood to be killed for want of memory, which a child takes over. Lowering it again to what it
+    /// was needs no capability (proc_pid_oom_adj(5)).
+    fn set_oom(&self, value: &[u8]) {
+        if let Some(file) = &self.oom {
+            // Best effort: memory.oom.group and the like are the launcher's affair.
+            let _ = pwrite(file, value, 0);
+        }
+    }
+
+    fn signal(&mut self, id: u128, signal: u32, scope: u32) -> Result<(), Refused> {
+        let no_exec = Refused { stage: stage::ORDER, errno: Errno::SRCH };
+        let no_signal = Refused { stage: stage::ORDER, errno: Errno::INVAL };
+        let number = i32::try_from(signal).ok().and_then(Signal::from_named_raw).ok_or(no_signal)?;
+        let (place, exec) = self.table.find(id).ok_or(no_exec)?;
+        match scope {
+            0 => {
+                let pid = exec.live_pid().ok_or(Refused { stage: stage::SIGNAL, errno: Errno::SRCH })?;
+                kill_process(pid, number).map_err(at(stage::SIGNAL))
+            }
+            1 => self.signal_place(place, number).map_err(at(stage::SIGNAL)),
+            _ => Err(no_signal),
+        }
+    }
+
+    /// Signals the whole tree of an exec.
+    fn signal_place(&mut self, place: usize, signal: Signal) -> Result<(), Errno> {
+        let exec = self.table.get_mut(place).ok_or(Errno::SRCH)?;
+        match &self.cgroups {
+            Some(parent) if exec.cgroup => {
+                let name = kill::cgroup_name(exec.id);
+                let name = kill::name_cstr(&name);
+                if signal == Signal::KILL {
+                    kill::kill_cgroup(parent.as_fd(), name)
+                } else {
+                    kill::signal_cgroup(parent.as_fd(), name, signal)
+                }
+            }
+            _ => kill::signal_tree(exec.pid, signal),
+        }
+    }
+
+    fn kill_place(&mut self, place: usize) {
+        // It may be gone by itself.
+        let _ = self.signal_place(place, Signal::KILL);
+    }
+
+    fn forget(&mut self, id: u128) -> Result<(), Refused> {
+        let unknown = Refused { stage: stage::ORDER, errno: Errno::SRCH };
+        let (place, exec) = self.table.find(id).ok_or(unknown)?;
+        if exec.phase == Phase::Running {
+            return Err(Refused { stage: stage::ORDER, errno: Errno::BUSY });
+        }
+        let exec = self.table.remove(place);
+        self.clean_up(&exec);
+        Ok(())
+    }
+
+    /// Removes what an exec that is no longer in the table left behind.
+    fn clean_up(&mut self, exec: &Exec) {
+        let Some(parent) = &self.cgroups else { return };
+        if exec.cgroup && kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(exec.id))).is_err() {
+            self.stale_cgroups = true;
+        }
+        if self.stale_cgroups {
+            let table = &mut *self.table;
+            kill::sweep(parent.as_fd(), &mut |id| table.iter().any(|(_, exec)| exec.id == id));
+        }
+    }
+
+    /// Reaps every child that ended: execs, helpers, and orphans that the kernel gave us.
+    fn reap(&mut self, signals: BorrowedFd<'_>) {
+        // One read takes the signal, however many children it stands for.
+        let mut info = [0; 128];
+        let _ = read(signals, &mut info);
+        while let Ok(Some(waited)) = wait(None, true) {
+            self.ended(&waited);
+        }
+    }
+
+    fn ended(&mut self, waited: &Waited) {
+        let Some((_, exec)) = self.table.of_pid(waited.pid) else { return };
+        exec.phase = Phase::Ended;
+        exec.status = waited.status;
+        exec.user_us = waited.user_us;
+        exec.system_us = waited.system_us;
+        exec.peak_bytes = waited.peak_bytes;
+        exec.wall_us = monotonic_us().saturating_sub(exec.started_us);
+        self.untold = true;
+        // Without a cgroup nothing tells whether others of its tree live, so its time ends with it.
+        let mut tree_is_gone = true;
+        if let Some(parent) = self.cgroups.as_ref().filter(|_| exec.cgroup) {
+            let name = kill::cgroup_name(exec.id);
+            tree_is_gone = kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&name)).is_ok();
+            exec.cgroup = !tree_is_gone;
+        }
+        if tree_is_gone {
+            exec.deadline_us = 0;
+        }
+    }
+
+    fn kill_overdue(&mut self) {
+        if self.table.nearest_deadline().is_none() {
+            return;
+        }
+        let now = monotonic_us();
+        while let Some(place) = self.table.first(0, |exec| exec.deadline_us != 0 && exec.deadline_us <= now) {
+            if let Some(exec) = self.table.get_mut(place) {
+                exec.deadline_us = 0;
+                exec.timed_out = exec.phase == Phase::Running;
+            }
+            self.kill_place(place);
+        }
+    }
+
+    /// Tells the server of every ended exec it has not heard of, as far as it reads.
+    fn tell_ended(&mut self) {
+        if !self.untold || self.server.blocked || self.server.socket().is_none() {
+            return;
+        }
+        let mut next = 0;
+        let is_news = |exec: &Exec| exec.phase == Phase::Ended && !exec.told && !exec.hidden;
+        while let Some(place) = self.table.first(next, is_news) {
+            let Some(exec) = self.table.get_mut(place) else { break };
+            let news = Answer::new(answer::EXITED, 0, |writer| exec.exited().write(writer));
+            match self.server.send(news.bytes(), []) {
+                Sent::Later | Sent::Gone => return,
+                Sent::Yes | Sent::Refused(_) => exec.told = true,
+            }
+            next = place + 1;
+        }
+        self.untold = false;
+    }
+
+    /// Goes on with a `LIST`, as far as the other side reads.
+    fn list_on(&mut self, from: From) {
+        let now = monotonic_us();
+        let channel = match from {
+            From::Warden => &mut self.warden,
+            From::Server => &mut self.server,
+        };
+        let Some(mut listing) = channel.listing else { return };
+        while let Some(place) = self.table.first(listing.next, |exec| !exec.hidden) {
+            let Some(exec) = self.table.get_mut(place) else { break };
+            let line = Answer::new(answer::EXEC, listing.tag, |writer| exec.listed(now).write(writer));
+            match channel.send(line.bytes(), exec.kept.iter().filter_map(FdSlot::get)) {
+                Sent::Gone => return,
+                Sent::Later => {
+                    channel.listing = Some(listing);
+                    return;
+                }
+                // Refused for its descriptors: without them it is still news.
+                Sent::Refused(_) => {
+                    channel.send(line.bytes(), []);
+                }
+                Sent::Yes => {}
+            }
+            if from == From::Server && exec.phase == Phase::Ended {
+                exec.told = true;
+            }
+            listing.next = place + 1;
+        }
+        channel.listing = None;
+        let _ = channel.answer(Answer::done(listing.tag));
+    }
+}
+
+/// The time from now until a deadline.
+fn until(deadline_us: u64) -> Timespec {
+    let left = deadline_us.saturating_sub(monotonic_us());
+    // Up to the next millisecond, so as not to wake just before.
+    Timespec { tv_sec: (left / 1_000_000) as i64, tv_nsec: (left % 1_000_000) as i64 * 1000 + 1000 }
+}
+
+/// Reads a body out of a memfd into memory of our own, which nobody can change or cut off while it is parsed.
+fn read_body(mut reader: Reader<'_>, file: &OwnedFd) -> Result<(Mapping, usize), Errno> {
+    let len = reader.u64().map_err(|_| Errno::PROTO)?;
+    let len = usize::try_from(len).ok().filter(|len| (1..=MEMFD_MAX).contains(len)).ok_or(Errno::MSGSIZE)?;
+    let mut memory = Mapping::new(len)?;
+    let bytes = memory.bytes();
+    let mut filled = 0;
+    while filled < len {
+        match pread(file, &mut bytes[filled..len], filled as u64) {
+            Ok(0) => return Err(Errno::PROTO),
+            Ok(got) => filled += got,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok((memory, len))
+}
+
+const _: () = assert!(HEADER_LEN < INLINE_MAX);

@@ -1,0 +1,241 @@
+//! Ending a whole tree of processes.
+//!
+//! With cgroups that is one write which nothing in the tree can escape (`cgroup.kill`, Linux 5.14). Without them it is
+//! weaker: descendants and members of the same session are looked for in `/proc` until none is found; a process that
+//! has both detached itself from its parents and made a session of its own is missed.
+
+use core::ffi::CStr;
+
+use rf_sys::guest::{cstr, directory_entries};
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat},
+    io::{Errno, read, write},
+    process::{Pid, Signal, kill_process},
+};
+
+use crate::text::Name;
+
+/// Rounds of looking for processes before giving up; each round kills all it finds.
+const ROUNDS_MAX: usize = 64;
+/// Most processes of a sandbox looked at in one round without cgroups.
+const PROCESSES_MAX: usize = 1024;
+
+/// Makes the cgroup of an exec and opens it.
+pub(crate) fn make_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(errno),
+    }
+    openat(parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Removes the cgroup of an exec. See [`Errno::BUSY`] while processes are in it.
+pub(crate) fn remove_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    unlinkat(parent, name, AtFlags::REMOVEDIR)
+}
+
+fn open_below(parent: BorrowedFd<'_>, name: &CStr, file: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    let path = Name::<96>::of(&[name.to_bytes(), b"/", file]).ok_or(Errno::NAMETOOLONG)?;
+    openat(parent, path.cstr(), flags | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Kills everything in a cgroup.
+pub(crate) fn kill_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    let file = open_below(parent, name, b"cgroup.kill", OFlags::WRONLY)?;
+    write(&file, b"1").map(drop)
+}
+
+/// Sends a signal to every process in a cgroup. A process made meanwhile may be missed, as with kill(2) of a group.
+pub(crate) fn signal_cgroup(parent: BorrowedFd<'_>, name: &CStr, signal: Signal) -> Result<(), Errno> {
+    let file = open_below(parent, name, b"cgroup.procs", OFlags::RDONLY)?;
+    let mut buffer = [0; 2048];
+    let (mut pid, mut sent) = (0_i32, false);
+    loop {
+        let len = read(&file, &mut buffer)?;
+        if len == 0 {
+            break;
+        }
+        for byte in &buffer[..len] {
+            match byte {
+                b'0'..=b'9' => pid = pid.saturating_mul(10).saturating_add(i32::from(byte - b'0')),
+                _ => {
+                    // 0 is a process of another pid namespace: not ours.
+                    if let Some(pid) = Pid::from_raw(pid) {
+                        sent |= kill_process(pid, signal).is_ok();
+                    }
+                    pid = 0;
+                }
+            }
+        }
+    }
+    if sent { Ok(()) } else { Err(Errno::SRCH) }
+}
+
+/// One process as `/proc/PID/stat` has it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Process {
+    pid: i32,
+    parent: i32,
+    session: i32,
+    ours: bool,
+}
+
+/// Signals the descendants of `leader` and the members of its session; with SIGKILL until none is left.
+pub(crate) fn signal_tree(leader: i32, signal: Signal) -> Result<(), Errno> {
+    let mut sent = false;
+    for _ in 0..ROUNDS_MAX {
+        let mut found = [Process::default(); PROCESSES_MAX];
+        let count = processes(&mut found)?;
+        let found = &mut found[..count];
+        mark(found, leader);
+        let mut any = false;
+        for process in found.iter().filter(|process| process.ours) {
+            any |= Pid::from_raw(process.pid).is_some_and(|pid| kill_process(pid, signal).is_ok());
+        }
+        sent |= any;
+        if !any || signal != Signal::KILL {
+            break;
+        }
+    }
+    if sent { Ok(()) } else { Err(Errno::SRCH) }
+}
+
+fn mark(processes: &mut [Process], leader: i32) {
+    loop {
+        let mut changed = false;
+        for index in 0..processes.len() {
+            let process = processes[index];
+            let is_ours = process.pid == leader
+                || process.session == leader
+                || processes.iter().any(|other| other.ours && other.pid == process.parent);
+            // Never ourselves, whatever the table says.
+            if is_ours && !process.ours && process.pid > 1 {
+                processes[index].ours = true;
+                changed = true;
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// Every living process that `/proc` shows; zombies are left out, or a tree would never seem to end.
+fn processes(found: &mut [Process]) -> Result<usize, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = openat(CWD, c"/proc", flags, Mode::empty())?;
+    let mut buffer = [0; 4096];
+    let mut count = 0;
+    loop {
+        let len = directory_entries(proc.as_fd(), &mut buffer)?;
+        if len == 0 {
+            return Ok(count);
+        }
+        for entry in crate::text::Entries::new(&buffer[..len]) {
+            let name = entry.name.to_bytes();
+            if !name.iter().all(u8::is_ascii_digit) {
+                continue;
+            }
+            let Some(path) = Name::<32>::of(&[name, b"/stat"]) else { continue };
+            let Ok(file) = openat(&proc, path.cstr(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) else {
+                continue;
+            };
+            let mut text = [0; 512];
+            let Ok(len) = read(&file, &mut text) else { continue };
+            if let Some(process) = stat_line(&text[..len])
+                && let Some(slot) = found.get_mut(count)
+            {
+                *slot = process;
+                count += 1;
+            }
+        }
+    }
+}
+
+/// `pid (name) state ppid pgrp session ...` (proc_pid_stat(5)); the name may have anything in it.
+fn stat_line(line: &[u8]) -> Option<Process> {
+    let after = line.iter().rposition(|byte| *byte == b')')?;
+    let number = |digits: &[u8]| core::str::from_utf8(digits).ok()?.parse::<i32>().ok();
+    let mut fields = line.get(after + 2..)?.split(|byte| *byte == b' ');
+    if matches!(fields.next()?, b"Z" | b"X") {
+        return None;
+    }
+    let parent = number(fields.next()?)?;
+    let session = number(fields.nth(1)?)?;
+    let pid = number(line.split(|byte| *byte == b' ').next()?)?;
+    Some(Process { pid, parent, session, ours: false })
+}
+
+/// The name of an exec's cgroup.
+pub(crate) fn cgroup_name(id: u128) -> [u8; 33] {
+    let mut name = [0; 33];
+    for (index, digit) in name[..32].iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(id >> (124 - 4 * index)) as usize & 15];
+    }
+    name
+}
+
+/// The exec id that a cgroup's name stands for.
+pub(crate) fn id_of_cgroup(name: &[u8]) -> Option<u128> {
+    if name.len() != 32 || !name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    core::str::from_utf8(name).ok().and_then(|text| u128::from_str_radix(text, 16).ok())
+}
+
+/// Tries again to remove the cgroups of execs that are forgotten; `known` tells which are not.
+pub(crate) fn sweep(parent: BorrowedFd<'_>, known: &mut dyn FnMut(u128) -> bool) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = openat(parent, c".", flags, Mode::empty()) else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(len) = directory_entries(directory.as_fd(), &mut buffer) {
+        if len == 0 {
+            return;
+        }
+        for entry in crate::text::Entries::new(&buffer[..len]) {
+            if id_of_cgroup(entry.name.to_bytes()).is_some_and(|id| !known(id)) {
+                // Still in use: tried again at the next sweep.
+                let _ = remove_cgroup(parent, entry.name);
+            }
+        }
+    }
+}
+
+/// The name as the kernel wants it.
+pub(crate) fn name_cstr(name: &[u8; 33]) -> &CStr {
+    cstr(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_named_by_the_id_in_hex_and_back() {
+        for id in [0, 1, 0x0123_4567_89ab_cdef_0011_2233_4455_6677, u128::MAX] {
+            let name = cgroup_name(id);
+            assert_eq!(name_cstr(&name).to_str().unwrap(), format!("{id:032x}"));
+            assert_eq!(id_of_cgroup(&name[..32]), Some(id));
+        }
+        assert_eq!(id_of_cgroup(b"files"), None);
+        assert_eq!(id_of_cgroup(b"0123456789ABCDEF0123456789ABCDEF"), None);
+    }
+
+    #[test]
+    fn a_process_name_cannot_forge_its_stat_line() {
+        let process = stat_line(b"12 (a) R 1 1 1) S 7 8 9 0 -1").unwrap();
+        assert_eq!((process.pid, process.parent, process.session), (12, 7, 9));
+        assert!(stat_line(b"12 (a) Z 7 8 9").is_none());
+        assert!(stat_line(b"12 (a").is_none());
+    }
+
+    #[test]
+    fn a_tree_is_descendants_and_session_and_never_process_1() {
+        let of = |pid, parent, session| Process { pid, parent, session, ours: false };
+        let mut all = [of(1, 0, 0), of(5, 1, 5), of(6, 5, 5), of(7, 6, 7), of(8, 1, 5), of(9, 1, 9)];
+        mark(&mut all, 5);
+        let ours: Vec<_> = all.iter().filter(|process| process.ours).map(|process| process.pid).collect();
+        assert_eq!(ours, [5, 6, 7, 8]);
+    }
+}
