@@ -315,6 +315,24 @@ impl Gate {
         judge(&Question { principal: &who.principal, action, request, limits: &limits, usage: &usage, asked })
     }
 
+    /// As [`Gate::permit`], with what the user has as the caller counts it: for one who judges and counts in one step
+    /// of their own.
+    ///
+    /// # Errors
+    /// As for [`Gate::permit`].
+    pub fn permit_with(
+        &self,
+        who: &Authenticated,
+        action: Action,
+        request: RequestId,
+        asked: Asked<'_>,
+        usage: &UserUsage,
+        now: UnixMs,
+    ) -> Result<Permit, Fault> {
+        let (limits, _) = self.standing(who, now)?;
+        judge(&Question { principal: &who.principal, action, request, limits: &limits, usage, asked })
+    }
+
     /// Judges the making of a sandbox and inserts its row in phase `starting`, both in one transaction, so that two at
     /// once cannot both take the last slot. When the making fails, [`Store::sandbox_end`] gives the slot back.
     ///
