@@ -1,0 +1,450 @@
+//! What the store promises besides the walls: once, both or neither, for good.
+
+mod common;
+
+use std::{
+    convert::Infallible,
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Barrier,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use common::{HOUR, NOW, World, enrol, hash, known_key, reserve, world};
+use rf_store::{
+    NewKey, NewSandbox, NewTemplate, NewUser, PageAsk, Refused, ReserveError, SandboxPhase, Store, StoreError,
+};
+use rf_types::{Preference, SandboxId, SandboxSpec, UserLimits, Username};
+
+#[test]
+fn one_opener_at_a_time_and_rows_outlive_it() {
+    let World { dir, store, system, ann, .. } = world();
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
+    let clone = store.clone();
+    drop(store);
+    assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })), "a clone still has it");
+    drop(clone);
+    drop(system);
+    let (store, _) = Store::open(dir.path()).unwrap();
+    assert_eq!(store.sandbox_get(&ann.scope, ann.sandbox).unwrap().name.as_deref(), Some("mine"));
+    store.check().unwrap();
+}
+
+#[test]
+fn nobody_else_can_read_the_files() {
+    let w = world();
+    for entry in std::fs::read_dir(w.dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{:?} has mode {mode:o}", entry.file_name());
+    }
+}
+
+#[test]
+fn a_strangers_file_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    std::fs::write(&path, "not a database at all, but long enough to be looked at as one").unwrap();
+    let before = std::fs::read(&path).unwrap();
+    assert!(Store::open(dir.path()).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn only_the_first_user_is_made_by_the_server_itself() {
+    let w = world();
+    let again = w.store.user_create_first(&w.system, &"eve".parse().unwrap(), NOW);
+    assert!(matches!(again, Err(StoreError::Conflict { .. })));
+    assert!(w.store.has_users(&w.system).unwrap());
+}
+
+#[test]
+fn a_credential_is_refused_for_each_reason() {
+    let w = world();
+    let key = |now| w.store.scope_by_key(&w.ann.key_hash, now).unwrap().map(|known| known.scope);
+    let session = |now| w.store.scope_by_session(&w.ann.session_hash, now).unwrap().map(|known| known.scope);
+    assert_eq!(key(NOW).as_ref(), Ok(&w.ann.scope));
+    assert_eq!(session(NOW).as_ref(), Ok(&w.ann.scope));
+    assert_eq!(w.store.scope_by_key(&hash("none"), NOW).unwrap().err(), Some(Refused::Unknown));
+    assert_eq!(w.store.scope_by_key(&w.ann.session_hash, NOW).unwrap().err(), Some(Refused::Unknown));
+    assert_eq!(key(NOW + HOUR - 1).as_ref(), Ok(&w.ann.scope));
+    assert_eq!(key(NOW + HOUR), Err(Refused::Expired));
+    assert_eq!(session(NOW + HOUR), Err(Refused::Expired));
+    w.store.user_set_disabled(&w.operator, w.ann.scope.user(), Some(NOW)).unwrap();
+    assert_eq!(key(NOW), Err(Refused::UserDisabled));
+    assert_eq!(session(NOW), Err(Refused::UserDisabled));
+    assert_eq!(w.store.scope_by_machine(w.ann.machine, |_| true).unwrap(), Err(Refused::UserDisabled));
+    assert!(enrol(&w.store, &w.ann.token, [9; 32]).is_none());
+    assert!(matches!(reserve(&w.store, &w.ann.scope, None), Err(StoreError::NotFound { .. })));
+    w.store.user_set_disabled(&w.operator, w.ann.scope.user(), None).unwrap();
+    w.store.key_revoke(&w.ann.scope, w.ann.key, NOW).unwrap();
+    w.store.session_end(&w.ann.scope, &w.ann.session, NOW).unwrap();
+    assert_eq!(key(NOW), Err(Refused::Revoked));
+    assert_eq!(session(NOW), Err(Refused::Revoked));
+}
+
+#[test]
+fn a_machine_needs_its_key() {
+    let w = world();
+    let mut asked = None;
+    let wrong = w.store.scope_by_machine(w.ann.machine, |key| {
+        asked = Some(*key);
+        false
+    });
+    assert_eq!(wrong.unwrap(), Err(Refused::Unknown));
+    assert_eq!(asked.map(|key| key[..3].to_vec()).as_deref(), Some(&b"ann"[..]));
+    assert_eq!(w.store.scope_by_machine(w.ann.machine, |_| true).unwrap().as_ref(), Ok(&w.ann.scope));
+}
+
+#[test]
+fn only_an_operators_row_gives_the_operators_scope() {
+    let w = world();
+    assert!(known_key(&w.store, "root").operator.is_some());
+    assert!(known_key(&w.store, "ann's key").operator.is_none());
+}
+
+#[test]
+fn the_last_operator_stays() {
+    let w = world();
+    let root = w.operator.user();
+    assert!(matches!(w.store.user_delete(&w.operator, root), Err(StoreError::Conflict { .. })));
+    assert!(matches!(w.store.user_set_disabled(&w.operator, root, Some(NOW)), Err(StoreError::Conflict { .. })));
+    let new = NewUser { name: "second".parse().unwrap(), operator: true, limits: UserLimits::STANDARD };
+    w.store.user_create(&w.operator, &new, NOW).unwrap();
+    w.store.user_delete(&w.operator, root).unwrap();
+    assert!(w.store.user_get(&w.operator, root).unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
+    let w = world();
+    let user = w.bob.scope.user();
+    assert!(matches!(w.store.user_delete(&w.operator, user), Err(StoreError::Conflict { .. })), "a sandbox is alive");
+    w.store.sandbox_end(&w.bob.scope, w.bob.sandbox, "asked", NOW).unwrap();
+    let subject = "INSERT INTO subjects (issuer, subject, user, created) VALUES ('i', 's', ?1, 1)";
+    let raw = rusqlite::Connection::open(w.dir.path().join("state.db")).unwrap();
+    raw.execute(subject, [user.bits().to_be_bytes()]).unwrap();
+    // Every table that has a column `user`, so that a new one is counted too.
+    let rows = |user: rf_types::UserId| -> Vec<(String, u32)> {
+        let sql = "SELECT m.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c ON c.name = 'user'
+                   WHERE m.type = 'table' ORDER BY 1";
+        let mut statement = raw.prepare(sql).unwrap();
+        let tables = statement.query_map([], |row| row.get::<_, String>(0)).unwrap().map(Result::unwrap);
+        tables
+            .map(|table| {
+                let sql = format!("SELECT count(*) FROM {table} WHERE user = ?1");
+                let count = raw.query_row(&sql, [user.bits().to_be_bytes()], |row| row.get(0)).unwrap();
+                (table, count)
+            })
+            .collect()
+    };
+    let before = rows(user);
+    assert_eq!(before.len(), 6, "{before:?}");
+    assert!(before.iter().all(|(_, count)| *count > 0), "there is something to remove: {before:?}");
+    let anns = rows(w.ann.scope.user());
+    w.store.user_delete(&w.operator, user).unwrap();
+    assert!(rows(user).iter().all(|(_, count)| *count == 0), "{:?}", rows(user));
+    assert_eq!(rows(w.ann.scope.user()), anns);
+    assert!(w.store.scope_by_key(&w.bob.key_hash, NOW).unwrap().is_err());
+    // The name is free for somebody else, who is another user.
+    let new = NewUser { name: "bob".parse().unwrap(), operator: false, limits: UserLimits::STANDARD };
+    assert_ne!(w.store.user_create(&w.operator, &new, NOW).unwrap().1.id, user);
+}
+
+#[test]
+fn of_two_reservations_of_the_last_slot_one_is_refused() {
+    let w = world();
+    let scope = &w.bob.scope;
+    let spec = SandboxSpec::standard(HOUR);
+    let limit = w.store.usage(scope).unwrap().sandboxes + 1;
+    let barrier = Barrier::new(2);
+    let (made, refused) = (AtomicU32::new(0), AtomicU32::new(0));
+    let rounds = 1_000;
+    let one = || {
+        for _ in 0..rounds {
+            barrier.wait();
+            let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec };
+            let judge = |_: &UserLimits, usage: &rf_store::Usage| {
+                if usage.sandboxes < limit { Ok(()) } else { Err(()) }
+            };
+            let reserved = w.store.sandbox_reserve(scope, &new, NOW, judge);
+            barrier.wait();
+            match reserved {
+                Ok((sandbox, ())) => {
+                    made.fetch_add(1, Ordering::Relaxed);
+                    w.store.sandbox_end(scope, sandbox.id, "round over", NOW).unwrap();
+                }
+                Err(ReserveError::Judged(())) => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                Err(ReserveError::Store(error)) => panic!("{error}"),
+            }
+            barrier.wait();
+        }
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(one);
+        threads.spawn(one);
+    });
+    assert_eq!((made.into_inner(), refused.into_inner()), (rounds, rounds));
+    assert_eq!(w.store.usage(scope).unwrap().sandboxes, limit - 1);
+}
+
+#[test]
+fn a_refused_reservation_leaves_nothing() {
+    let w = world();
+    let before = w.store.usage(&w.bob.scope).unwrap();
+    let new = NewSandbox { id: SandboxId::random(), name: Some("x"), spec: &SandboxSpec::standard(HOUR) };
+    let refused = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| Err::<(), _>("no"));
+    assert!(matches!(refused, Err(ReserveError::Judged("no"))));
+    assert_eq!(w.store.usage(&w.bob.scope).unwrap(), before);
+    assert!(w.store.sandbox_get(&w.bob.scope, new.id).unwrap_err().is_not_found());
+}
+
+#[test]
+fn an_enrolment_token_is_used_once_however_many_try() {
+    let w = world();
+    for round in 0..50_u8 {
+        let token = hash(&format!("round {round}"));
+        w.store.enrolment_token_make(&w.bob.scope, &token, NOW + HOUR, NOW).unwrap();
+        let barrier = Barrier::new(8);
+        let joined: Vec<_> = std::thread::scope(|threads| {
+            let handles: Vec<_> = (0..8_u8)
+                .map(|thread| {
+                    let (w, token, barrier) = (&w, &token, &barrier);
+                    threads.spawn(move || {
+                        barrier.wait();
+                        let mut key = [thread; 32];
+                        key[0] = round;
+                        key[1] = 0xaa;
+                        enrol(&w.store, token, key)
+                    })
+                })
+                .collect();
+            handles.into_iter().filter_map(|handle| handle.join().unwrap()).collect()
+        });
+        assert_eq!(joined.len(), 1, "round {round}");
+        w.store.machine_remove(&w.bob.scope, joined[0].1, NOW).unwrap();
+    }
+}
+
+#[test]
+fn a_failed_enrolment_does_not_use_the_token_up() {
+    let w = world();
+    let mut anns = [0; 32];
+    anns[..3].copy_from_slice(b"ann");
+    let facts = serde_json::Value::Null;
+    let new = rf_store::NewMachine { name: "x", public_key: &anns, facts: &facts, level: "full" };
+    assert!(matches!(w.store.machine_enrol(&w.bob.token, &new, NOW), Err(StoreError::Conflict { .. })));
+    assert!(enrol(&w.store, &w.bob.token, [9; 32]).is_some());
+    assert!(enrol(&w.store, &w.bob.token, [8; 32]).is_none(), "now it is used up");
+    assert_eq!(w.store.machine_enrol(&hash("x"), &new, NOW).unwrap().err(), Some(Refused::Unknown));
+    assert_eq!(w.store.machine_enrol(&w.ann.token, &new, NOW + HOUR).unwrap().err(), Some(Refused::Expired));
+}
+
+#[test]
+fn a_subject_becomes_one_user_and_never_takes_anothers_name() {
+    let w = world();
+    let names: Vec<Username> = ["ann", "ann-x"].map(|name| name.parse().unwrap()).to_vec();
+    let barrier = Barrier::new(8);
+    let mut users: Vec<_> = std::thread::scope(|threads| {
+        let handles: Vec<_> = (0..8)
+            .map(|_| {
+                threads.spawn(|| {
+                    barrier.wait();
+                    let limits = UserLimits::STANDARD;
+                    w.store.scope_by_subject_or_create("iss", "sub", &names, &limits, NOW).unwrap().unwrap().scope
+                })
+            })
+            .collect();
+        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
+    });
+    users.dedup();
+    assert_eq!(users.len(), 1);
+    assert_eq!(users[0].username().as_str(), "ann-x");
+    assert_ne!(users[0].user(), w.ann.scope.user());
+    let other = w.store.scope_by_subject_or_create("other", "sub", &names, &UserLimits::STANDARD, NOW);
+    assert!(matches!(other, Err(StoreError::Conflict { .. })), "no name is left");
+    assert_eq!(w.store.scope_by_subject("other", "sub", NOW).unwrap().err(), Some(Refused::Unknown));
+}
+
+#[test]
+fn a_name_is_unique_while_its_sandbox_lives() {
+    let w = world();
+    assert!(matches!(reserve(&w.store, &w.bob.scope, Some("mine")), Err(StoreError::Conflict { .. })));
+    w.store.sandbox_end(&w.bob.scope, w.bob.sandbox, "asked", NOW).unwrap();
+    let next = reserve(&w.store, &w.bob.scope, Some("mine")).unwrap();
+    assert_eq!(w.store.sandbox_by_name(&w.bob.scope, "mine").unwrap().id, next);
+}
+
+#[test]
+fn a_life_goes_one_way() {
+    let w = world();
+    let (scope, id) = (&w.bob.scope, w.bob.sandbox);
+    let set = |phase| w.store.sandbox_set_phase(scope, id, phase);
+    assert!(matches!(set(SandboxPhase::Ended), Err(StoreError::Invalid { .. })));
+    assert!(matches!(set(SandboxPhase::Starting), Err(StoreError::Invalid { .. })));
+    set(SandboxPhase::Running).unwrap();
+    set(SandboxPhase::Stopping).unwrap();
+    assert!(matches!(set(SandboxPhase::Running), Err(StoreError::Conflict { .. })));
+    w.store.sandbox_end(scope, id, "lease over", NOW + 5).unwrap();
+    assert!(w.store.sandbox_end(scope, id, "again", NOW + 6).unwrap_err().is_not_found());
+    assert!(set(SandboxPhase::Stopping).unwrap_err().is_not_found());
+    assert!(w.store.sandbox_set_lease(scope, id, NOW).unwrap_err().is_not_found());
+    let row = w.store.sandbox_get(scope, id).unwrap();
+    assert_eq!((row.ended, row.ended_why.as_deref()), (Some(NOW + 5), Some("lease over")));
+}
+
+#[test]
+fn pages_hold_everything_once_newest_first() {
+    let w = world();
+    let mut made = vec![w.bob.sandbox];
+    for _ in 0..24 {
+        made.push(reserve(&w.store, &w.bob.scope, None).unwrap());
+    }
+    let mut seen = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let ask = PageAsk { after: after.as_deref(), items_max: Some(7) };
+        let page = w.store.sandbox_list(&w.bob.scope, false, ask).unwrap();
+        assert!(page.items.len() <= 7);
+        seen.extend(page.items.into_iter().map(|sandbox| sandbox.id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert!(seen.is_sorted_by(|a, b| a > b), "all were made in one millisecond, so by id");
+    made.sort();
+    seen.sort();
+    assert_eq!(seen, made);
+    for bad in ["", "x", &"0".repeat(47), &"F".repeat(48), &"f".repeat(48)] {
+        let ask = PageAsk { after: Some(bad), items_max: None };
+        assert!(matches!(w.store.sandbox_list(&w.bob.scope, false, ask), Err(StoreError::Invalid { .. })), "{bad}");
+    }
+    for items_max in [Some(0), Some(1_001)] {
+        let ask = PageAsk { after: None, items_max };
+        assert!(w.store.sandbox_list(&w.bob.scope, false, ask).is_err());
+    }
+}
+
+#[test]
+fn usage_is_the_sum_of_the_live_ones() {
+    let w = world();
+    let mut spec = SandboxSpec::standard(HOUR);
+    spec.limits.memory_bytes_max = 1 << 40;
+    spec.limits.disk_bytes_max = 16 << 40;
+    spec.limits.cpu_milli_max = 1_024_000;
+    let mut ids = Vec::new();
+    for _ in 0..100 {
+        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec };
+        let (sandbox, ()) = w.store.sandbox_reserve(&w.ann.scope, &new, NOW, |_, _| Ok::<_, Infallible>(())).unwrap();
+        ids.push(sandbox.id);
+    }
+    let usage = w.store.usage(&w.ann.scope).unwrap();
+    let standard = rf_types::Limits::STANDARD;
+    assert_eq!(usage.sandboxes, 101);
+    assert_eq!(usage.memory_bytes, 100 * (1 << 40) + standard.memory_bytes_max);
+    assert_eq!(usage.disk_bytes, 100 * (16 << 40) + standard.disk_bytes_max);
+    assert_eq!(usage.cpu_milli, 100 * 1_024_000 + standard.cpu_milli_max);
+    for id in ids {
+        w.store.sandbox_end(&w.ann.scope, id, "asked", NOW).unwrap();
+    }
+    assert_eq!(w.store.usage(&w.ann.scope).unwrap().sandboxes, 1);
+}
+
+#[test]
+fn background_work_sees_the_live_ones_of_all() {
+    let w = world();
+    let alive = w.store.sandboxes_alive_all(&w.system).unwrap();
+    let mut whose: Vec<_> = alive.iter().map(|(scope, sandbox)| (scope.username().as_str(), sandbox.id)).collect();
+    whose.sort();
+    assert_eq!(whose, [("ann", w.ann.sandbox), ("bob", w.bob.sandbox)]);
+    assert!(w.store.sandboxes_overdue(&w.system, NOW + HOUR - 1).unwrap().is_empty());
+    w.store.sandbox_set_lease(&w.ann.scope, w.ann.sandbox, NOW + 2 * HOUR).unwrap();
+    let overdue = w.store.sandboxes_overdue(&w.system, NOW + HOUR).unwrap();
+    assert_eq!(overdue, [(w.bob.scope.clone(), w.bob.sandbox)]);
+}
+
+#[test]
+fn pruning_takes_what_ended_and_nothing_alive() {
+    let w = world();
+    w.store.sandbox_end(&w.bob.scope, w.bob.sandbox, "asked", NOW).unwrap();
+    w.store.key_revoke(&w.bob.scope, w.bob.key, NOW).unwrap();
+    w.store.session_end(&w.bob.scope, &w.bob.session, NOW).unwrap();
+    w.store.machine_remove(&w.bob.scope, w.bob.machine, NOW).unwrap();
+    assert_eq!(w.store.prune(&w.system, NOW).unwrap(), 0, "not before its time");
+    // Bob's four, and the two tokens that were used at NOW.
+    assert_eq!(w.store.prune(&w.system, NOW + 1).unwrap(), 6);
+    assert!(w.store.sandbox_get(&w.bob.scope, w.bob.sandbox).unwrap_err().is_not_found());
+    assert!(w.store.scope_by_key(&w.ann.key_hash, NOW).unwrap().is_ok());
+    w.store.sandbox_get(&w.ann.scope, w.ann.sandbox).unwrap();
+    w.store.machine_get(&w.ann.scope, w.ann.machine).unwrap();
+}
+
+#[test]
+fn users_change_as_told() {
+    let w = world();
+    let user = w.bob.scope.user();
+    let limits = UserLimits { sandboxes_max: 3, ..UserLimits::STANDARD };
+    w.store.user_set_limits(&w.operator, user, &limits).unwrap();
+    w.store.set_preference(&w.bob.scope, Preference::Machine).unwrap();
+    let row = w.store.user_get(&w.operator, user).unwrap();
+    assert_eq!((row.limits, row.preference), (limits, Preference::Machine));
+    assert_eq!(w.store.user_by_name(&w.operator, &"bob".parse().unwrap()).unwrap(), row);
+    assert_eq!(w.store.scope_by_key(&w.bob.key_hash, NOW).unwrap().unwrap().limits, limits);
+    let names = w.store.user_list(&w.operator, PageAsk::default()).unwrap().items;
+    assert_eq!(names.len(), 5, "root, ann, bob, and the two subjects' users");
+    let new = NewUser { name: "bob".parse().unwrap(), operator: false, limits };
+    assert!(matches!(w.store.user_create(&w.operator, &new, NOW), Err(StoreError::Conflict { .. })));
+    assert_eq!(w.store.act_for(&w.operator, user).unwrap(), w.bob.scope);
+    assert!(w.store.act_for(&w.operator, rf_types::UserId::from_bits(1)).unwrap_err().is_not_found());
+}
+
+#[test]
+fn rows_of_one_user_are_bounded() {
+    let w = world();
+    for n in 1..64 {
+        w.store.enrolment_token_make(&w.bob.scope, &hash(&format!("t{n}")), NOW + HOUR, NOW).unwrap();
+    }
+    let more = w.store.enrolment_token_make(&w.bob.scope, &hash("more"), NOW + HOUR, NOW);
+    assert!(matches!(more, Err(StoreError::TooMany { max: 64, .. })));
+    // Expired ones do not count.
+    w.store.enrolment_token_make(&w.bob.scope, &hash("later"), NOW + 2 * HOUR, NOW + HOUR).unwrap();
+    for bad in ["", "a\nb", &"x".repeat(101)] {
+        let new = NewKey { name: bad, hash: hash("n"), scopes: "read", expires: None };
+        assert!(matches!(w.store.key_insert(&w.bob.scope, &new, NOW), Err(StoreError::Invalid { .. })), "{bad:?}");
+    }
+}
+
+#[test]
+fn templates_and_settings_are_kept() {
+    let w = world();
+    let name = "debian:13".parse().unwrap();
+    let layers = vec!["sha256:aa".to_owned(), "sha256:bb".to_owned()];
+    let mut new = NewTemplate { name: &name, layers: &layers, source: "docker.io/debian", digest: "sha256:cc" };
+    w.store.template_put(&w.operator, &new, NOW).unwrap();
+    new.digest = "sha256:dd";
+    let put = w.store.template_put(&w.operator, &new, NOW + 1).unwrap();
+    assert_eq!(w.store.template_get(&w.ann.scope, &name).unwrap(), put);
+    assert_eq!(w.store.template_list(&w.bob.scope).unwrap(), [put]);
+    w.store.template_remove(&w.operator, &name).unwrap();
+    assert!(w.store.template_get(&w.ann.scope, &name).unwrap_err().is_not_found());
+    assert_eq!(w.store.setting_get(&w.system, "id").unwrap(), None);
+    w.store.setting_set(&w.system, "id", "1").unwrap();
+    w.store.setting_set(&w.system, "id", "2").unwrap();
+    assert_eq!(w.store.setting_get(&w.system, "id").unwrap().as_deref(), Some("2"));
+}
+
+#[test]
+fn a_client_learns_nothing_of_the_inside_of_a_failure() {
+    let errors = [
+        StoreError::Open { step: "make", path: "/secret/path".into(), source: std::io::Error::other("secret") },
+        StoreError::Foreign { path: "/secret/path".into() },
+        StoreError::Unreadable { what: "secret" },
+    ];
+    for error in errors {
+        let fault = rf_types::Fault::from(error);
+        assert_eq!(fault.code, rf_types::Code::StoreUnavailable);
+        assert!(!format!("{fault:?}").contains("secret"), "{fault:?}");
+    }
+}
