@@ -38,14 +38,21 @@ pub(crate) const HOUSE: &[Room] = &[
     Room { name: "rf-wire", may_use: &["rf-types"], must_never: &["tokio", "rf-sys", "rustix"], may_be_unsafe: false },
     Room {
         name: "rf-sandbox",
-        may_use: &["rf-sys", "rf-types", "rf-policy", "rf-wire"],
+        may_use: &["rf-sys", "rf-types", "rf-policy", "rf-wire", "rf-template"],
         must_never: NO_WORLD,
         may_be_unsafe: false,
     },
     Room {
         name: "rf-template",
         may_use: &["rf-types"],
-        must_never: &["rf-sandbox", "rf-store", "rf-sys"],
+        // The warden builds the host's tree with it, so it may not bring the world.
+        must_never: NO_WORLD,
+        may_be_unsafe: false,
+    },
+    Room {
+        name: "rf-images",
+        may_use: &["rf-types", "rf-template"],
+        must_never: &["rf-sandbox", "rf-store", "rf-sys", "axum"],
         may_be_unsafe: false,
     },
     Room {
@@ -82,13 +89,23 @@ pub(crate) const HOUSE: &[Room] = &[
     },
     Room {
         name: "rf-warden",
-        may_use: &["rf-sys", "rf-sandbox", "rf-wire", "rf-types"],
+        may_use: &["rf-sys", "rf-sandbox", "rf-wire", "rf-types", "rf-template"],
         must_never: NO_WORLD,
         may_be_unsafe: false,
     },
     Room {
         name: "rf-server",
-        may_use: &["rf-places", "rf-gate", "rf-store", "rf-ledger", "rf-wire", "rf-types", "rf-policy", "rf-template"],
+        may_use: &[
+            "rf-places",
+            "rf-gate",
+            "rf-store",
+            "rf-ledger",
+            "rf-wire",
+            "rf-types",
+            "rf-policy",
+            "rf-template",
+            "rf-images",
+        ],
         must_never: &["rf-sandbox", "rf-sys", "rf-warden", "rf-machine"],
         may_be_unsafe: false,
     },

@@ -164,7 +164,7 @@ impl Plan {
             part(&mut hash, bind.from.as_os_str().as_bytes());
             part(&mut hash, bind.to.as_os_str().as_bytes());
         }
-        hex(&hash.finalize())
+        crate::hex(&hash.finalize())
     }
 
     /// Writes the tree below `dir`, or finds it there; see [`HostTemplate::build`].
@@ -257,14 +257,4 @@ impl Plan {
     fn link(&mut self, path: &str, to: &str) {
         self.put(path, Node::Link { to: OsString::from_vec(to.as_bytes().to_vec()) });
     }
-}
-
-/// Lower-case hex digits.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -87,7 +87,7 @@ fn copy(from: &Path, at: &Path, seen: &collect::Seen) -> io::Result<()> {
     let source = OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(from)?;
     let meta = source.metadata()?;
     if !meta.is_file() || meta.mode() & 0o004 == 0 || meta.ino() != seen.inode || meta.len() != seen.bytes {
-        return Err(io::Error::new(io::ErrorKind::Other, "it changed while it was copied; try again"));
+        return Err(io::Error::other("it changed while it was copied; try again"));
     }
     let mut file = create(at)?;
     io::copy(&mut source.take(collect::FILE_BYTES_MAX), &mut file)?;
