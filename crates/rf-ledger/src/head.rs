@@ -62,14 +62,15 @@ pub(crate) struct HeadFile {
 }
 
 impl HeadFile {
-    /// Makes the file with `head` in it, durable.
+    /// Makes the file with `head` in both slots, durable and at once: no crash leaves a half one.
     pub(crate) fn create(dir: &Path, head: &Head, sealer: &Sealer) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(dir.join(NAME))?;
+        let beside = dir.join("head.new");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
         let mut this = Self { file, slot: 0 };
         this.write(head, sealer)?;
         this.write(head, sealer)?;
         this.file.sync_all()?;
+        std::fs::rename(&beside, dir.join(NAME))?;
         File::open(dir)?.sync_all()?;
         Ok(this)
     }

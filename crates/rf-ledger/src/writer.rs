@@ -377,9 +377,14 @@ impl Shared {
             state = wait(&self.roomy, state);
         }
         if state.written + len > state.room {
-            let room = state.room.max(state.written) + ROOM_AT_ONCE_BYTES;
-            zero(&state.current.file, state.room, room).map_err(|error| not_written("make room", &error))?;
-            state.room = room;
+            // On a disk that is nearly full, as much as this record needs.
+            let least = state.written + len;
+            let ample = state.room + ROOM_AT_ONCE_BYTES.max(len);
+            let file = &state.current.file;
+            state.room = zero(file, state.room, ample)
+                .map(|()| ample)
+                .or_else(|_| zero(file, state.room, least).map(|()| least))
+                .map_err(|error| not_written("make room", &error))?;
         }
         let offset = state.written;
         if let Err(error) = state.current.file.write_all_at(&line, offset) {
@@ -545,4 +550,122 @@ fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
         at += len as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    };
+
+    use super::*;
+
+    fn entry(n: u64) -> Entry {
+        Entry::new(n, "exec", Event::Intent)
+    }
+
+    fn open_with(dir: &Path, sync: Sync) -> Ledger {
+        Ledger::open_with(Config::new(dir, LedgerKey::from_bytes([1; 32])), 1, sync).unwrap()
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    #[test]
+    fn a_failed_sync_closes_the_ledger_until_it_is_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let broken = Arc::new(AtomicBool::new(false));
+        let asked = Arc::new(AtomicU64::new(0));
+        let sync = {
+            let (broken, asked) = (Arc::clone(&broken), Arc::clone(&asked));
+            move |file: &File| {
+                asked.fetch_add(1, Ordering::SeqCst);
+                if broken.load(Ordering::SeqCst) { Err(io::Error::from_raw_os_error(5)) } else { file.sync_data() }
+            }
+        };
+        let ledger = open_with(dir.path(), Box::new(sync));
+        ledger.append(&entry(1)).unwrap().wait().unwrap();
+        broken.store(true, Ordering::SeqCst);
+        let second = ledger.append(&entry(2)).unwrap();
+        let also = second.clone();
+        assert_eq!(second.wait().unwrap_err().code, Code::LedgerUnavailable);
+        assert_eq!(runtime().block_on(also.durable()).unwrap_err().code, Code::LedgerUnavailable);
+        // The disk is well again, but the lost pages are lost: nobody asks it again.
+        broken.store(false, Ordering::SeqCst);
+        let before = asked.load(Ordering::SeqCst);
+        assert_eq!(ledger.append(&entry(3)).unwrap_err().code, Code::LedgerUnavailable);
+        assert!(ledger.status().failed.is_some());
+        assert_eq!(ledger.status().durable_seq, 1);
+        drop(ledger);
+        assert_eq!(asked.load(Ordering::SeqCst), before);
+        let ledger = open_with(dir.path(), Box::new(File::sync_data));
+        ledger.append(&entry(4)).unwrap().wait().unwrap();
+    }
+
+    #[test]
+    fn all_who_come_while_a_sync_runs_share_the_next_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (entered, enters) = mpsc::channel();
+        let (go, goes) = mpsc::channel();
+        let goes = Mutex::new(goes);
+        let sync = move |_: &File| {
+            // The receivers are gone once the test has seen enough.
+            let _ = entered.send(());
+            let _ = goes.lock().unwrap().recv();
+            Ok(())
+        };
+        let ledger = open_with(dir.path(), Box::new(sync));
+        let first = ledger.append(&entry(0)).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| first.wait().unwrap());
+            enters.recv().unwrap();
+            // The first sync runs. Two hundred more records, of which one is waited for.
+            (1..200).for_each(|n| drop(ledger.append(&entry(n)).unwrap()));
+            let last = ledger.append(&entry(200)).unwrap();
+            assert_eq!(ledger.status().durable_seq, 0);
+            go.send(()).unwrap();
+            let waiter = scope.spawn(|| last.wait());
+            enters.recv().unwrap();
+            go.send(()).unwrap();
+            waiter.join().unwrap().unwrap();
+            assert_eq!((ledger.status().durable_seq, ledger.status().commits), (201, 2));
+        });
+        drop((go, enters));
+    }
+
+    #[test]
+    fn a_result_makes_its_intent_durable_with_one_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = open_with(dir.path(), Box::new(File::sync_data));
+        let intent = ledger.append(&entry(1)).unwrap();
+        let result = ledger.append(&entry(2)).unwrap();
+        runtime().block_on(async {
+            result.durable().await.unwrap();
+            intent.durable().await.unwrap();
+        });
+        assert_eq!(ledger.status().commits, 1);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_becomes_durable_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (synced, syncs) = mpsc::channel();
+        let ledger = open_with(dir.path(), Box::new(move |file| synced.send(()).map_or(Ok(()), |()| file.sync_data())));
+        drop(ledger.append(&entry(1)).unwrap());
+        syncs.recv().unwrap();
+        drop(ledger);
+    }
+
+    #[test]
+    fn a_ticket_outlives_its_ledger() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = open_with(dir.path(), Box::new(File::sync_data));
+        let ticket = ledger.append(&entry(1)).unwrap();
+        let shared = Arc::clone(&ledger.shared);
+        drop(ledger);
+        ticket.wait().unwrap();
+        assert_eq!(shared.append(&entry(2)).unwrap_err().code, Code::LedgerUnavailable);
+    }
 }

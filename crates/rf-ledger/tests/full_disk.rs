@@ -1,0 +1,112 @@
+//! Attack: fill the disk that the ledger is on.
+
+mod common;
+
+use std::{fs, path::Path, process::Command};
+
+use common::{entry, key, open};
+use rf_ledger::verify;
+use rf_types::Code;
+
+const CHILD: &str = "RF_LEDGER_TEST_DISK";
+
+/// Not a test of its own: runs in a mount namespace with a small tmpfs at the given directory; see the next test.
+#[test]
+fn child_on_a_small_disk() {
+    let Ok(dir) = std::env::var(CHILD) else { return };
+    let dir = Path::new(&dir);
+    let ballast = dir.join("ballast");
+    let ledger = open(dir, 1 << 30);
+    ledger.append(&entry(0)).unwrap().wait().unwrap();
+    let mut accepted = 1;
+    for round in 0..3 {
+        // Full but for a little: what is left is less than the ledger takes ahead.
+        let mut size = 8 << 20;
+        fs::File::create(&ballast).unwrap();
+        while size > 1024 {
+            let mut bytes = fs::read(&ballast).unwrap();
+            let had = bytes.len();
+            bytes.resize(had + size, 1);
+            if fs::write(&ballast, &bytes).is_err() {
+                bytes.truncate(had);
+                fs::write(&ballast, &bytes).unwrap();
+                size /= 2;
+            }
+        }
+        let mut refused = None;
+        for n in 0..100_000 {
+            match ledger.append(&entry(n)) {
+                Ok(ticket) => {
+                    accepted += 1;
+                    // Whatever was accepted does become durable, full disk or not.
+                    ticket.wait().unwrap();
+                }
+                Err(fault) => {
+                    refused = Some(fault);
+                    break;
+                }
+            }
+        }
+        let fault = refused.unwrap_or_else(|| panic!("round {round}: the disk never got full"));
+        assert_eq!(fault.code, Code::LedgerUnavailable);
+        assert!(fault.message.contains("No space left"), "{fault}");
+        assert!(ledger.append(&entry(1)).is_err());
+        // Room again, and it goes on without a restart.
+        fs::remove_file(&ballast).unwrap();
+        ledger.append(&entry(2)).unwrap().wait().unwrap();
+        accepted += 1;
+    }
+    drop(ledger);
+    let report = verify(&dir.join("ledger"), Some(&key()), None).unwrap();
+    assert_eq!((report.problem, report.records, report.torn_bytes), (None, accepted, 0));
+    println!("held on a full disk");
+}
+
+#[test]
+fn a_full_disk_refuses_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
+        .arg("mount -t tmpfs -o size=6m none \"$0\"; exec \"$1\" --exact child_on_a_small_disk --nocapture")
+        .arg(dir.path())
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, dir.path())
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("held on a full disk"), "{text}");
+}
+
+/// A limit on the size of files stands for every other failure of write(2): the signal is blocked by the shell's trap.
+#[test]
+fn child_with_a_limit_on_file_sizes() {
+    let Ok(dir) = std::env::var("RF_LEDGER_TEST_FSIZE") else { return };
+    let ledger = open(Path::new(&dir), 1 << 30);
+    let mut accepted = 0;
+    let fault = loop {
+        match ledger.append(&entry(accepted)) {
+            Ok(_) => accepted += 1,
+            Err(fault) => break fault,
+        }
+    };
+    assert_eq!(fault.code, Code::LedgerUnavailable);
+    assert!(accepted > 100);
+    drop(ledger);
+    let report = verify(&Path::new(&dir).join("ledger"), Some(&key()), None).unwrap();
+    assert_eq!((report.problem, report.records), (None, accepted.into()));
+    println!("held at the limit");
+}
+
+#[test]
+fn a_limit_on_file_sizes_refuses_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        // An ignored signal stays ignored across exec; the write then fails with EFBIG.
+        .args(["-ec", "trap '' XFSZ; ulimit -f 200; exec \"$0\" --exact child_with_a_limit_on_file_sizes --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .env("RF_LEDGER_TEST_FSIZE", dir.path())
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("held at the limit"), "{text}");
+}
