@@ -1,5 +1,46 @@
 //! Places: the sandboxes and machines in which operations run, the life of an exec, and the choice of a place.
 //!
 //! Decides nothing about who may; every function that does something for a user takes a [`rf_policy::Permit`].
+//!
+//! ```text
+//!  Places ── resolve ──▶ route ──▶ machine (its connection is another's) | sandbox
+//!    │ Sandboxes: life, lease, adoption ── WardenClient ──▶ warden
+//!    │    └ SandboxPlace: execs, files ── InitClient ──▶ rf-init of that sandbox
+//!    └ Execs: foreground streams, background spools
+//! ```
+//!
+//! **Invariant:** nothing here reads a path of a user's on the host; bytes come and go by descriptors that were checked.
+//! **Boundary:** everything an init or a helper inside a sandbox says is hostile.
 
+mod attach;
+mod content;
+mod encode;
+pub mod execs;
+mod foreground;
+mod init_client;
+pub mod life;
+mod packet;
+mod piece;
+mod pipe;
 pub mod place;
+pub mod places;
+pub mod quota;
+mod reactor;
+mod refusal;
+pub mod route;
+pub mod sandbox;
+mod sandbox_files;
+pub mod sandboxes;
+mod spool;
+pub mod warden;
+
+pub use execs::{ExecClaim, ExecEvent, Execs, ExecsConfig};
+pub use foreground::{Collected, Foreground};
+pub use init_client::{ANSWER_TIME, PING_TIME};
+pub use piece::{PIECE_LEN, pieces};
+pub use place::{FileAnswer, Place};
+pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
+pub use sandbox_files::action as file_action;
+pub use sandboxes::{EndedWhy, Rows, SandboxClaim, SandboxRow, Sandboxes};
+pub use spool::Which;
+pub use warden::WardenClient;

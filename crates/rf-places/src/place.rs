@@ -25,7 +25,8 @@ pub trait Place: Send + Sync {
     /// Starts an exec under an id that the caller made. At most once: an id is never started again, also after a
     /// dropped connection.
     ///
-    /// `keep` asks the place to keep the streams reachable for another server, should this one die.
+    /// `keep` asks the place to keep the streams reachable for another server, should this one die. Without it the
+    /// exec belongs to its caller: [`Spawned::exit`] dropped before it resolved kills the whole tree.
     ///
     /// # Errors
     /// `exec_failed` with what the kernel said; `place_exhausted`; `place_lost`; `owner_forbids`.
@@ -70,6 +71,11 @@ pub trait Place: Send + Sync {
 
     /// Lets the place forget an ended exec. Failure is of no consequence.
     fn forget(&self, exec: ExecId) -> BoxFuture<'_, ()>;
+
+    /// The sandbox behind it, if it is one: its pipes can be spliced without their bytes passing through the server.
+    fn sandbox(&self) -> Option<&crate::sandbox::SandboxPlace> {
+        None
+    }
 }
 
 /// A started exec.

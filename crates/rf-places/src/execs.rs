@@ -1,0 +1,723 @@
+//! The execs of every user: those whose caller waits, and those that outlive their request. Each is known only by user
+//! and id together, is started at most once, and holds its place in its user's quota until it ends.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::Future,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures::{future::BoxFuture, stream::BoxStream};
+use rf_policy::{Action, Permit};
+use rf_types::{
+    Code, ExecId, ExecInfo, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SignalScope, Usage, UserId, units::UnixMs,
+};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{Mutex as AsyncMutex, watch},
+};
+
+use crate::{
+    content::content,
+    encode::argv_of,
+    foreground::Foreground,
+    place::{ByteWriter, Place, Resize, Spawned},
+    quota::{Hold, Quota, of_exec},
+    sandbox::RawSpawned,
+    sandboxes::now_ms,
+    spool::{About, Progress, Spool, Which},
+};
+
+/// What is kept of execs, and where.
+#[derive(Clone, Debug)]
+pub struct ExecsConfig {
+    /// The directory of the background execs' output; made if missing.
+    pub spool: PathBuf,
+    /// Most bytes kept of each output of a background exec.
+    pub bytes_max: u64,
+    /// Most ended execs kept for each user; the oldest go first.
+    pub ended_max: usize,
+    /// How long an ended exec is kept, milliseconds.
+    pub ended_ms_max: u64,
+}
+
+impl ExecsConfig {
+    /// 16 MiB of each output, 200 ended execs of each user, for a day.
+    #[must_use]
+    pub fn standard(spool: PathBuf) -> Self {
+        Self { spool, bytes_max: 16 << 20, ended_max: 200, ended_ms_max: 86_400_000 }
+    }
+}
+
+/// Leave to start one exec, already counted in its user's quota; see [`crate::places::Places::claim_exec`].
+#[must_use = "a claim that nobody uses is given back"]
+#[derive(Debug)]
+pub struct ExecClaim {
+    pub(crate) permit: Permit,
+    pub(crate) hold: Hold,
+}
+
+/// What one exec printed so far, or how it ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExecEvent {
+    /// Bytes of standard output, or of the terminal.
+    Stdout(Bytes),
+    /// Bytes of standard error.
+    Stderr(Bytes),
+    /// Some output was dropped because it was too much.
+    Truncated(Which),
+    /// It ended; the last event.
+    Ended(ExecState),
+}
+
+/// The execs; cheap to clone.
+#[derive(Clone)]
+pub struct Execs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ExecsConfig,
+    quota: Quota,
+    users: Mutex<HashMap<UserId, UserExecs>>,
+}
+
+#[derive(Default)]
+struct UserExecs {
+    execs: HashMap<ExecId, Arc<Entry>>,
+    ended: VecDeque<(UnixMs, ExecId)>,
+}
+
+/// One exec.
+pub(crate) struct Entry {
+    user: UserId,
+    place: PlaceRef,
+    /// Not kept alive from here: when the place goes, so do its execs.
+    runs_in: Weak<dyn Place>,
+    info: Mutex<ExecInfo>,
+    state: watch::Sender<ExecState>,
+    hold: Mutex<Option<Hold>>,
+    kept: Option<Kept>,
+}
+
+/// What a background exec has beside.
+struct Kept {
+    spool: Spool,
+    out: Arc<watch::Sender<Progress>>,
+    err: Arc<watch::Sender<Progress>>,
+    stdin: AsyncMutex<Option<ByteWriter>>,
+    resize: Mutex<Option<Box<dyn Resize>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spool_failed(error: &io::Error) -> Fault {
+    Fault::new(
+        Code::ServerBusy,
+        format!("cannot keep the output of a background exec: {}", error.kind()),
+        "the server's disk may be full: ask the operator",
+    )
+}
+
+/// What the end of an exec makes its state.
+fn ended_state(end: &Result<ExitReport, Fault>) -> ExecState {
+    match end {
+        Ok(report) => ExecState::Exited(*report),
+        Err(_) => ExecState::Lost,
+    }
+}
+
+impl Execs {
+    /// Opens the spool and reads what an earlier server left there; those that ran then are listed as running until
+    /// [`Execs::adopt`] and [`Execs::adoption_over`] say what became of them.
+    ///
+    /// # Errors
+    /// When the spool cannot be made or read.
+    pub fn open(config: ExecsConfig, quota: Quota) -> io::Result<Self> {
+        std::fs::create_dir_all(&config.spool)?;
+        let this = Self { inner: Arc::new(Inner { config, quota, users: Mutex::default() }) };
+        let mut ended = Vec::new();
+        for (exec, spool) in Spool::all(&this.inner.config.spool)? {
+            // A directory without its description is of a start that never came to be.
+            let Some(about) = spool.read_about()? else {
+                spool.remove();
+                continue;
+            };
+            let over = |which| Progress { ended: true, ..spool.progress(which) };
+            let entry = this.entry(about.user, about.place, None, about.info, None, Some(&spool), over);
+            lock(&this.inner.users).entry(about.user).or_default().execs.insert(exec, entry);
+            if let Some(at) = about.ended_at {
+                ended.push((at, about.user, exec));
+            }
+        }
+        ended.sort_unstable_by_key(|(at, ..)| *at);
+        for (at, user, exec) in ended {
+            lock(&this.inner.users).entry(user).or_default().ended.push_back((at, exec));
+            this.retain(user);
+        }
+        Ok(this)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn entry(
+        &self,
+        user: UserId,
+        place: PlaceRef,
+        runs_in: Option<&Arc<dyn Place>>,
+        info: ExecInfo,
+        hold: Option<Hold>,
+        spool: Option<&Spool>,
+        progress: impl Fn(Which) -> Progress,
+    ) -> Arc<Entry> {
+        let kept = spool.map(|spool| Kept {
+            spool: spool.clone(),
+            out: Arc::new(watch::Sender::new(progress(Which::Stdout))),
+            err: Arc::new(watch::Sender::new(progress(Which::Stderr))),
+            stdin: AsyncMutex::new(None),
+            resize: Mutex::new(None),
+        });
+        Arc::new(Entry {
+            user,
+            place,
+            runs_in: runs_in.map_or_else(no_place, Arc::downgrade),
+            state: watch::Sender::new(info.state),
+            info: Mutex::new(info),
+            hold: Mutex::new(hold),
+            kept,
+        })
+    }
+
+    /// Enters an exec that is about to start.
+    fn begin(
+        &self,
+        claim: ExecClaim,
+        place: &Arc<dyn Place>,
+        exec: ExecId,
+        spec: &ExecSpec,
+        spool: Option<&Spool>,
+    ) -> Result<(Permit, Arc<Entry>), Fault> {
+        let ExecClaim { permit, hold } = claim;
+        permit.require(Action::Exec)?;
+        let user = permit.user();
+        let info = ExecInfo {
+            id: exec,
+            pid: 0,
+            argv: argv_of(&spec.program),
+            background: spool.is_some(),
+            pty: spec.pty.is_some(),
+            started_at: now_ms(),
+            state: ExecState::Running,
+        };
+        let entry = self.entry(user, place.place(), Some(place), info, Some(hold), spool, |_| Progress::default());
+        match lock(&self.inner.users).entry(user).or_default().execs.entry(exec) {
+            std::collections::hash_map::Entry::Occupied(_) => Err(Fault::new(
+                Code::Conflict,
+                format!("exec `{exec}` was already started"),
+                "ask for its state; an id is started at most once",
+            )),
+            std::collections::hash_map::Entry::Vacant(vacant) => {
+                vacant.insert(Arc::clone(&entry));
+                Ok((permit, entry))
+            }
+        }
+    }
+
+    /// An exec that never came to run is forgotten. One whose start may have happened is not: its id stays used.
+    fn not_started(&self, entry: &Arc<Entry>, fault: &Fault) {
+        let id = lock(&entry.info).id;
+        if matches!(fault.code, Code::PlaceLost | Code::TimedOut) {
+            self.end(entry, id, ExecState::Lost);
+            return;
+        }
+        if let Some(user) = lock(&self.inner.users).get_mut(&entry.user) {
+            user.execs.remove(&id);
+        }
+        if let Some(kept) = &entry.kept {
+            kept.spool.remove();
+        }
+    }
+
+    /// Starts an exec whose caller waits: dropped, its whole tree is killed.
+    ///
+    /// # Errors
+    /// What the place says; `conflict` when the id was started before.
+    pub async fn run(
+        &self,
+        claim: ExecClaim,
+        place: &Arc<dyn Place>,
+        exec: ExecId,
+        spec: &ExecSpec,
+    ) -> Result<Foreground, Fault> {
+        let (permit, entry) = self.begin(claim, place, exec, spec, None)?;
+        // Also when the caller goes away while the place starts it.
+        let guard = EndGuard { execs: self.clone(), entry, exec, over: false };
+        match place.spawn(&permit, exec, spec, false).await {
+            Ok(Spawned { pid, stdin, stdout, stderr, resize, exit }) => {
+                lock(&guard.entry.info).pid = pid;
+                let exit = WatchedExit { exit, guard };
+                Ok(Foreground { id: exec, pid, stdin, stdout, stderr, resize, exit: Box::pin(exit) })
+            }
+            Err(fault) => {
+                guard.not_started(&fault);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Starts an exec that outlives its request. Goes on also when the caller stops waiting.
+    ///
+    /// # Errors
+    /// As [`Execs::run`]; `server_busy` when its output cannot be kept.
+    pub async fn run_background(
+        &self,
+        claim: ExecClaim,
+        place: &Arc<dyn Place>,
+        exec: ExecId,
+        spec: &ExecSpec,
+    ) -> Result<ExecInfo, Fault> {
+        let (this, place, spec) = (self.clone(), Arc::clone(place), spec.clone());
+        let started = tokio::spawn(async move { this.start_background(claim, &place, exec, &spec).await });
+        started.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the start of an exec ended early", "")))
+    }
+
+    async fn start_background(
+        &self,
+        claim: ExecClaim,
+        place: &Arc<dyn Place>,
+        exec: ExecId,
+        spec: &ExecSpec,
+    ) -> Result<ExecInfo, Fault> {
+        let spool = Spool::of(&self.inner.config.spool, exec);
+        let (permit, entry) = self.begin(claim, place, exec, spec, Some(&spool))?;
+        let started = async {
+            let about = entry.about(None);
+            spool.make().and_then(|()| spool.write_about(&about)).map_err(|error| spool_failed(&error))?;
+            match place.sandbox() {
+                Some(sandbox) => sandbox.spawn_raw(&permit, exec, spec, true).await,
+                None => place.spawn(&permit, exec, spec, true).await.map(RawSpawned::from),
+            }
+        };
+        match started.await {
+            Ok(raw) => {
+                lock(&entry.info).pid = raw.pid;
+                // The pid is for people only; that the exec runs was written before it did.
+                let _ = spool.write_about(&entry.about(None));
+                self.pump(Arc::clone(&entry), exec, raw).await;
+                let info = lock(&entry.info).clone();
+                Ok(info)
+            }
+            Err(fault) => {
+                self.not_started(&entry, &fault);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Moves the exec's output to its spool, and notes its end.
+    async fn pump(&self, entry: Arc<Entry>, exec: ExecId, raw: RawSpawned) {
+        let RawSpawned { pid: _, stdin, stdout, stderr, resize, exit } = raw;
+        let Some(kept) = &entry.kept else { return };
+        *kept.stdin.lock().await = stdin;
+        *lock(&kept.resize) = resize;
+        let bytes_max = self.inner.config.bytes_max;
+        let this = self.clone();
+        let entry = Arc::clone(&entry);
+        tokio::spawn(async move {
+            let Some(kept) = &entry.kept else { return };
+            let out = kept.spool.pump(Which::Stdout, stdout, bytes_max, Arc::clone(&kept.out));
+            let err = kept.spool.pump(Which::Stderr, stderr, bytes_max, Arc::clone(&kept.err));
+            let end = async {
+                let end = exit.await;
+                // Nobody reads it any more.
+                *kept.stdin.lock().await = None;
+                this.end(&entry, exec, ended_state(&end));
+            };
+            futures::future::join3(out, err, end).await;
+            // What the place kept for another server is no longer needed.
+            if let Some(place) = entry.runs_in.upgrade() {
+                place.forget(exec).await;
+            }
+        });
+    }
+
+    /// Notes the end of an exec, frees its part of the quota, and lets the oldest ended ones go.
+    fn end(&self, entry: &Arc<Entry>, exec: ExecId, state: ExecState) {
+        let now = now_ms();
+        lock(&entry.info).state = state;
+        if let Some(kept) = &entry.kept
+            && let Err(error) = kept.spool.write_about(&entry.about(Some(now)))
+        {
+            tracing::warn!(%error, %exec, "cannot note the end of a background exec");
+        }
+        drop(lock(&entry.hold).take());
+        entry.state.send_replace(state);
+        lock(&self.inner.users).entry(entry.user).or_default().ended.push_back((now, exec));
+        self.retain(entry.user);
+    }
+
+    /// Lets go of a user's ended execs that are too many or too old.
+    fn retain(&self, user: UserId) {
+        let ExecsConfig { ended_max, ended_ms_max, .. } = self.inner.config;
+        let oldest = now_ms().saturating_sub(ended_ms_max);
+        let mut gone = Vec::new();
+        {
+            let mut users = lock(&self.inner.users);
+            let Some(execs) = users.get_mut(&user) else { return };
+            while let Some((at, exec)) = execs.ended.front().copied() {
+                if execs.ended.len() <= ended_max && at >= oldest {
+                    break;
+                }
+                execs.ended.pop_front();
+                gone.extend(execs.execs.remove(&exec));
+            }
+            if execs.execs.is_empty() {
+                users.remove(&user);
+            }
+        }
+        for entry in gone {
+            if let Some(kept) = &entry.kept {
+                kept.spool.remove();
+            }
+        }
+    }
+
+    /// Lets go of every user's ended execs that are too old; to be called now and then.
+    pub fn sweep(&self) {
+        let users: Vec<_> = lock(&self.inner.users).keys().copied().collect();
+        for user in users {
+            self.retain(user);
+        }
+    }
+
+    fn find(&self, user: UserId, exec: ExecId) -> Result<Arc<Entry>, Fault> {
+        let users = lock(&self.inner.users);
+        users.get(&user).and_then(|execs| execs.execs.get(&exec)).cloned().ok_or_else(|| Fault::not_found("exec"))
+    }
+
+    /// One exec as listed.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's.
+    pub fn info(&self, user: UserId, exec: ExecId) -> Result<ExecInfo, Fault> {
+        Ok(lock(&self.find(user, exec)?.info).clone())
+    }
+
+    /// Where an exec runs or ran.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's.
+    pub fn place_of(&self, user: UserId, exec: ExecId) -> Result<PlaceRef, Fault> {
+        Ok(self.find(user, exec)?.place)
+    }
+
+    /// A user's execs, newest first; only those of `place` if one is named.
+    #[must_use]
+    pub fn list(&self, user: UserId, place: Option<PlaceRef>) -> Vec<ExecInfo> {
+        let users = lock(&self.inner.users);
+        let Some(execs) = users.get(&user) else { return Vec::new() };
+        let mut infos: Vec<_> = (execs.execs.values())
+            .filter(|entry| place.is_none_or(|place| entry.place == place))
+            .map(|entry| lock(&entry.info).clone())
+            .collect();
+        infos.sort_by_key(|info| std::cmp::Reverse((info.started_at, info.id)));
+        infos
+    }
+
+    /// How many run, over all users.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        let users = lock(&self.inner.users);
+        users.values().flat_map(|execs| execs.execs.values()).filter(|entry| entry.is_running()).count()
+    }
+
+    /// Waits until an exec has ended.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's.
+    pub async fn wait(&self, permit: &Permit, exec: ExecId) -> Result<ExecState, Fault> {
+        permit.require(Action::ExecRead)?;
+        let entry = self.find(permit.user(), exec)?;
+        let mut state = entry.state.subscribe();
+        let ended = state.wait_for(|state| *state != ExecState::Running).await;
+        ended.map(|state| *state).map_err(|_| Fault::not_found("exec"))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `not_found` when there is no such exec or it has ended; what the place says.
+    pub async fn signal(&self, permit: &Permit, exec: ExecId, signal: i32, scope: SignalScope) -> Result<(), Fault> {
+        permit.require(Action::ExecControl)?;
+        let entry = self.find(permit.user(), exec)?;
+        if !entry.is_running() {
+            return Err(Fault::not_found("running exec"));
+        }
+        let place = entry.runs_in.upgrade().ok_or_else(|| crate::refusal::lost("it was destroyed"))?;
+        place.signal(permit, exec, signal, scope).await
+    }
+
+    /// Writes to a background exec's standard input or terminal; waits while it does not read.
+    ///
+    /// # Errors
+    /// `not_found`; `conflict` when it has no standard input, or that is closed.
+    pub async fn write_stdin(&self, permit: &Permit, exec: ExecId, bytes: &[u8]) -> Result<(), Fault> {
+        permit.require(Action::ExecControl)?;
+        let entry = self.find(permit.user(), exec)?;
+        let kept = entry.kept()?;
+        let mut stdin = kept.stdin.lock().await;
+        let writer = stdin.as_mut().ok_or_else(no_stdin)?;
+        if writer.write_all(bytes).await.is_err() {
+            *stdin = None;
+            return Err(no_stdin());
+        }
+        Ok(())
+    }
+
+    /// Closes a background exec's standard input.
+    ///
+    /// # Errors
+    /// `not_found`; `conflict` when it has none, or that is closed.
+    pub async fn close_stdin(&self, permit: &Permit, exec: ExecId) -> Result<(), Fault> {
+        permit.require(Action::ExecControl)?;
+        let entry = self.find(permit.user(), exec)?;
+        let mut writer = entry.kept()?.stdin.lock().await.take().ok_or_else(no_stdin)?;
+        // It is gone either way.
+        let _ = writer.shutdown().await;
+        Ok(())
+    }
+
+    /// Sets the size of a background exec's terminal.
+    ///
+    /// # Errors
+    /// `not_found`; `conflict` when it has no terminal.
+    pub fn resize(&self, permit: &Permit, exec: ExecId, rows: u16, cols: u16) -> Result<(), Fault> {
+        permit.require(Action::ExecControl)?;
+        let entry = self.find(permit.user(), exec)?;
+        let resize = lock(&entry.kept()?.resize);
+        let no_terminal = || Fault::new(Code::Conflict, "the exec has no terminal", "start it with `pty`");
+        resize.as_ref().ok_or_else(no_terminal)?.resize(rows, cols)
+    }
+
+    /// What a background exec printed, from the given offsets of each output on, and what it prints from now on while
+    /// `follow`; ends with [`ExecEvent::Ended`] when it has ended, or simply ends when not to follow. Several may
+    /// attach at once.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's; `conflict` for an exec that is not in the background.
+    pub fn attach(
+        &self,
+        permit: &Permit,
+        exec: ExecId,
+        stdout_from: u64,
+        stderr_from: u64,
+        follow: bool,
+    ) -> Result<BoxStream<'static, Result<ExecEvent, Fault>>, Fault> {
+        permit.require(Action::ExecRead)?;
+        let entry = self.find(permit.user(), exec)?;
+        entry.kept()?;
+        Ok(crate::attach::attach(entry, stdout_from, stderr_from, follow))
+    }
+
+    /// A part of one output of a background exec, and whether bytes after the last kept one were dropped.
+    ///
+    /// # Errors
+    /// As [`Execs::attach`].
+    pub fn output(
+        &self,
+        permit: &Permit,
+        exec: ExecId,
+        which: Which,
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<(BoxStream<'static, Result<Bytes, Fault>>, bool), Fault> {
+        permit.require(Action::ExecRead)?;
+        let entry = self.find(permit.user(), exec)?;
+        let kept = entry.kept()?;
+        let truncated = kept.progress(which).borrow().truncated;
+        match kept.spool.open_to_read(which) {
+            Ok(fd) => Ok((content(fd, offset, length, "output"), truncated)),
+            // Nothing was printed yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok((Box::pin(futures::stream::empty()), truncated))
+            }
+            Err(error) => Err(spool_failed(&error)),
+        }
+    }
+
+    /// Removes an ended exec with its output.
+    ///
+    /// # Errors
+    /// `not_found`; `conflict` while it runs.
+    pub fn remove(&self, permit: &Permit, exec: ExecId) -> Result<(), Fault> {
+        permit.require(Action::ExecControl)?;
+        let entry = self.find(permit.user(), exec)?;
+        if entry.is_running() {
+            return Err(Fault::new(Code::Conflict, "the exec is running", "kill it first"));
+        }
+        if let Some(execs) = lock(&self.inner.users).get_mut(&entry.user) {
+            execs.execs.remove(&exec);
+            execs.ended.retain(|(_, ended)| *ended != exec);
+        }
+        if let Some(kept) = &entry.kept {
+            kept.spool.remove();
+        }
+        Ok(())
+    }
+
+    /// Takes over what runs in an adopted place; everything becomes a background exec.
+    ///
+    /// # Errors
+    /// `place_lost`, `timed_out`.
+    pub async fn adopt(&self, user: UserId, place: &Arc<dyn Place>) -> Result<(), Fault> {
+        let found: Vec<(ExecId, bool, u64, RawSpawned)> = match place.sandbox() {
+            Some(sandbox) => sandbox.adopt_raw().await?,
+            None => {
+                let adopted = place.adopt_execs().await?;
+                adopted.into_iter().map(|found| (found.exec, found.pty, found.wall_us, found.spawned.into())).collect()
+            }
+        };
+        for (exec, pty, wall_us, raw) in found {
+            let spool = Spool::of(&self.inner.config.spool, exec);
+            let about = spool.read_about().ok().flatten().filter(|about| about.user == user);
+            if let Some(About { ended_at: Some(_), .. }) = about {
+                // Its end is known and its output is whole: nothing is left to take over.
+                place.forget(exec).await;
+                continue;
+            }
+            let known = about.is_some();
+            let info = about.map_or_else(
+                || ExecInfo {
+                    id: exec,
+                    pid: raw.pid,
+                    argv: Vec::new(),
+                    background: true,
+                    pty,
+                    started_at: now_ms().saturating_sub(wall_us / 1000),
+                    state: ExecState::Running,
+                },
+                |about| ExecInfo { pid: raw.pid, ..about.info },
+            );
+            if !known && let Err(error) = spool.make() {
+                tracing::warn!(%error, %exec, "the output of an exec that is taken over cannot be kept");
+            }
+            let hold = Some(self.inner.quota.hold(user, of_exec()));
+            let progress = |which| spool.progress(which);
+            let entry = self.entry(user, place.place(), Some(place), info, hold, Some(&spool), progress);
+            lock(&self.inner.users).entry(user).or_default().execs.insert(exec, Arc::clone(&entry));
+            // As with a start: what cannot be written now is written at its end.
+            let _ = spool.write_about(&entry.about(None));
+            self.pump(entry, exec, raw).await;
+        }
+        Ok(())
+    }
+
+    /// Every place that lives was adopted: what is still said to run, and runs in none of them, is lost.
+    pub fn adoption_over(&self) {
+        let stray: Vec<_> = {
+            let users = lock(&self.inner.users);
+            (users.values().flat_map(|execs| execs.execs.iter()))
+                .filter(|(_, entry)| entry.is_running() && entry.runs_in.upgrade().is_none())
+                .filter(|(_, entry)| matches!(entry.place, PlaceRef::Sandbox(_)))
+                .map(|(exec, entry)| (*exec, Arc::clone(entry)))
+                .collect()
+        };
+        for (exec, entry) in stray {
+            self.end(&entry, exec, ExecState::Lost);
+        }
+    }
+}
+
+/// A place that is not there.
+fn no_place() -> Weak<dyn Place> {
+    Weak::<crate::sandbox::SandboxPlace>::new()
+}
+
+fn no_stdin() -> Fault {
+    Fault::new(Code::Conflict, "the exec has no open standard input", "start it with `stdin`")
+}
+
+impl Entry {
+    fn is_running(&self) -> bool {
+        *self.state.borrow() == ExecState::Running
+    }
+
+    fn kept(&self) -> Result<&Kept, Fault> {
+        self.kept.as_ref().ok_or_else(|| {
+            Fault::new(Code::Conflict, "the exec is not in the background", "its output goes to who started it")
+        })
+    }
+
+    fn about(&self, ended_at: Option<UnixMs>) -> About {
+        About { user: self.user, place: self.place, info: lock(&self.info).clone(), ended_at }
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<ExecState> {
+        self.state.subscribe()
+    }
+
+    /// One output's progress and file; `None` in the foreground.
+    pub(crate) fn output(&self, which: Which) -> Option<(watch::Receiver<Progress>, &Spool)> {
+        self.kept.as_ref().map(|kept| (kept.progress(which).subscribe(), &kept.spool))
+    }
+}
+
+impl Kept {
+    fn progress(&self, which: Which) -> &watch::Sender<Progress> {
+        match which {
+            Which::Stdout => &self.out,
+            Which::Stderr => &self.err,
+        }
+    }
+}
+
+/// Notes the end of a foreground exec, whatever its caller does.
+struct EndGuard {
+    execs: Execs,
+    entry: Arc<Entry>,
+    exec: ExecId,
+    over: bool,
+}
+
+impl EndGuard {
+    fn not_started(mut self, fault: &Fault) {
+        self.over = true;
+        self.execs.not_started(&self.entry, fault);
+    }
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if !self.over {
+            // The caller went away and the place kills the tree.
+            const SIGKILL: i32 = 9;
+            let wall_us = now_ms().saturating_sub(lock(&self.entry.info).started_at).saturating_mul(1000);
+            let usage = Usage { wall_us, ..Usage::default() };
+            let killed = ExitReport { code: None, signal: Some(SIGKILL), timed_out: false, usage };
+            self.execs.end(&self.entry, self.exec, ExecState::Exited(killed));
+        }
+    }
+}
+
+/// The end of a foreground exec, noted when it comes.
+struct WatchedExit {
+    exit: BoxFuture<'static, Result<ExitReport, Fault>>,
+    guard: EndGuard,
+}
+
+impl Future for WatchedExit {
+    type Output = Result<ExitReport, Fault>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let end = ready!(self.exit.as_mut().poll(context));
+        self.guard.over = true;
+        self.guard.execs.end(&self.guard.entry, self.guard.exec, ended_state(&end));
+        Poll::Ready(end)
+    }
+}

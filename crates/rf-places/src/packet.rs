@@ -1,0 +1,155 @@
+//! Datagrams with descriptors over a `SOCK_SEQPACKET` Unix socket (unix(7)). Never blocks; knows no message.
+
+use std::{
+    cell::RefCell,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rf_wire::init::{FDS_MAX, INLINE_MAX};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+
+thread_local! {
+    /// One receive buffer for each thread, not for each socket: thousands of sockets are idle at any moment.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; INLINE_MAX]);
+}
+
+/// What came of an attempt to receive.
+#[derive(Debug)]
+pub(crate) enum Received<T> {
+    /// A message, already looked at.
+    Message(T),
+    /// Nothing there now.
+    Empty,
+    /// The other side is gone.
+    Closed,
+    /// A message that does not fit, or with too many descriptors: the other side breaks the rules.
+    Broken,
+}
+
+/// Takes one message, if there is one, and hands it with its descriptors to `look`.
+///
+/// `look` must not receive on this thread.
+///
+/// # Errors
+/// What recvmsg(2) says, but for `EAGAIN` and `ECONNRESET`.
+pub(crate) fn receive<T>(
+    socket: BorrowedFd<'_>,
+    look: impl FnOnce(&[u8], Vec<OwnedFd>) -> T,
+) -> io::Result<Received<T>> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let got = loop {
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {
+                Ok(got) => break got,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => return Ok(Received::Empty),
+                Err(rustix::io::Errno::CONNRESET) => return Ok(Received::Closed),
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
+            return Ok(Received::Broken);
+        }
+        // A datagram of no bytes is no message of ours either, so it may pass for the end.
+        if got.bytes == 0 {
+            return Ok(Received::Closed);
+        }
+        Ok(Received::Message(look(&buffer[..got.bytes], fds)))
+    })
+}
+
+/// Sends one message with its descriptors, whole or not at all.
+///
+/// # Errors
+/// `WouldBlock` when the other side's queue is full; else what sendmsg(2) says.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// A pair of connected sockets, both non-blocking and closed on exec.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`; see socketpair(2).
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// Waits until there is room, then sends.
+///
+/// # Errors
+/// As [`send`], but for `WouldBlock`.
+pub(crate) async fn send_waiting(
+    socket: &tokio::io::unix::AsyncFd<OwnedFd>,
+    bytes: &[u8],
+    fds: &[OwnedFd],
+) -> io::Result<()> {
+    let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    loop {
+        match send(socket.get_ref().as_fd(), bytes, &borrowed) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        let mut guard = socket.writable().await?;
+        match send(socket.get_ref().as_fd(), bytes, &borrowed) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_keeps_its_borders_and_descriptors() {
+        let (a, b) = pair().unwrap();
+        let (read_end, _write_end) = rustix::pipe::pipe().unwrap();
+        send(a.as_fd(), b"one", &[read_end.as_fd()]).unwrap();
+        send(a.as_fd(), b"two", &[]).unwrap();
+        let take = |bytes: &[u8], fds: Vec<OwnedFd>| (bytes.to_vec(), fds.len());
+        let Received::Message(one) = receive(b.as_fd(), take).unwrap() else { panic!("no message") };
+        let Received::Message(two) = receive(b.as_fd(), take).unwrap() else { panic!("no message") };
+        assert_eq!((one, two), ((b"one".to_vec(), 1), (b"two".to_vec(), 0)));
+        assert!(matches!(receive(b.as_fd(), take).unwrap(), Received::Empty));
+        drop(a);
+        assert!(matches!(receive(b.as_fd(), take).unwrap(), Received::Closed));
+    }
+
+    #[test]
+    fn more_descriptors_than_allowed_are_broken() {
+        let (a, b) = pair().unwrap();
+        let fds: Vec<_> = (0..FDS_MAX + 2).map(|_| a.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX + 2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        sendmsg(a.as_fd(), &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
+        assert!(matches!(receive(b.as_fd(), |_, _| ()).unwrap(), Received::Broken));
+    }
+}

@@ -1,0 +1,319 @@
+//! Every place of every user behind one door: joined machines, sandboxes and their execs, and the choice among them.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, future::BoxFuture};
+use rf_policy::{Permit, UserUsage};
+use rf_types::{Code, Fault, MachineId, PlaceRef, Preference, SandboxSpec, UserId};
+
+use crate::{
+    execs::{ExecClaim, Execs, ExecsConfig},
+    place::Place,
+    quota::{Quota, of_exec, of_sandbox},
+    route::{MachineState, Route, SandboxState, route},
+    sandbox::SandboxPlace,
+    sandboxes::{Rows, SandboxClaim, SandboxRow, Sandboxes},
+    warden::WardenClient,
+};
+
+/// Sandboxes whose execs are taken over at once after a start. Chosen.
+const ADOPT_AT_ONCE: usize = 32;
+/// How often ended execs that are too old are let go. Chosen.
+const SWEEP_PERIOD: Duration = Duration::from_secs(60);
+
+/// Where things are, and how much is kept.
+#[derive(Clone, Debug)]
+pub struct PlacesConfig {
+    /// The warden's socket.
+    pub warden_socket: PathBuf,
+    /// What is kept of execs.
+    pub execs: ExecsConfig,
+}
+
+/// A call's own choice of a place.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Choice {
+    /// Like the user's preference, for this call.
+    Prefer(Preference),
+    /// Exactly this one.
+    Place(PlaceRef),
+}
+
+/// Whether the user's first call may make their sandbox; the server implements it on its gate and ledger.
+pub trait FirstUse: Send + Sync {
+    /// Judges the making of the user's default sandbox, and claims it ([`Places::claim_sandbox`]).
+    ///
+    /// # Errors
+    /// `forbidden`, `limit_reached`, `ledger_unavailable`.
+    fn claim(&self) -> BoxFuture<'_, Result<SandboxClaim, Fault>>;
+}
+
+/// A joined machine as it is connected now.
+#[derive(Clone)]
+pub struct Machine {
+    /// Its id.
+    pub id: MachineId,
+    /// The place.
+    pub place: Arc<dyn Place>,
+    /// What it announced of itself.
+    pub facts: Arc<serde_json::Value>,
+}
+
+/// Where a call goes.
+pub struct Resolved {
+    /// The place.
+    pub place: Arc<dyn Place>,
+    /// The sandbox that was made for this call, if one was.
+    pub made: Option<Box<SandboxRow>>,
+}
+
+/// All places; cheap to clone.
+#[derive(Clone)]
+pub struct Places {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    warden: WardenClient,
+    sandboxes: Sandboxes,
+    execs: Execs,
+    quota: Quota,
+    machines: Mutex<HashMap<UserId, Vec<Machine>>>,
+    /// One for each user whose default sandbox is being made.
+    first_uses: Mutex<HashMap<UserId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Places {
+    /// Opens the spool and begins to connect to the warden; as soon as it is there, what lived before is taken over:
+    /// `known` are the stored rows of sandboxes that have not ended. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the spool cannot be made or read.
+    pub fn start(config: PlacesConfig, rows: Arc<dyn Rows>, known: Vec<SandboxRow>) -> std::io::Result<Self> {
+        let quota = Quota::default();
+        let execs = Execs::open(config.execs, quota.clone())?;
+        let (warden, news) = WardenClient::connect(&config.warden_socket);
+        let (sandboxes, lost) = Sandboxes::new(warden.clone(), rows, quota.clone());
+        let adopting = execs.clone();
+        tokio::spawn(sandboxes.clone().keep(news, lost, known, move |places| adopt_all(adopting.clone(), places)));
+        let sweeping = execs.clone();
+        tokio::spawn(async move {
+            let mut period = tokio::time::interval(SWEEP_PERIOD);
+            loop {
+                period.tick().await;
+                sweeping.sweep();
+            }
+        });
+        let inner = Inner { warden, sandboxes, execs, quota, machines: Mutex::default(), first_uses: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether the warden is there and what lived before was taken over.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.inner.sandboxes.is_adopted()
+    }
+
+    /// Waits until the warden is there and what lived before was taken over.
+    pub async fn ready(&self) {
+        self.inner.sandboxes.adopted().await;
+    }
+
+    /// The warden, for templates and its status.
+    #[must_use]
+    pub fn warden(&self) -> &WardenClient {
+        &self.inner.warden
+    }
+
+    /// The sandboxes.
+    #[must_use]
+    pub fn sandboxes(&self) -> &Sandboxes {
+        &self.inner.sandboxes
+    }
+
+    /// The execs.
+    #[must_use]
+    pub fn execs(&self) -> &Execs {
+        &self.inner.execs
+    }
+
+    /// What the user has now, claims under way included.
+    #[must_use]
+    pub fn usage(&self, user: UserId) -> UserUsage {
+        self.inner.quota.usage(user)
+    }
+
+    /// Claims one sandbox of `spec`: `judge` is asked with what the user has, and nobody else of the user is judged
+    /// before the claim is counted.
+    ///
+    /// # Errors
+    /// What `judge` says.
+    pub fn claim_sandbox(
+        &self,
+        user: UserId,
+        spec: SandboxSpec,
+        judge: impl FnOnce(&UserUsage) -> Result<Permit, Fault>,
+    ) -> Result<SandboxClaim, Fault> {
+        let (permit, hold) = self.inner.quota.claim(user, of_sandbox(&spec.limits), judge)?;
+        same_user(&permit, user)?;
+        Ok(SandboxClaim { permit, spec, hold })
+    }
+
+    /// Claims one exec, as [`Places::claim_sandbox`].
+    ///
+    /// # Errors
+    /// What `judge` says.
+    pub fn claim_exec(
+        &self,
+        user: UserId,
+        judge: impl FnOnce(&UserUsage) -> Result<Permit, Fault>,
+    ) -> Result<ExecClaim, Fault> {
+        let (permit, hold) = self.inner.quota.claim(user, of_exec(), judge)?;
+        same_user(&permit, user)?;
+        Ok(ExecClaim { permit, hold })
+    }
+
+    /// A user's machine connected. A machine of the same id that was there before is replaced.
+    pub fn add_machine(&self, user: UserId, place: Arc<dyn Place>, facts: serde_json::Value) {
+        let PlaceRef::Machine(id) = place.place() else { return };
+        let mut machines = lock(&self.inner.machines);
+        let own = machines.entry(user).or_default();
+        own.retain(|machine| machine.id != id);
+        own.push(Machine { id, place, facts: Arc::new(facts) });
+    }
+
+    /// A user's machine is gone; with `place`, only if it is still that connection.
+    pub fn remove_machine(&self, user: UserId, id: MachineId, place: Option<&Arc<dyn Place>>) {
+        let mut machines = lock(&self.inner.machines);
+        let Some(own) = machines.get_mut(&user) else { return };
+        own.retain(|machine| machine.id != id || place.is_some_and(|place| !Arc::ptr_eq(place, &machine.place)));
+        if own.is_empty() {
+            machines.remove(&user);
+        }
+    }
+
+    /// A user's machines that are connected, the latest last.
+    #[must_use]
+    pub fn machines(&self, user: UserId) -> Vec<Machine> {
+        lock(&self.inner.machines).get(&user).cloned().unwrap_or_default()
+    }
+
+    /// Exactly this place of the user's.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's; `no_place` is not said of a place that was named.
+    pub fn place(&self, user: UserId, place: PlaceRef) -> Result<Arc<dyn Place>, Fault> {
+        match place {
+            PlaceRef::Sandbox(id) => self.inner.sandboxes.get(user, id).map(|sandbox| sandbox as Arc<dyn Place>),
+            PlaceRef::Machine(id) => (self.machines(user).into_iter())
+                .find(|machine| machine.id == id)
+                .map(|machine| machine.place)
+                .ok_or_else(|| Fault::not_found("connected machine")),
+        }
+    }
+
+    /// Where a call of the permit's user goes. `machine_joined` says whether the store knows a machine of the user's;
+    /// `first_use` is asked when the user's own sandbox is to be made, which happens once, however many calls come
+    /// first at the same moment.
+    ///
+    /// # Errors
+    /// `no_place` with a hint; `not_found` for a named place; what `first_use` and the warden say.
+    pub async fn resolve(
+        &self,
+        permit: &Permit,
+        preference: Preference,
+        choice: Option<Choice>,
+        machine_joined: bool,
+        first_use: &dyn FirstUse,
+    ) -> Result<Resolved, Fault> {
+        let user = permit.user();
+        let choice = match choice {
+            Some(Choice::Place(place)) => return self.place(user, place).map(|place| Resolved { place, made: None }),
+            Some(Choice::Prefer(preference)) => Some(preference),
+            None => None,
+        };
+        let machine = self.machines(user).pop();
+        let machine_state = match (&machine, machine_joined) {
+            (Some(_), _) => MachineState::Here,
+            (None, true) => MachineState::Away,
+            (None, false) => MachineState::NotJoined,
+        };
+        let sandbox = self.inner.sandboxes.default_of(user);
+        let sandbox_state = match (&sandbox, self.is_ready()) {
+            (Some(_), _) => SandboxState::Alive,
+            (None, true) => SandboxState::NotMade,
+            (None, false) => SandboxState::Unavailable,
+        };
+        match (route(preference, choice, machine_state, sandbox_state)?, machine, sandbox) {
+            (Route::Machine, Some(machine), _) => Ok(Resolved { place: machine.place, made: None }),
+            (Route::Sandbox, _, Some(sandbox)) => Ok(Resolved { place: sandbox, made: None }),
+            (Route::NewSandbox, ..) => self.first(user, first_use).await,
+            (Route::Machine, None, _) | (Route::Sandbox, _, None) => {
+                Err(Fault::new(Code::Internal, "a route leads to a place that is not there", ""))
+            }
+        }
+    }
+
+    /// Makes the user's default sandbox, or takes the one that somebody else just made.
+    async fn first(&self, user: UserId, first_use: &dyn FirstUse) -> Result<Resolved, Fault> {
+        let turn = Arc::clone(lock(&self.inner.first_uses).entry(user).or_default());
+        let result = {
+            let _turn = turn.lock().await;
+            match self.inner.sandboxes.default_of(user) {
+                Some(place) => Ok(Resolved { place, made: None }),
+                None => self.make_default(user, first_use).await,
+            }
+        };
+        let mut first_uses = lock(&self.inner.first_uses);
+        // Ours and the map's: nobody else waits for a turn.
+        if Arc::strong_count(&turn) <= 2 {
+            first_uses.remove(&user);
+        }
+        drop(first_uses);
+        result
+    }
+
+    async fn make_default(&self, user: UserId, first_use: &dyn FirstUse) -> Result<Resolved, Fault> {
+        let claim = first_use.claim().await?;
+        same_user(&claim.permit, user)?;
+        let place: Arc<SandboxPlace> = self.inner.sandboxes.create(claim, None, true).await?;
+        let PlaceRef::Sandbox(id) = place.place() else {
+            return Err(Fault::new(Code::Internal, "a sandbox is no sandbox", ""));
+        };
+        let made = self.inner.sandboxes.row(user, id).ok().map(Box::new);
+        Ok(Resolved { place, made })
+    }
+}
+
+fn same_user(permit: &Permit, user: UserId) -> Result<(), Fault> {
+    if permit.user() == user {
+        Ok(())
+    } else {
+        Err(Fault::new(Code::Internal, "a permit of one user was used for another", ""))
+    }
+}
+
+/// Takes over the execs of every adopted sandbox; one that does not answer is given up.
+async fn adopt_all(execs: Execs, places: Vec<Arc<SandboxPlace>>) {
+    let adopted = futures::stream::iter(places).for_each_concurrent(ADOPT_AT_ONCE, |sandbox| {
+        let execs = execs.clone();
+        async move {
+            let place: Arc<dyn Place> = Arc::clone(&sandbox) as Arc<dyn Place>;
+            if let Err(fault) = execs.adopt(sandbox.user(), &place).await {
+                tracing::warn!(%fault, place = %place.place(), "the execs of a sandbox cannot be taken over");
+                sandbox.init().break_off(fault);
+            }
+        }
+    });
+    adopted.await;
+    execs.adoption_over();
+}

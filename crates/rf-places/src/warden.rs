@@ -1,0 +1,461 @@
+//! The server's connection to the warden: orders out, answers and news in, one connection kept for ever.
+//!
+//! ```text
+//!  no connection ──connect, Hello──▶ connected ──closed, broken──▶ no connection (tries again, 50 ms to 2 s apart)
+//! ```
+//!
+//! Without a connection every order is answered with `warden_unavailable` at once. With the warden its sandboxes are
+//! gone, for a new warden ends what it finds: so the loss of the connection is told as [`News::Lost`].
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use rf_types::{Code, Enforcement, Fault, Limits, SandboxId, SandboxSpec, TemplateName, units::UnixMs};
+use rf_wire::warden::{Answer, GoneWhy, MESSAGE_MAX, Order, Reply, Request, Status, Template, Usage, VERSION};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    packet::{self, Received},
+    reactor,
+};
+
+/// How long the warden may take to make, change or ask a sandbox. Chosen: far above what any takes under load.
+const ORDER_TIME: Duration = Duration::from_secs(30);
+/// How long it may take to unpack a layer or set a template.
+const TEMPLATE_TIME: Duration = Duration::from_secs(1_800);
+/// First and longest pause between two attempts to connect. Chosen.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Orders under way at once; more wait for the user's patience, not for memory. Chosen.
+const PENDING_MAX: usize = 4_096;
+/// The tag of the first message; those of orders begin above it.
+const HELLO_TAG: u64 = 1;
+/// News kept for a slow listener; beyond that the warden's answers wait. Chosen.
+const NEWS_MAX: usize = 16_384;
+
+/// What the warden tells by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum News {
+    /// A sandbox ended by itself.
+    Gone(SandboxId, GoneWhy),
+    /// The connection is lost, and every sandbox with it.
+    Lost,
+    /// There is a connection again.
+    Back,
+    /// A sandbox was made for somebody who no longer waits: it is to be destroyed.
+    Orphan(SandboxId),
+}
+
+/// A sandbox that was made.
+#[derive(Debug)]
+pub struct Created {
+    /// Its id.
+    pub id: SandboxId,
+    /// When its lease ends.
+    pub lease_until: UnixMs,
+    /// Whether it was prepared before.
+    pub pooled: bool,
+    /// What holds it.
+    pub enforcement: Enforcement,
+    /// The socket to its init.
+    pub(crate) socket: OwnedFd,
+}
+
+/// A sandbox that was alive before this connection.
+#[derive(Debug)]
+pub struct AdoptedSandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// As it was asked for, with the limits it has now.
+    pub spec: SandboxSpec,
+    /// When its lease ends.
+    pub lease_until: UnixMs,
+    /// What holds it.
+    pub enforcement: Enforcement,
+    /// The socket to its init.
+    pub(crate) socket: OwnedFd,
+}
+
+/// The connection to the warden; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct WardenClient {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    connected: watch::Sender<bool>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    socket: Option<Arc<AsyncFd<OwnedFd>>>,
+    tag: u64,
+    pending: HashMap<u64, Pending>,
+}
+
+#[derive(Debug)]
+enum Pending {
+    One(oneshot::Sender<Result<(Reply, Option<OwnedFd>), Fault>>),
+    Adopt(Vec<AdoptedSandbox>, oneshot::Sender<Result<Vec<AdoptedSandbox>, Fault>>),
+}
+
+fn unavailable() -> Fault {
+    Fault::new(Code::WardenUnavailable, "the warden cannot be reached", "it is restarting: try again in a few seconds")
+}
+
+fn nonsense() -> Fault {
+    Fault::new(Code::Internal, "the warden gave an answer that does not fit the order", "")
+}
+
+impl WardenClient {
+    /// Begins to connect to the warden's socket, and to stay connected. News go to the receiver; it must be read.
+    #[must_use]
+    pub fn connect(socket: &Path) -> (Self, mpsc::Receiver<News>) {
+        let (news, receiver) = mpsc::channel(NEWS_MAX);
+        let inner = Arc::new(Inner {
+            state: Mutex::new(State { tag: HELLO_TAG, ..State::default() }),
+            connected: watch::Sender::new(false),
+            keeper: Mutex::default(),
+        });
+        let keeper = tokio::spawn(keep_connected(Arc::downgrade(&inner), socket.to_owned(), news));
+        *inner.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        (Self { inner }, receiver)
+    }
+
+    /// Whether there is a connection.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        *self.inner.connected.borrow()
+    }
+
+    /// Waits until there is a connection.
+    pub async fn connected(&self) {
+        // The sender is ours, so the only way on is a connection.
+        let _ = self.inner.connected.subscribe().wait_for(|connected| *connected).await;
+    }
+
+    /// Makes a sandbox.
+    ///
+    /// # Errors
+    /// `warden_unavailable`, `timed_out`, and what the warden says: `layer_unavailable`, `template_unavailable`,
+    /// `server_busy`.
+    pub async fn create(&self, spec: SandboxSpec) -> Result<Created, Fault> {
+        match self.ask_with_fd(Order::Create { spec }, None, ORDER_TIME).await? {
+            (Reply::Created { id, lease_until, pooled, enforcement }, Some(socket)) => {
+                Ok(Created { id, lease_until, pooled, enforcement, socket })
+            }
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Destroys a sandbox; answered when nothing of it is left.
+    ///
+    /// # Errors
+    /// As [`WardenClient::create`]; `not_found`.
+    pub async fn destroy(&self, id: SandboxId) -> Result<(), Fault> {
+        self.done(Order::Destroy { id }, ORDER_TIME).await
+    }
+
+    /// Takes over every sandbox that is alive.
+    ///
+    /// # Errors
+    /// `warden_unavailable`, `timed_out`.
+    pub async fn adopt(&self) -> Result<Vec<AdoptedSandbox>, Fault> {
+        let (waiter, answer) = oneshot::channel();
+        self.send(Order::Adopt {}, None, Pending::Adopt(Vec::new(), waiter)).await?;
+        within(ORDER_TIME, answer).await
+    }
+
+    /// Sets the end of a lease.
+    ///
+    /// # Errors
+    /// As [`WardenClient::destroy`].
+    pub async fn set_lease(&self, id: SandboxId, lease_until: UnixMs) -> Result<(), Fault> {
+        self.done(Order::SetLease { id, lease_until }, ORDER_TIME).await
+    }
+
+    /// Sets limits.
+    ///
+    /// # Errors
+    /// As [`WardenClient::destroy`].
+    pub async fn set_limits(&self, id: SandboxId, limits: Limits) -> Result<(), Fault> {
+        self.done(Order::SetLimits { id, limits }, ORDER_TIME).await
+    }
+
+    /// What a sandbox uses.
+    ///
+    /// # Errors
+    /// As [`WardenClient::destroy`].
+    pub async fn usage(&self, id: SandboxId) -> Result<Usage, Fault> {
+        match self.ask(Order::Usage { id }, ORDER_TIME).await? {
+            Reply::Used(usage) => Ok(usage),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Unpacks one layer from `tar`, read from its start; gives its bytes and files.
+    ///
+    /// # Errors
+    /// As [`WardenClient::create`].
+    pub async fn unpack_layer(&self, diff_id: String, tar: OwnedFd) -> Result<(u64, u64), Fault> {
+        match self.ask_with_fd(Order::UnpackLayer { diff_id }, Some(tar), TEMPLATE_TIME).await? {
+            (Reply::Unpacked { bytes, files }, _) => Ok((bytes, files)),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Gives a template its layers, lowest first.
+    ///
+    /// # Errors
+    /// As [`WardenClient::create`].
+    pub async fn set_template(&self, name: TemplateName, layers: Vec<String>) -> Result<(), Fault> {
+        self.done(Order::SetTemplate { name, layers }, TEMPLATE_TIME).await
+    }
+
+    /// Removes a template.
+    ///
+    /// # Errors
+    /// As [`WardenClient::destroy`].
+    pub async fn remove_template(&self, name: TemplateName) -> Result<(), Fault> {
+        self.done(Order::RemoveTemplate { name }, TEMPLATE_TIME).await
+    }
+
+    /// Every template.
+    ///
+    /// # Errors
+    /// `warden_unavailable`, `timed_out`.
+    pub async fn templates(&self) -> Result<Vec<Template>, Fault> {
+        match self.ask(Order::Templates {}, ORDER_TIME).await? {
+            Reply::Templates(templates) => Ok(templates),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// The warden and its host.
+    ///
+    /// # Errors
+    /// `warden_unavailable`, `timed_out`.
+    pub async fn status(&self) -> Result<Status, Fault> {
+        match self.ask(Order::Status {}, ORDER_TIME).await? {
+            Reply::Status(status) => Ok(*status),
+            _ => Err(nonsense()),
+        }
+    }
+
+    async fn done(&self, order: Order, time: Duration) -> Result<(), Fault> {
+        match self.ask(order, time).await? {
+            Reply::Done {} => Ok(()),
+            _ => Err(nonsense()),
+        }
+    }
+
+    async fn ask(&self, order: Order, time: Duration) -> Result<Reply, Fault> {
+        self.ask_with_fd(order, None, time).await.map(|(reply, _)| reply)
+    }
+
+    async fn ask_with_fd(
+        &self,
+        order: Order,
+        fd: Option<OwnedFd>,
+        time: Duration,
+    ) -> Result<(Reply, Option<OwnedFd>), Fault> {
+        let (waiter, answer) = oneshot::channel();
+        self.send(order, fd, Pending::One(waiter)).await?;
+        within(time, answer).await
+    }
+
+    async fn send(&self, order: Order, fd: Option<OwnedFd>, pending: Pending) -> Result<(), Fault> {
+        let (socket, tag) = {
+            let mut state = self.inner.state();
+            let socket = state.socket.clone().ok_or_else(unavailable)?;
+            if state.pending.len() >= PENDING_MAX {
+                return Err(Fault::new(Code::ServerBusy, "too many orders to the warden are under way", "try again"));
+            }
+            state.tag += 1;
+            let tag = state.tag;
+            state.pending.insert(tag, pending);
+            (socket, tag)
+        };
+        let sent = send_order(&socket, tag, order, fd).await;
+        if sent.is_err() {
+            self.inner.state().pending.remove(&tag);
+        }
+        sent
+    }
+}
+
+async fn send_order(socket: &AsyncFd<OwnedFd>, tag: u64, order: Order, fd: Option<OwnedFd>) -> Result<(), Fault> {
+    let message = serde_json::to_vec(&Request { tag, order })
+        .map_err(|error| Fault::new(Code::Internal, format!("cannot encode an order: {error}"), ""))?;
+    if message.len() > MESSAGE_MAX {
+        return Err(Fault::new(Code::TooLarge, "the order to the warden is too long", "ask for less at once"));
+    }
+    let fds: Vec<_> = fd.into_iter().collect();
+    match tokio::time::timeout(ORDER_TIME, packet::send_waiting(socket, &message, &fds)).await {
+        Ok(sent) => sent.map_err(|_| unavailable()),
+        Err(_) => Err(Fault::new(Code::TimedOut, "the warden takes no orders", "try again in a few seconds")),
+    }
+}
+
+async fn within<T>(time: Duration, answer: oneshot::Receiver<Result<T, Fault>>) -> Result<T, Fault> {
+    match tokio::time::timeout(time, answer).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => Err(unavailable()),
+        Err(_) => Err(Fault::new(Code::TimedOut, "the warden did not answer in time", "try again in a few seconds")),
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            keeper.abort();
+        }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one message; `Err` ends the connection.
+    fn take(&self, bytes: &[u8], mut fds: Vec<OwnedFd>) -> Result<Option<News>, String> {
+        let answer: Answer = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let fd = fds.pop();
+        if !fds.is_empty() {
+            return Err("more than one descriptor".into());
+        }
+        if answer.tag == 0 {
+            return match answer.result {
+                Ok(Reply::Gone { id, why }) => Ok(Some(News::Gone(id, why))),
+                _ => Err("news of an unknown kind".into()),
+            };
+        }
+        let mut state = self.state();
+        match (state.pending.remove(&answer.tag), answer.result) {
+            (Some(Pending::One(waiter)), result) => {
+                drop(state);
+                if let Err(Ok((Reply::Created { id, .. }, _))) = waiter.send(result.map(|reply| (reply, fd))) {
+                    return Ok(Some(News::Orphan(id)));
+                }
+            }
+            (Some(Pending::Adopt(mut adopted, waiter)), Ok(Reply::Adopted { id, spec, lease_until, enforcement })) => {
+                let socket = fd.ok_or("an adopted sandbox without its socket")?;
+                adopted.push(AdoptedSandbox { id, spec, lease_until, enforcement, socket });
+                state.pending.insert(answer.tag, Pending::Adopt(adopted, waiter));
+            }
+            (Some(Pending::Adopt(adopted, waiter)), Ok(Reply::Done {})) => drop(waiter.send(Ok(adopted))),
+            (Some(Pending::Adopt(_, waiter)), Err(fault)) => drop(waiter.send(Err(fault))),
+            (Some(Pending::Adopt(..)), Ok(_)) | (None, _) => return Err("an answer to no order".into()),
+        }
+        Ok(None)
+    }
+}
+
+/// Connects, serves the connection until it ends, and begins again; ends with the last client, or when nobody reads
+/// the news any more.
+async fn keep_connected(inner: Weak<Inner>, path: PathBuf, news: mpsc::Sender<News>) {
+    let mut pause = PAUSES.0;
+    loop {
+        match open(&path).await {
+            Ok(socket) => {
+                pause = PAUSES.0;
+                let Some(strong) = inner.upgrade() else { return };
+                strong.state().socket = Some(Arc::clone(&socket));
+                strong.connected.send_replace(true);
+                drop(strong);
+                if news.send(News::Back).await.is_err() {
+                    return;
+                }
+                let why = serve(&inner, &socket, &news).await;
+                let Some(strong) = inner.upgrade() else { return };
+                strong.connected.send_replace(false);
+                let pending = {
+                    let mut state = strong.state();
+                    state.socket = None;
+                    std::mem::take(&mut state.pending)
+                };
+                // A dropped sender is answered with `warden_unavailable`.
+                drop(pending);
+                tracing::warn!(why, "the connection to the warden is lost");
+                if news.send(News::Lost).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, path = %path.display(), "cannot connect to the warden"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Connects and says hello.
+async fn open(path: &Path) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    // Never waits: a full queue is `EAGAIN` (connect(2)), and tried again like every other failure.
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    let socket = Arc::new(reactor::register_both(socket)?);
+    let hello = Request { tag: HELLO_TAG, order: Order::Hello { version: VERSION } };
+    packet::send_waiting(&socket, &serde_json::to_vec(&hello)?, &[]).await?;
+    let refused = |what: &str| io::Error::other(what.to_owned());
+    let greeting = async {
+        loop {
+            let mut guard = socket.readable().await?;
+            let look = |bytes: &[u8], _fds| serde_json::from_slice::<Answer>(bytes);
+            match packet::receive(socket.get_ref().as_fd(), look)? {
+                Received::Message(answer) => return answer.map_err(io::Error::from),
+                Received::Empty => guard.clear_ready(),
+                Received::Closed | Received::Broken => return Err(refused("closed before the greeting")),
+            }
+        }
+    };
+    match tokio::time::timeout(ORDER_TIME, greeting).await {
+        Ok(Ok(Answer { tag: HELLO_TAG, result: Ok(Reply::Done {}) })) => Ok(socket),
+        Ok(Ok(Answer { result: Err(fault), .. })) => Err(refused(&fault.message)),
+        Ok(Ok(_)) => Err(refused("a greeting of another kind")),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(refused("no greeting in time")),
+    }
+}
+
+/// Reads until the connection ends; says why it did.
+async fn serve(inner: &Weak<Inner>, socket: &AsyncFd<OwnedFd>, news: &mpsc::Sender<News>) -> String {
+    loop {
+        let mut guard = match socket.readable().await {
+            Ok(guard) => guard,
+            Err(error) => return error.to_string(),
+        };
+        let Some(strong) = inner.upgrade() else { return "nobody uses it".into() };
+        let item = match packet::receive(socket.get_ref().as_fd(), |bytes, fds| strong.take(bytes, fds)) {
+            Ok(Received::Message(Ok(item))) => item,
+            Ok(Received::Message(Err(why))) => return why,
+            Ok(Received::Empty) => {
+                guard.clear_ready();
+                None
+            }
+            Ok(Received::Closed) => return "closed".into(),
+            Ok(Received::Broken) => return "a message that does not fit".into(),
+            Err(error) => return error.to_string(),
+        };
+        drop(strong);
+        if let Some(item) = item
+            && news.send(item).await.is_err()
+        {
+            return "nobody reads the news".into();
+        }
+    }
+}
