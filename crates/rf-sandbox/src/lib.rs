@@ -1,1 +1,19 @@
-//! Stub.
+//! The sandbox of level `namespaces`: spec, plan, launch, enforcement; the probe of the host.
+//!
+//! Knows no users' data, no HTTP, no async runtime. Used by the warden alone.
+//!
+//! [`plan::Plan::new`] works out a launch and touches nothing; [`launch::Launcher::begin`] is the only way to make a
+//! sandbox; [`launch::Starting::advance`] gives one only after the kernel was asked what it holds.
+
+pub mod cgroup;
+pub mod disk;
+mod enforce;
+pub mod host;
+pub mod launch;
+pub mod packet;
+pub mod plan;
+pub mod seccomp;
+mod setup;
+pub mod unpacker;
+
+pub use rf_sys::process::watch_signals;

@@ -78,7 +78,12 @@ impl Report {
         if word(0) == 0 {
             return Self::Started { pid: word(8) as u32 };
         }
-        Self::Ended { status: word(8) as i32, cpu_user_us: word(16), cpu_system_us: word(24), memory_peak_bytes: word(32) }
+        Self::Ended {
+            status: word(8) as i32,
+            cpu_user_us: word(16),
+            cpu_system_us: word(24),
+            memory_peak_bytes: word(32),
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 #[cfg(feature = "std")]
 extern crate std;
 
+#[cfg(feature = "std")]
+pub mod command;
 pub mod guest;
 #[cfg(feature = "std")]
 pub mod landlock;

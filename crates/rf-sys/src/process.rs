@@ -146,6 +146,20 @@ pub fn arrange_descriptors(fds: &[BorrowedFd<'_>], keep: usize) -> Result<(), Er
     check(unsafe { libc::syscall(libc::SYS_close_range, fds.len(), u32::MAX, 0) }).map(drop)
 }
 
+/// The descriptor that [`arrange_descriptors`] put on `number`.
+///
+/// # Panics
+/// When that number is not open: it was not among those arranged.
+#[must_use]
+pub fn arranged(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: F_GETFD takes an integer and touches no memory.
+    let open = unsafe { libc::fcntl(number, libc::F_GETFD) } != -1;
+    assert!(open, "descriptor {number} was arranged");
+    // SAFETY: it is open, as just seen, and after `arrange_descriptors` its owner is nobody's value: the process keeps
+    // it until it execs or exits, as that function's contract has it.
+    unsafe { BorrowedFd::borrow_raw(number) }
+}
+
 /// Replaces the program by the one that descriptor number `program` has open, with `argv` and no environment.
 ///
 /// Takes the number and not a borrow, since it is called after [`arrange_descriptors`]. Wraps
@@ -228,4 +242,25 @@ pub fn set_loopback_up() -> Result<(), Errno> {
     // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which lives through the call and has a NUL-terminated name.
     let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     check(rc.into()).map(drop)
+}
+
+/// Blocks these signals for the calling thread and gives a descriptor that is readable when one waits; signalfd(2).
+///
+/// The mask is inherited by what the caller makes; a program that is not ours is to be given an empty one.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`.
+pub fn watch_signals(signals: &[rustix::process::Signal]) -> Result<OwnedFd, Errno> {
+    // SAFETY: all-zero bytes are a valid `sigset_t`, and `sigemptyset` makes it the empty set in any case.
+    let mut set: libc::sigset_t = unsafe { core::mem::zeroed() };
+    for signal in signals {
+        // SAFETY: `set` is a valid set that lives through the call; the number is a signal's.
+        check(unsafe { libc::sigaddset(&raw mut set, signal.as_raw()) }.into())?;
+    }
+    // SAFETY: reads `set` during the call and stores no old mask.
+    check(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, core::ptr::null_mut()) }.into())?;
+    // SAFETY: -1 asks for a new descriptor; `set` is only read.
+    let raw = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw as RawFd) })
 }

@@ -235,3 +235,11 @@ pub fn forbidden_calls() -> (Option<Errno>, Option<Errno>) {
     // SAFETY: both get null addresses: the kernel refuses them, with or without a filter, and writes nothing.
     unsafe { (call(156, [0; 6]).err(), call(libc::SYS_add_key, [0; 6]).err()) }
 }
+
+/// Ends the program, running nothing more. See exit_group(2).
+pub fn exit(code: i32) -> ! {
+    loop {
+        // SAFETY: takes a number and does not return.
+        let _ = unsafe { call(libc::SYS_exit_group, [code as usize, 0, 0, 0, 0, 0]) };
+    }
+}

@@ -1,7 +1,7 @@
 //! The entry of the program: from the kernel's first instruction to the program's `main`.
 
 use super::{
-    arch::raw,
+    calls::exit,
     text::{Args, args_of_stack},
 };
 
@@ -20,13 +20,6 @@ pub(super) unsafe extern "C" fn entry(stack: *const usize) -> ! {
     // SAFETY: `guest_main` defines it with this very signature.
     let code = unsafe { rf_guest_main(args) };
     exit(code)
-}
-
-fn exit(code: i32) -> ! {
-    loop {
-        // SAFETY: exit_group(2) takes a number and does not return.
-        unsafe { raw(libc::SYS_exit_group, [code as usize, 0, 0, 0, 0, 0]) };
-    }
 }
 
 /// Ends the program at once; what a panic does.

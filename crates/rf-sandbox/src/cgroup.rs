@@ -1,0 +1,511 @@
+//! Control groups, version 1 and 2: one group for each sandbox in each hierarchy that this host has.
+//!
+//! Version 1 has a hierarchy for each controller (memory, pids, cpu, cpuacct, blkio, freezer); version 2 has one for
+//! all. Many hosts have both at once, with the controllers in one and a bare version 2 tree for killing and freezing:
+//! so each controller is looked up on its own. See cgroups(7) and the kernel's cgroup-v1 and cgroup-v2 documents.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rf_types::{Layer, Limits};
+use rustix::fs::{Mode, OFlags};
+
+/// Microseconds over which a CPU quota is counted; the kernel's own standard.
+const CPU_PERIOD_US: u64 = 100_000;
+/// Most groups below a sandbox's own: one for each exec that init can keep, and some.
+const DESCENDANTS_MAX: u32 = 1024;
+
+/// Where one controller is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Controller {
+    /// In a hierarchy of version 1 mounted here.
+    V1(PathBuf),
+    /// In the tree of version 2.
+    V2,
+}
+
+/// The hierarchies of this host, as far as we may use them.
+#[derive(Clone, Debug)]
+pub struct Hierarchies {
+    /// Name of our directory in each.
+    base: String,
+    /// Mount point of the version 2 tree, below which we may make groups.
+    v2: Option<PathBuf>,
+    memory: Option<Controller>,
+    pids: Option<Controller>,
+    cpu: Option<Controller>,
+    cpuacct: Option<Controller>,
+    io: Option<Controller>,
+}
+
+impl Hierarchies {
+    /// Finds them in `/proc/self/mountinfo` and makes the directory `base` in each.
+    ///
+    /// A controller that is not there, or in which we may not make groups, is left out: see [`Self::has`].
+    ///
+    /// # Errors
+    /// When `/proc/self/mountinfo` cannot be read.
+    pub fn find(base: &str) -> io::Result<Self> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let mut found =
+            Self { base: base.to_owned(), v2: None, memory: None, pids: None, cpu: None, cpuacct: None, io: None };
+        let mut v2_root = None;
+        for line in mounts.lines() {
+            // Fields before " - " are the mount's; after it: type, source, super options (proc_pid_mountinfo(5)).
+            let Some((mount, rest)) = line.split_once(" - ") else { continue };
+            let Some(point) = mount.split(' ').nth(4).map(PathBuf::from) else { continue };
+            let mut rest = rest.split(' ');
+            match (rest.next(), rest.nth(1)) {
+                (Some("cgroup2"), _) if v2_root.is_none() => v2_root = Some(point),
+                (Some("cgroup"), Some(options)) => {
+                    for option in options.split(',') {
+                        let slot = match option {
+                            "memory" => &mut found.memory,
+                            "pids" => &mut found.pids,
+                            "cpu" => &mut found.cpu,
+                            "cpuacct" => &mut found.cpuacct,
+                            "blkio" => &mut found.io,
+                            _ => continue,
+                        };
+                        if slot.is_none() && make_dir(&point.join(base)).is_ok() {
+                            *slot = Some(Controller::V1(point.clone()));
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        if let Some(root) = v2_root.and_then(usable_v2) {
+            found.take_v2(root);
+        }
+        Ok(found)
+    }
+
+    /// Takes the version 2 tree at `root`, with whatever controllers it has for us.
+    fn take_v2(&mut self, root: PathBuf) {
+        let base = root.join(&self.base);
+        if make_dir(&base).is_err() {
+            return;
+        }
+        let available = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        for name in available.split_whitespace() {
+            let slot = match name {
+                "memory" => &mut self.memory,
+                "pids" => &mut self.pids,
+                "cpu" => &mut self.cpu,
+                "io" => &mut self.io,
+                _ => continue,
+            };
+            // It must reach two levels down: our directory, and the sandboxes' below it.
+            let enable = format!("+{name}");
+            let enabled = fs::write(root.join("cgroup.subtree_control"), &enable)
+                .and_then(|()| fs::write(base.join("cgroup.subtree_control"), &enable));
+            if slot.is_none() && enabled.is_ok() {
+                *slot = Some(Controller::V2);
+                if name == "cpu" {
+                    self.cpuacct = Some(Controller::V2);
+                }
+            }
+        }
+        self.v2 = Some(root);
+    }
+
+    /// Whether the controller behind `layer` is there.
+    #[must_use]
+    pub fn has(&self, layer: Layer) -> bool {
+        self.controller(layer).is_some()
+    }
+
+    /// Where the controller behind `layer` is, for reports.
+    #[must_use]
+    pub fn describe(&self, layer: Layer) -> String {
+        match self.controller(layer) {
+            Some(Controller::V1(root)) => format!("version 1 at {}", root.display()),
+            Some(Controller::V2) => "version 2".to_owned(),
+            None => "no such controller that we may use".to_owned(),
+        }
+    }
+
+    /// Whether there is a version 2 tree, in which execs get groups of their own.
+    #[must_use]
+    pub fn has_v2(&self) -> bool {
+        self.v2.is_some()
+    }
+
+    fn controller(&self, layer: Layer) -> Option<&Controller> {
+        match layer {
+            Layer::Memory => self.memory.as_ref(),
+            Layer::Tasks => self.pids.as_ref(),
+            Layer::Cpu => self.cpu.as_ref(),
+            Layer::Io => self.io.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Our directory in each hierarchy, each once.
+    fn roots(&self) -> Vec<PathBuf> {
+        let mut roots: Vec<PathBuf> = self.v2.iter().map(|root| root.join(&self.base)).collect();
+        for controller in [&self.memory, &self.pids, &self.cpu, &self.cpuacct, &self.io].into_iter().flatten() {
+            if let Controller::V1(root) = controller {
+                let dir = root.join(&self.base);
+                if !roots.contains(&dir) {
+                    roots.push(dir);
+                }
+            }
+        }
+        roots
+    }
+
+    /// Makes the group `name` in every hierarchy, for a sandbox whose init has the host id `owner`.
+    ///
+    /// # Errors
+    /// The path that could not be made or written. What was made is removed again.
+    pub fn create(&self, name: &str, owner: Option<u32>) -> Result<Group, CgroupError> {
+        let mut group = Group { name: name.to_owned(), hierarchies: self.clone(), v2_fd: None };
+        let made = group.make(owner);
+        if let Err(error) = made {
+            // The first error is the one to tell; what cannot be removed now is swept at the next start.
+            let _ = group.remove();
+            return Err(error);
+        }
+        Ok(group)
+    }
+
+    /// Kills everything in our groups and removes them all: what a warden that was killed left behind.
+    ///
+    /// # Errors
+    /// The path that could not be removed after its processes were killed.
+    pub fn sweep(&self) -> Result<usize, CgroupError> {
+        let mut swept = 0;
+        for root in self.roots() {
+            for entry in fs::read_dir(&root).map_err(CgroupError::at(&root))?.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    kill_below(&entry.path())?;
+                    remove_below(&entry.path())?;
+                    swept += 1;
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Removes our own, empty directory from every hierarchy.
+    pub fn remove_base(&self) {
+        for root in self.roots() {
+            // A sandbox that is still dying keeps it; the next start sweeps.
+            let _ = fs::remove_dir(root);
+        }
+    }
+}
+
+/// The directory of the version 2 tree below which we may make groups: the root for root, else our own group if it was
+/// delegated to us.
+fn usable_v2(mount: PathBuf) -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(mount);
+    }
+    let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let dir = mount.join(path);
+    // A process may not stay in a group that hands controllers down, so the parent must be ours as well: a service
+    // with `Delegate=yes` has that, with the service manager's leaf below.
+    let usable = rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK).is_ok()
+        && rustix::fs::access(dir.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok();
+    usable.then_some(dir)
+}
+
+/// One sandbox's groups.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    hierarchies: Hierarchies,
+    v2_fd: Option<OwnedFd>,
+}
+
+impl Group {
+    fn dir(&self, controller: &Controller) -> PathBuf {
+        let root = match controller {
+            Controller::V1(root) => root,
+            // `take_v2` sets both or neither.
+            Controller::V2 => self.hierarchies.v2.as_deref().unwrap_or(Path::new("/")),
+        };
+        root.join(&self.hierarchies.base).join(&self.name)
+    }
+
+    fn v2_dir(&self) -> Option<PathBuf> {
+        self.hierarchies.v2.as_ref().map(|root| root.join(&self.hierarchies.base).join(&self.name))
+    }
+
+    fn dirs(&self) -> Vec<PathBuf> {
+        self.hierarchies.roots().into_iter().map(|root| root.join(&self.name)).collect()
+    }
+
+    fn make(&mut self, owner: Option<u32>) -> Result<(), CgroupError> {
+        for dir in self.dirs() {
+            fs::create_dir(&dir).map_err(CgroupError::at(&dir))?;
+        }
+        let Some(dir) = self.v2_dir() else { return Ok(()) };
+        put(&dir, "cgroup.max.descendants", &DESCENDANTS_MAX.to_string())?;
+        if let Some(owner) = owner {
+            // Delegation as the cgroup-v2 document has it: the directory and the files by which processes are moved
+            // within it. The limits' own files stay root's.
+            for path in [dir.clone(), dir.join("cgroup.procs"), dir.join("cgroup.threads")] {
+                std::os::unix::fs::chown(&path, Some(owner), Some(owner)).map_err(CgroupError::at(&path))?;
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&dir, flags, Mode::empty())
+            .map_err(|errno| CgroupError { path: dir.clone(), source: errno.into() })?;
+        self.v2_fd = Some(fd);
+        Ok(())
+    }
+
+    /// The version 2 directory, for `CLONE_INTO_CGROUP` and for init.
+    #[must_use]
+    pub fn v2_fd(&self) -> Option<&OwnedFd> {
+        self.v2_fd.as_ref()
+    }
+
+    /// Moves a process, and so all that it makes, into the groups of version 1. It is in that of version 2 from birth.
+    ///
+    /// # Errors
+    /// The file that could not be written.
+    pub fn attach(&self, pid: i32) -> Result<(), CgroupError> {
+        let v2 = self.v2_dir();
+        for dir in self.dirs() {
+            if Some(&dir) != v2.as_ref() {
+                put(&dir, "cgroup.procs", &pid.to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the limits of memory, tasks and CPU; and of I/O on `device` (`major:minor`), when there is one.
+    ///
+    /// # Errors
+    /// The file that could not be written, or a controller that is not there and not in `missing`.
+    pub fn limit(&self, limits: &Limits, device: Option<&str>) -> Result<(), CgroupError> {
+        let h = &self.hierarchies;
+        let memory = limits.memory_bytes_max.to_string();
+        match &h.memory {
+            Some(c @ Controller::V1(_)) => {
+                let dir = self.dir(c);
+                // With swap accounting memory <= memory+swap must hold at every moment: which to write first depends
+                // on the direction. One of the two orders succeeds.
+                if dir.join("memory.memsw.limit_in_bytes").exists() {
+                    if put(&dir, "memory.limit_in_bytes", &memory).is_err() {
+                        put(&dir, "memory.memsw.limit_in_bytes", &memory)?;
+                    }
+                    put(&dir, "memory.limit_in_bytes", &memory)?;
+                    put(&dir, "memory.memsw.limit_in_bytes", &memory)?;
+                } else {
+                    put(&dir, "memory.limit_in_bytes", &memory)?;
+                }
+                // Version 1 counts TCP buffers apart; version 2 counts them as memory.
+                if dir.join("memory.kmem.tcp.limit_in_bytes").exists() {
+                    put(&dir, "memory.kmem.tcp.limit_in_bytes", &(limits.memory_bytes_max / 4).to_string())?;
+                }
+            }
+            Some(c @ Controller::V2) => {
+                let dir = self.dir(c);
+                put(&dir, "memory.max", &memory)?;
+                if dir.join("memory.swap.max").exists() {
+                    put(&dir, "memory.swap.max", "0")?;
+                }
+            }
+            None => {}
+        }
+        if let Some(c) = &h.pids {
+            // Init itself is not the user's.
+            put(&self.dir(c), "pids.max", &(u64::from(limits.tasks_max) + 1).to_string())?;
+        }
+        let quota = u64::from(limits.cpu_milli_max) * CPU_PERIOD_US / 1000;
+        match &h.cpu {
+            Some(c @ Controller::V1(_)) => {
+                put(&self.dir(c), "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+                put(&self.dir(c), "cpu.cfs_quota_us", &quota.to_string())?;
+            }
+            Some(c @ Controller::V2) => put(&self.dir(c), "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?,
+            None => {}
+        }
+        if let Some(device) = device {
+            let rate = limits.io_bytes_per_second_max;
+            match &h.io {
+                Some(c @ Controller::V1(_)) => {
+                    put(&self.dir(c), "blkio.throttle.read_bps_device", &format!("{device} {rate}"))?;
+                    put(&self.dir(c), "blkio.throttle.write_bps_device", &format!("{device} {rate}"))?;
+                }
+                Some(c @ Controller::V2) => {
+                    put(&self.dir(c), "io.max", &format!("{device} rbps={rate} wbps={rate}"))?;
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What the kernel says the limit behind `layer` is: file and content, for the enforcement report.
+    #[must_use]
+    pub fn read_back(&self, layer: Layer) -> Option<String> {
+        let controller = self.hierarchies.controller(layer)?;
+        let file = match (layer, controller) {
+            (Layer::Memory, Controller::V1(_)) => "memory.limit_in_bytes",
+            (Layer::Memory, Controller::V2) => "memory.max",
+            (Layer::Tasks, _) => "pids.max",
+            (Layer::Cpu, Controller::V1(_)) => "cpu.cfs_quota_us",
+            (Layer::Cpu, Controller::V2) => "cpu.max",
+            (Layer::Io, Controller::V1(_)) => "blkio.throttle.write_bps_device",
+            (Layer::Io, Controller::V2) => "io.max",
+            _ => return None,
+        };
+        let content = fs::read_to_string(self.dir(controller).join(file)).ok()?;
+        Some(format!("{file} = {}", content.trim().replace('\n', "; ")))
+    }
+
+    /// Reads a number of the memory controller: `(version 1 file, version 2 file)`.
+    fn number(&self, controller: Option<&Controller>, v1: &str, v2: &str) -> Option<u64> {
+        let controller = controller?;
+        let file = if matches!(controller, Controller::V1(_)) { v1 } else { v2 };
+        fs::read_to_string(self.dir(controller).join(file)).ok()?.trim().parse().ok()
+    }
+
+    /// A `name value` line of a file of statistics.
+    fn field(&self, controller: Option<&Controller>, v1: &str, v2: &str, name: &str) -> Option<u64> {
+        let controller = controller?;
+        let file = if matches!(controller, Controller::V1(_)) { v1 } else { v2 };
+        let text = fs::read_to_string(self.dir(controller).join(file)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    /// What the sandbox uses, as far as its controllers tell; the disk's part is left 0.
+    #[must_use]
+    pub fn usage(&self) -> rf_wire::warden::Usage {
+        let h = &self.hierarchies;
+        let (memory, cpuacct) = (h.memory.as_ref(), h.cpuacct.as_ref());
+        let cpu_us = match cpuacct {
+            Some(Controller::V1(_)) => self.number(cpuacct, "cpuacct.usage", "").map(|ns| ns / 1000),
+            Some(Controller::V2) => self.field(cpuacct, "", "cpu.stat", "usage_usec "),
+            None => None,
+        };
+        rf_wire::warden::Usage {
+            memory_bytes: self.number(memory, "memory.usage_in_bytes", "memory.current").unwrap_or(0),
+            memory_peak_bytes: self.number(memory, "memory.max_usage_in_bytes", "memory.peak").unwrap_or(0),
+            oom_kills: self.field(memory, "memory.oom_control", "memory.events", "oom_kill ").unwrap_or(0),
+            // Init itself is not the user's.
+            tasks: self.number(h.pids.as_ref(), "pids.current", "pids.current").unwrap_or(0).saturating_sub(1),
+            cpu_us: cpu_us.unwrap_or(0),
+            disk_bytes: 0,
+            inodes: 0,
+        }
+    }
+
+    /// Kills every process of the sandbox at once, where there is a version 2 tree (`cgroup.kill`, Linux 5.14).
+    ///
+    /// Without one the caller kills init, and with it the kernel kills the whole pid namespace.
+    pub fn kill(&self) {
+        if let Some(dir) = self.v2_dir() {
+            // A group that is gone has nothing to kill.
+            let _ = fs::write(dir.join("cgroup.kill"), "1");
+        }
+    }
+
+    /// Removes the groups. Their processes must have ended.
+    ///
+    /// # Errors
+    /// `EBUSY` while one has not.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        self.dirs().iter().try_for_each(|dir| remove_below(dir))
+    }
+}
+
+/// A file or directory of a hierarchy that could not be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use {}", path.display())]
+pub struct CgroupError {
+    /// Which.
+    pub path: PathBuf,
+    /// Why.
+    #[source]
+    pub source: io::Error,
+}
+
+impl CgroupError {
+    fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self { path, source }
+    }
+}
+
+fn put(dir: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    let path = dir.join(file);
+    fs::write(&path, value).map_err(CgroupError::at(&path))
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // Ours from before; but one that we may not write in is no use.
+            rustix::fs::access(path, rustix::fs::Access::WRITE_OK).map_err(Into::into)
+        }
+        other => other,
+    }
+}
+
+/// Kills every process in a group and those below it, and waits until they are gone.
+fn kill_below(dir: &Path) -> Result<(), CgroupError> {
+    // `cgroup.kill` is of version 2 alone; in version 1 the processes are killed one by one until none is left.
+    let whole = fs::write(dir.join("cgroup.kill"), "1").is_ok();
+    for _ in 0..2000 {
+        let mut alive = false;
+        for group in tree(dir) {
+            let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+            for pid in procs.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+                alive = true;
+                if !whole {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+        if !alive {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    Err(CgroupError { path: dir.to_owned(), source: io::Error::from_raw_os_error(libc_ebusy()) })
+}
+
+const fn libc_ebusy() -> i32 {
+    rustix::io::Errno::BUSY.raw_os_error()
+}
+
+/// A group and all below it, the deepest first.
+fn tree(dir: &Path) -> Vec<PathBuf> {
+    let mut found = vec![dir.to_owned()];
+    let mut at = 0;
+    while let Some(next) = found.get(at).cloned() {
+        let children = fs::read_dir(next).into_iter().flatten().flatten();
+        found.extend(children.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+        at += 1;
+    }
+    found.reverse();
+    found
+}
+
+fn remove_below(dir: &Path) -> Result<(), CgroupError> {
+    // Mostly there is nothing below, and one call does it.
+    if fs::remove_dir(dir).is_ok() {
+        return Ok(());
+    }
+    for group in tree(dir) {
+        match fs::remove_dir(&group) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(CgroupError { path: group, source: error });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

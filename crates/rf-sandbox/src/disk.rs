@@ -1,0 +1,170 @@
+//! A disk of its own for a sandbox: an ext4 file system on a loop device, whose size is the quota.
+//!
+//! The image is a sparse copy of a blank one of the same size, made once; it has no name while it is in use, so it is
+//! gone with its last user, whatever happens to the warden. Its file system is only ever written by this kernel, never
+//! by a user's bytes directly.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use rustix::{
+    fs::{Mode, OFlags, SeekFrom},
+    io::Errno,
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen},
+};
+
+/// Smallest image: below it ext4's own tables leave no room to speak of.
+const BYTES_MIN: u64 = 8 << 20;
+
+/// The program that makes an ext4 file system, if this host has it.
+#[must_use]
+pub fn mkfs() -> Option<PathBuf> {
+    ["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4", "/usr/bin/mkfs.ext4"].into_iter().map(PathBuf::from).find(|p| p.exists())
+}
+
+/// A mounted, detached file system on an image, and the device it is on.
+#[derive(Debug)]
+pub struct Image {
+    /// The mount; ids are not mapped yet.
+    pub mount: OwnedFd,
+    /// `major:minor`.
+    pub device: String,
+}
+
+/// Why there is no disk.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}")]
+pub struct DiskError {
+    /// What was being done.
+    pub step: &'static str,
+    /// Why not.
+    #[source]
+    pub source: io::Error,
+}
+
+trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, DiskError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: &'static str) -> Result<T, DiskError> {
+        self.map_err(|source| DiskError { step, source: source.into() })
+    }
+}
+
+/// Makes disks in a directory that only the warden can reach.
+#[derive(Debug)]
+pub struct Images {
+    dir: PathBuf,
+}
+
+impl Images {
+    /// Uses `dir`, which is there; nothing of a former warden's in it is of use but the blank images.
+    #[must_use]
+    pub const fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// A fresh file system of `bytes` with `inodes`.
+    ///
+    /// # Errors
+    /// The step that failed; nothing of it is left.
+    pub fn make(&self, bytes: u64, inodes: u64) -> Result<Image, DiskError> {
+        let bytes = bytes.max(BYTES_MIN);
+        let blank = self.blank(bytes, inodes)?;
+        let file = self.copy(&blank, bytes)?;
+        // Open until it is mounted: a loop device with no user clears itself.
+        let (device, path) = attach(&file)?;
+        let rdev = device.metadata().step("look at a loop device")?.rdev();
+        let number = format!("{}:{}", rustix::fs::major(rdev), rustix::fs::minor(rdev));
+        let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC).step("open ext4")?;
+        fsconfig_set_string(&context, "source", path.as_str()).step("name the disk's device")?;
+        fsconfig_create(&context).step("mount the disk")?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount the disk")?;
+        Ok(Image { mount, device: number })
+    }
+
+    /// The blank image of this size, made at first use.
+    fn blank(&self, bytes: u64, inodes: u64) -> Result<PathBuf, DiskError> {
+        let path = self.dir.join(format!("blank-{bytes}-{inodes}"));
+        if path.exists() {
+            return Ok(path);
+        }
+        let mkfs = mkfs().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).step("find mkfs.ext4")?;
+        let part = self.dir.join(format!("blank-{bytes}-{inodes}.part"));
+        File::create(&part).and_then(|file| file.set_len(bytes)).step("make a blank image")?;
+        // No journal: what is lost in a crash of the host is a sandbox that is lost with it. Nothing is reserved for
+        // root, whose id is the user's here.
+        let run = Command::new(mkfs)
+            .args(["-q", "-F", "-O", "^has_journal,^resize_inode", "-m", "0", "-E", "nodiscard,root_owner=0:0", "-N"])
+            .arg(inodes.to_string())
+            .arg(&part)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .step("run mkfs.ext4")?;
+        if !run.success() {
+            let error = io::Error::other(format!("mkfs.ext4 ended with {run} for {bytes} bytes and {inodes} inodes"));
+            return Err(error).step("make a blank image");
+        }
+        fs::rename(&part, &path).step("name a blank image")?;
+        Ok(path)
+    }
+
+    /// A nameless copy of a blank image, its holes left holes.
+    fn copy(&self, blank: &Path, bytes: u64) -> Result<File, DiskError> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let to: File = rustix::fs::open(&self.dir, flags, Mode::from_raw_mode(0o600)).step("make a disk image")?.into();
+        to.set_len(bytes).step("size a disk image")?;
+        let from = File::open(blank).step("open the blank image")?;
+        let mut buffer = vec![0; 256 << 10];
+        let mut at = 0;
+        loop {
+            // lseek(2), SEEK_DATA: ENXIO past the last data.
+            let start = match rustix::fs::seek(&from, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => return Ok(to),
+                Err(errno) => return Err(errno).step("look for data in the blank image"),
+            };
+            let end = rustix::fs::seek(&from, SeekFrom::Hole(start)).step("look for a hole in the blank image")?;
+            at = start;
+            while at < end {
+                let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+                let got = from.read_at(&mut buffer[..want], at).step("read the blank image")?;
+                if got == 0 {
+                    return Ok(to);
+                }
+                to.write_all_at(&buffer[..got], at).step("write a disk image")?;
+                at += got as u64;
+            }
+        }
+    }
+}
+
+/// Backs a free loop device by the file: the device and its path.
+fn attach(file: &File) -> Result<(File, String), DiskError> {
+    let control = File::options().read(true).write(true).open("/dev/loop-control").step("open /dev/loop-control")?;
+    // Somebody else may take the device between the two calls; each try asks anew.
+    for _ in 0..64 {
+        let number = rf_sys::loopdev::free_number(control.as_fd()).step("find a free loop device")?;
+        let path = format!("/dev/loop{number}");
+        let device = File::options().read(true).write(true).open(&path).step("open a loop device")?;
+        match rf_sys::loopdev::attach(device.as_fd(), file.as_fd()) {
+            Ok(()) => return Ok((device, path)),
+            Err(Errno::BUSY) => {}
+            Err(errno) => return Err(errno).step("attach a loop device"),
+        }
+    }
+    Err(io::Error::from(Errno::BUSY)).step("find a free loop device")
+}

@@ -1,0 +1,165 @@
+//! What the kernel holds of a sandbox, read back after its start from `/proc`, its cgroups and init's own trials.
+//!
+//! A layer that the plan holds and that is not found is an error: the launch is refused, whatever the calls returned.
+
+use std::fs;
+
+use rf_types::{DiskKind, Enforcement, Held, Layer, LayerReport};
+use rf_wire::init::{Ready, ready};
+use rustix::process::Pid;
+
+use crate::{
+    cgroup::Group,
+    launch::LaunchError,
+    plan::{Ids, Plan},
+    setup::Facts,
+};
+
+/// Reads back every layer.
+pub(crate) fn read_back(
+    plan: &Plan,
+    pid: Pid,
+    group: &Group,
+    facts: &Facts,
+    ready: Ready,
+) -> Result<Enforcement, LaunchError> {
+    let seen = Seen::of(pid);
+    let mut layers = Vec::with_capacity(Layer::ALL.len());
+    for layer in Layer::ALL {
+        let (held, evidence) = if plan.holds(layer) {
+            match look(layer, plan, &seen, group, facts, ready) {
+                (true, evidence) => (partly(layer, plan), evidence),
+                (false, evidence) => return Err(LaunchError::NotHeld { layer, evidence }),
+            }
+        } else {
+            (Held::Absent, "absent, as the request accepted".to_owned())
+        };
+        layers.push(LayerReport { layer, held, evidence });
+    }
+    let mode = match plan.ids {
+        Ids::Range { .. } => "rooted",
+        Ids::One { .. } => "rootless",
+    };
+    Ok(Enforcement { level: "namespaces".to_owned(), mode: mode.to_owned(), layers })
+}
+
+/// Reads the limits again after a change.
+pub(crate) fn refresh_limits(enforcement: &mut Enforcement, group: &Group) {
+    for report in &mut enforcement.layers {
+        if let Some(evidence) = group.read_back(report.layer) {
+            report.evidence = evidence;
+        }
+    }
+}
+
+/// What of a layer that is held is still missing, by its nature.
+fn partly(layer: Layer, plan: &Plan) -> Held {
+    let missing = match (layer, plan.ids) {
+        (Layer::User, Ids::One { .. }) => "one host id only: every sandbox of this warden has the same",
+        _ => return Held::Full,
+    };
+    Held::Partial { missing: missing.to_owned() }
+}
+
+/// What `/proc` says of the sandbox's process 1.
+struct Seen {
+    pid: i32,
+    status: String,
+}
+
+impl Seen {
+    fn of(pid: Pid) -> Self {
+        let pid = pid.as_raw_pid();
+        // Nothing read is nothing held: every look below then fails.
+        Self { pid, status: fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default() }
+    }
+
+    /// A line of `status`; proc_pid_status(5).
+    fn line(&self, name: &str) -> Option<&str> {
+        self.status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+    }
+
+    /// Whether its namespace is another than ours, and its name.
+    fn namespace(&self, name: &str) -> (bool, String) {
+        let theirs = fs::read_link(format!("/proc/{}/ns/{name}", self.pid));
+        let ours = fs::read_link(format!("/proc/self/ns/{name}"));
+        match (theirs, ours) {
+            (Ok(theirs), Ok(ours)) => (theirs != ours, theirs.to_string_lossy().into_owned()),
+            _ => (false, format!("ns/{name} cannot be read")),
+        }
+    }
+}
+
+fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, ready: Ready) -> (bool, String) {
+    let status = |name: &str, wanted: &str| {
+        let value = seen.line(name).unwrap_or("missing");
+        (value == wanted, format!("{name} = {value}"))
+    };
+    let tried = |bit: u32, what: &str| {
+        let held = ready.probes & bit != 0;
+        (held, format!("{what}: {}", if held { "refused" } else { "not refused" }))
+    };
+    match layer {
+        Layer::User => {
+            let (own, name) = seen.namespace("user");
+            let map = fs::read_to_string(format!("/proc/{}/uid_map", seen.pid)).unwrap_or_default();
+            let map = map.split_whitespace().collect::<Vec<_>>().join(" ");
+            (own && !map.is_empty(), format!("{name}, uid_map = {map}"))
+        }
+        Layer::Pid => {
+            let inner = seen.line("NSpid").and_then(|line| line.split_whitespace().last()).unwrap_or("missing");
+            let (own, name) = seen.namespace("pid");
+            (own && inner == "1", format!("{name}, pid inside = {inner}"))
+        }
+        Layer::Mount => {
+            let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", seen.pid)).unwrap_or_default();
+            let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or("");
+            let overlay = root.contains(" - overlay ");
+            let (own, name) = seen.namespace("mnt");
+            let count = mounts.lines().count();
+            (
+                own && overlay,
+                format!("{name}, root is {}, {count} mounts", if overlay { "overlay" } else { "not ours" }),
+            )
+        }
+        Layer::Net => seen.namespace("net"),
+        Layer::Ipc => seen.namespace("ipc"),
+        Layer::Uts => seen.namespace("uts"),
+        Layer::CgroupNs => seen.namespace("cgroup"),
+        Layer::Time => seen.namespace("time"),
+        Layer::Seccomp => {
+            let (filtered, value) = status("Seccomp", "2");
+            let (refused, trial) = tried(ready::SECCOMP, "an unlisted call");
+            (filtered && refused, format!("{value}, {trial}"))
+        }
+        Layer::Landlock => tried(ready::LANDLOCK, "a device that only Landlock forbids"),
+        Layer::NoNewPrivs => status("NoNewPrivs", "1"),
+        Layer::Capabilities => status("CapBnd", &format!("{:016x}", plan.capabilities())),
+        Layer::Keyring => (facts.keyring > 0, format!("session keyring {:#x}", facts.keyring)),
+        Layer::Memory | Layer::Tasks | Layer::Cpu => match group.read_back(layer) {
+            Some(evidence) => (member(seen.pid, plan), evidence),
+            None => (false, "the limit cannot be read".to_owned()),
+        },
+        Layer::Io => match (plan.disk, group.read_back(layer)) {
+            (DiskKind::Memory, _) => (true, "no block device: the disk is in memory".to_owned()),
+            (DiskKind::Image, Some(evidence)) => (evidence.contains(':'), evidence),
+            (DiskKind::Image, None) => (false, "the limit cannot be read".to_owned()),
+        },
+        Layer::Disk => match rustix::fs::statfs(format!("/proc/{}/root", seen.pid)) {
+            Ok(stat) => {
+                let bytes = stat.f_blocks * u64::try_from(stat.f_bsize).unwrap_or(0);
+                let wanted = plan.limits.disk_bytes_max.max(8 << 20).next_multiple_of(4096);
+                // An image's own tables take from its size, never add to it; tmpfs rounds up to whole pages.
+                let held = bytes > 0 && bytes <= wanted && stat.f_files > 0;
+                (held, format!("statfs of the root: {bytes} bytes, {} inodes", stat.f_files))
+            }
+            Err(errno) => (false, format!("statfs of the root: {errno}")),
+        },
+    }
+}
+
+/// Whether the process is in its sandbox's group in at least one hierarchy, as `/proc/PID/cgroup` says.
+fn member(pid: i32, plan: &Plan) -> bool {
+    let name = plan.id.to_string();
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.lines().any(|line| line.ends_with(&name)))
+}

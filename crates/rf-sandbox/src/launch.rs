@@ -1,0 +1,586 @@
+//! Plan -> sandbox: the only module that makes one. Two processes take part:
+//!
+//! ```text
+//! warden                                        new process (root of its user namespace only)
+//! cgroups + limits
+//! clone3 (user, pid, time; into its cgroup) ──▶ waits
+//! id maps, version 1 cgroups
+//! opens template as detached, id-mapped mounts
+//! GO + mounts ────────────────────────────────▶ unshare, mounts, pivot_root, filters
+//!                          ◀──────────────────  FACTS, or FAILED step errno
+//!                                               exec init
+//!             ◀───────────────────────────────  READY (from init)
+//! reads back what the kernel holds
+//! ```
+//!
+//! Every limit is set before the process exists, so it holds before the first instruction of anybody's. Until READY
+//! the sandbox is a [`Starting`]; dropping one, or a [`Sandbox`], leaves nothing running.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use rf_sys::{
+    mount::{attribute, set_attributes},
+    process::{self, Forked, namespaces},
+    seccomp::Instruction,
+};
+use rf_types::{DiskKind, Enforcement, Layer};
+use rf_wire::init::{INLINE_MAX, Ready, answer};
+use rustix::{
+    fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags},
+    io::Errno,
+    mount::{OpenTreeFlags, open_tree},
+    process::{Pid, Signal, WaitId, WaitIdOptions},
+};
+
+use crate::{
+    cgroup::{CgroupError, Group},
+    disk::{DiskError, Images},
+    enforce,
+    host::HostReport,
+    packet,
+    plan::{IDS_PER_SANDBOX, Ids, Plan, USER_ID},
+    seccomp,
+    setup::{self, Facts, Failed, Handover, Mounts},
+};
+
+/// The program of process 1, as built beside this crate.
+static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rf-init"));
+
+/// Why a sandbox did not launch. Whatever the variant, nothing is left running.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// Its control groups could not be made or limited.
+    #[error("cannot limit the sandbox")]
+    Cgroup(#[from] CgroupError),
+    /// Its disk could not be made.
+    #[error("cannot make the sandbox's disk")]
+    Disk(#[from] DiskError),
+    /// A step of the warden's failed.
+    #[error("cannot {step}")]
+    Warden {
+        /// Which.
+        step: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A step inside the new process failed.
+    #[error("cannot {step} inside the sandbox")]
+    Inside {
+        /// Which.
+        step: String,
+        /// Why.
+        #[source]
+        errno: Errno,
+    },
+    /// A directory or file that the root is made from cannot be opened.
+    #[error("cannot use {} for the root", path.display())]
+    Source {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        errno: Errno,
+    },
+    /// The new process ended without a word: killed, for want of memory or from outside.
+    #[error("the new process ended before it was ready")]
+    Died,
+    /// Init said something else than that it is ready.
+    #[error("init's first message is not the one expected")]
+    NotInit,
+    /// A layer was to be held and, read back, is not.
+    #[error("the kernel does not hold the layer `{layer}`: {evidence}")]
+    NotHeld {
+        /// Which.
+        layer: Layer,
+        /// What was read.
+        evidence: String,
+    },
+}
+
+/// Names the step of the warden's in which an error came up.
+pub(crate) trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, LaunchError>;
+}
+
+impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
+    fn step(self, step: &'static str) -> Result<T, LaunchError> {
+        self.map_err(|source| LaunchError::Warden { step, source: source.into() })
+    }
+}
+
+/// What every launch shares.
+#[derive(Debug)]
+pub struct Launcher {
+    host: HostReport,
+    init: OwnedFd,
+    null: OwnedFd,
+    dev: Option<OwnedFd>,
+    images: Images,
+    filter: Vec<Instruction>,
+}
+
+impl Launcher {
+    /// Makes what launches share. `images` and `dev` are directories that only the caller can reach.
+    ///
+    /// The caller must have one thread. With root it also moves into a mount namespace of its own, so that what it
+    /// mounts is seen by nobody and gone with it.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn new(host: HostReport, images: PathBuf, dev: &Path) -> Result<Self, LaunchError> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let init = rustix::fs::memfd_create(c"rf-init", flags).step("make a file for init")?;
+        let mut rest = INIT;
+        while !rest.is_empty() {
+            let written = rustix::io::write(&init, rest).step("write init")?;
+            rest = &rest[written..];
+        }
+        // Sealed, so that no process that runs it can change it for the others (CVE-2019-5736).
+        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&init, seals).step("seal init")?;
+        let null =
+            rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
+        let dev = if host.rooted { Some(Self::own_dev(dev)?) } else { None };
+        Ok(Self { host, init, null, dev, images: Images::new(images), filter: seccomp::filter() })
+    }
+
+    fn own_dev(at: &Path) -> Result<OwnedFd, LaunchError> {
+        use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
+        process::unshare(namespaces::MOUNT).step("make a mount namespace of the warden's own")?;
+        let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        mount_change("/", slave).step("keep the warden's mounts to itself")?;
+        let dev =
+            setup::shared_dev().map_err(|Failed { step, errno }| LaunchError::Warden { step, source: errno.into() })?;
+        // Before Linux 6.15 only a mount that is attached somewhere can be copied.
+        move_mount(&dev, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("attach the shared /dev")?;
+        Ok(dev)
+    }
+
+    /// The host as probed.
+    #[must_use]
+    pub const fn host(&self) -> &HostReport {
+        &self.host
+    }
+
+    pub(crate) fn null(&self) -> BorrowedFd<'_> {
+        self.null.as_fd()
+    }
+
+    pub(crate) fn filter(&self) -> &[Instruction] {
+        &self.filter
+    }
+
+    /// Begins a launch. The caller waits until one of [`Starting::watched`] is readable, and calls
+    /// [`Starting::advance`].
+    ///
+    /// # Errors
+    /// The step that failed; nothing is left.
+    pub fn begin(&self, plan: Plan) -> Result<Starting, LaunchError> {
+        let owner = match plan.ids {
+            Ids::Range { base } => Some(base),
+            Ids::One { .. } => None,
+        };
+        let group =
+            Cleanup { group: self.host.hierarchies.create(&plan.id.to_string(), owner)?, child: None, removed: false };
+        let image = match plan.disk {
+            DiskKind::Memory => None,
+            DiskKind::Image => Some(self.images.make(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
+        };
+        let device = image.as_ref().filter(|_| plan.holds(Layer::Io)).map(|image| image.device.clone());
+        group.group.limit(&plan.limits, device.as_deref())?;
+
+        let (setup, setup_child) = packet::pair().step("make a socket")?;
+        let (warden, warden_child) = packet::pair().step("make a socket")?;
+        let (server, server_child) = packet::pair().step("make a socket")?;
+        let mut new = namespaces::USER | namespaces::PID;
+        if plan.holds(Layer::Time) {
+            new |= namespaces::TIME;
+        }
+        match process::fork_into(new, group.group.v2_fd().map(AsFd::as_fd)).step("clone the sandbox's first process")? {
+            Forked::Child => {
+                // What of the parent's is dropped here would run its clean-up a second time: this process only ever
+                // leaves by exec or `exit`.
+                drop(setup);
+                let handover = Handover {
+                    null: self.null.as_fd(),
+                    warden: warden_child.as_fd(),
+                    server: server_child.as_fd(),
+                    cgroup: group.group.v2_fd().map(AsFd::as_fd),
+                    program: self.init.as_fd(),
+                };
+                child(&plan, &self.filter, &handover, &setup_child)
+            }
+            Forked::Parent { pid, pidfd } => {
+                let mut group = group;
+                group.child = Some(Child { pid, pidfd });
+                drop((setup_child, warden_child, server_child));
+                let mut starting = Starting {
+                    plan,
+                    cleanup: group,
+                    setup: Some(setup),
+                    warden,
+                    server,
+                    facts: None,
+                    device,
+                    begun: Instant::now(),
+                };
+                self.send_go(&mut starting, image.map(|image| image.mount))?;
+                Ok(starting)
+            }
+        }
+    }
+
+    /// Maps the ids, moves the process to its cgroups, and hands it its mounts.
+    fn send_go(&self, starting: &mut Starting, image: Option<OwnedFd>) -> Result<(), LaunchError> {
+        let pid = starting.pid().as_raw_pid();
+        let plan = &starting.plan;
+        let proc = |file: &str| format!("/proc/{pid}/{file}");
+        starting.cleanup.group.attach(pid)?;
+        match plan.ids {
+            Ids::Range { base } => {
+                let map = format!("0 {base} {IDS_PER_SANDBOX}");
+                fs::write(proc("uid_map"), &map).step("map the users")?;
+                fs::write(proc("gid_map"), &map).step("map the groups")?;
+            }
+            Ids::One { uid, gid } => {
+                fs::write(proc("setgroups"), "deny").step("map the groups")?;
+                fs::write(proc("uid_map"), format!("{USER_ID} {uid} 1")).step("map the user")?;
+                fs::write(proc("gid_map"), format!("{USER_ID} {gid} 1")).step("map the group")?;
+            }
+        }
+        let mut mounts = Vec::new();
+        if matches!(plan.ids, Ids::Range { .. }) {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let namespace = rustix::fs::open(proc("ns/user"), flags, Mode::empty()).step("open the user namespace")?;
+            for path in plan.source.layers.iter().chain(plan.source.binds.iter().map(|bind| &bind.from)) {
+                let mount = read_only(path, Some(namespace.as_fd()))?;
+                mounts.push(mount);
+            }
+            if let Some(dev) = &self.dev {
+                let flags =
+                    OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+                let copy = open_tree(dev, "", flags).step("copy the shared /dev")?;
+                let set = attribute::RDONLY | attribute::NOSUID | attribute::NOEXEC;
+                set_attributes(copy.as_fd(), set, false, None).step("make the shared /dev read-only")?;
+                mounts.push(copy);
+            }
+            if let Some(image) = image {
+                set_attributes(image.as_fd(), 0, false, Some(namespace.as_fd())).step("map the ids of the disk")?;
+                mounts.push(image);
+            }
+        }
+        let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
+        let Some(setup) = &starting.setup else { return Err(LaunchError::Died) };
+        packet::send(setup, b"G", &fds).step("start the sandbox's first process")
+    }
+}
+
+/// A detached, read-only copy of the mount at `path`, with its ids mapped through `namespace`.
+fn read_only(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, LaunchError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let source = |errno| LaunchError::Source { path: path.to_owned(), errno };
+    let mount = open_tree(CWD, path, flags).map_err(source)?;
+    let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV;
+    set_attributes(mount.as_fd(), set, false, namespace).map_err(source)?;
+    Ok(mount)
+}
+
+/// The new process: everything up to its exec. Never returns.
+fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &OwnedFd) -> ! {
+    let mut buffer = [0; 16];
+    let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
+    let result = setup::take_identity(plan).and_then(|()| {
+        let mounts = take_mounts(plan, fds);
+        setup::prepare(plan, &mounts)
+    });
+    let facts = match result {
+        Ok(facts) => facts,
+        Err(error) => {
+            tell(setup.as_fd(), &error);
+            process::exit(1)
+        }
+    };
+    if packet::send(setup, format!("K{}", facts.keyring).as_bytes(), &[]).is_err() {
+        process::exit(1);
+    }
+    let (error, report) = setup::become_init(plan, filter, handover, setup.as_fd());
+    tell(report, &error);
+    process::exit(1)
+}
+
+/// Tells the warden what failed. It sees a process that ended in any case.
+fn tell(report: BorrowedFd<'_>, Failed { step, errno }: &Failed) {
+    let _ = packet::send(report, format!("F{}\0{step}", errno.raw_os_error()).as_bytes(), &[]);
+}
+
+/// Sorts what came with GO.
+fn take_mounts(plan: &Plan, fds: Vec<OwnedFd>) -> Mounts {
+    let mut fds = fds.into_iter();
+    match plan.ids {
+        Ids::Range { .. } => {
+            let sources = fds.by_ref().take(plan.source.layers.len() + plan.source.binds.len()).collect();
+            Mounts { sources, dev: fds.next(), image: fds.next() }
+        }
+        Ids::One { .. } => Mounts { sources: Vec::new(), dev: None, image: None },
+    }
+}
+
+#[derive(Debug)]
+struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+/// Kills the sandbox's processes and removes its groups when dropped.
+#[derive(Debug)]
+struct Cleanup {
+    group: Group,
+    child: Option<Child>,
+    removed: bool,
+}
+
+impl Cleanup {
+    fn kill(&self) {
+        self.group.kill();
+        if let Some(child) = &self.child {
+            // An error says that it has ended already.
+            let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
+        }
+    }
+
+    /// Takes the exit of process 1, and with it of all: the kernel ends a pid namespace with its first process.
+    fn reap(&mut self, wait: bool) -> bool {
+        let Some(child) = &self.child else { return true };
+        let mut options = WaitIdOptions::EXITED;
+        if !wait {
+            options |= WaitIdOptions::NOHANG;
+        }
+        match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), options)) {
+            Ok(None) => return false,
+            // Gone: reaped now, or never ours to reap.
+            Ok(Some(_)) | Err(_) => {}
+        }
+        self.child = None;
+        true
+    }
+}
+
+impl Drop for Cleanup {
+    fn drop(&mut self) {
+        if self.removed {
+            return;
+        }
+        self.kill();
+        self.reap(true);
+        // What is left is swept at the warden's next start.
+        let _ = self.group.remove();
+    }
+}
+
+/// A sandbox on its way up.
+#[derive(Debug)]
+pub struct Starting {
+    plan: Plan,
+    cleanup: Cleanup,
+    setup: Option<OwnedFd>,
+    warden: OwnedFd,
+    server: OwnedFd,
+    facts: Option<Facts>,
+    device: Option<String>,
+    begun: Instant,
+}
+
+impl Starting {
+    fn pid(&self) -> Pid {
+        // `child` is set from birth until `reap`, which only `Drop` calls for a Starting.
+        self.cleanup.child.as_ref().map_or(Pid::INIT, |child| child.pid)
+    }
+
+    /// How it was planned.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// When it began, for the caller's deadline.
+    #[must_use]
+    pub const fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// Readable when [`Self::advance`] has something to do.
+    #[must_use]
+    pub fn watched(&self) -> Vec<BorrowedFd<'_>> {
+        self.setup.iter().map(AsFd::as_fd).chain([self.warden.as_fd()]).collect()
+    }
+
+    /// Takes what the new process said: `None` while it is not ready yet.
+    ///
+    /// # Errors
+    /// Why there will be no sandbox; nothing of it is left once `self` is dropped.
+    pub fn advance(&mut self) -> Result<Option<Confirmed>, LaunchError> {
+        let mut buffer = [0; 256];
+        while let Some(setup) = &self.setup {
+            match packet::receive(setup, &mut buffer, false) {
+                Err(Errno::AGAIN) => break,
+                // The exec closed it; init speaks next, or the process has died.
+                Ok((0, _)) => self.setup = None,
+                Ok((len, _)) => self.take_word(&buffer[..len])?,
+                Err(errno) => return Err(errno).step("hear from the sandbox's first process"),
+            }
+        }
+        let mut buffer = vec![0; INLINE_MAX];
+        let len = match packet::receive(&self.warden, &mut buffer, false) {
+            Err(Errno::AGAIN) => return Ok(None),
+            Ok((0, _)) | Err(Errno::CONNRESET) => return Err(LaunchError::Died),
+            Ok((len, _)) => len,
+            Err(errno) => return Err(errno).step("hear from init"),
+        };
+        let mut reader = match rf_wire::init::Reader::message(&buffer[..len]) {
+            Ok((header, reader)) if header.kind == answer::READY => reader,
+            _ => return Err(LaunchError::NotInit),
+        };
+        let ready = Ready { probes: reader.u32().map_err(|_| LaunchError::NotInit)? };
+        let facts = self.facts.take().ok_or(LaunchError::NotInit)?;
+        let pid = self.pid();
+        let enforcement = enforce::read_back(&self.plan, pid, &self.cleanup.group, &facts, ready)?;
+        Ok(Some(Confirmed { enforcement }))
+    }
+
+    fn take_word(&mut self, word: &[u8]) -> Result<(), LaunchError> {
+        let text = String::from_utf8_lossy(word);
+        if let Some(serial) = text.strip_prefix('K') {
+            self.facts = Some(Facts { keyring: serial.parse().map_err(|_| LaunchError::NotInit)? });
+            return Ok(());
+        }
+        match text.strip_prefix('F').and_then(|rest| rest.split_once('\0')) {
+            Some((number, step)) => Err(LaunchError::Inside {
+                step: step.to_owned(),
+                errno: Errno::from_raw_os_error(number.parse().unwrap_or(5)),
+            }),
+            None => Err(LaunchError::NotInit),
+        }
+    }
+
+    /// Makes a confirmed one a sandbox.
+    #[must_use]
+    pub fn into_sandbox(self, confirmed: Confirmed) -> Sandbox {
+        Sandbox {
+            plan: self.plan,
+            cleanup: self.cleanup,
+            warden: self.warden,
+            server: Some(self.server),
+            device: self.device,
+            enforcement: confirmed.enforcement,
+        }
+    }
+}
+
+/// What the kernel was found to hold for a [`Starting`].
+#[derive(Debug)]
+pub struct Confirmed {
+    enforcement: Enforcement,
+}
+
+/// A sandbox that is up. Dropping it destroys it, and waits for that.
+#[derive(Debug)]
+pub struct Sandbox {
+    plan: Plan,
+    cleanup: Cleanup,
+    warden: OwnedFd,
+    server: Option<OwnedFd>,
+    device: Option<String>,
+    enforcement: Enforcement,
+}
+
+impl Sandbox {
+    /// How it was planned; its limits as they are now.
+    #[must_use]
+    pub const fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What holds it.
+    #[must_use]
+    pub const fn enforcement(&self) -> &Enforcement {
+        &self.enforcement
+    }
+
+    /// The server's end of init's socket: once.
+    pub fn take_server_socket(&mut self) -> Option<OwnedFd> {
+        self.server.take()
+    }
+
+    /// The warden's own socket to init.
+    #[must_use]
+    pub fn warden_socket(&self) -> BorrowedFd<'_> {
+        self.warden.as_fd()
+    }
+
+    /// Gives init a new socket for the server, in place of the one that the last server had; returns our end.
+    ///
+    /// # Errors
+    /// When init takes no message.
+    pub fn renew_server_socket(&self) -> Result<OwnedFd, LaunchError> {
+        let (ours, inits) = packet::pair().step("make a socket")?;
+        let mut buffer = [0; 16];
+        let writer = rf_wire::init::Writer::new(&mut buffer, rf_wire::init::order::ADOPT, 1);
+        let len = writer.finish().map_err(|_| LaunchError::NotInit)?;
+        packet::send(&self.warden, &buffer[..len], &[inits.as_fd()]).step("tell init of the new server")?;
+        Ok(ours)
+    }
+
+    /// Readable when process 1, and with it every process, has ended.
+    #[must_use]
+    pub fn ended(&self) -> Option<BorrowedFd<'_>> {
+        self.cleanup.child.as_ref().map(|child| child.pidfd.as_fd())
+    }
+
+    /// Sets other limits of memory, tasks, CPU and I/O.
+    ///
+    /// # Errors
+    /// The file that could not be written; some limits may be set then, each to the old or the new number.
+    pub fn limit(&mut self, limits: &rf_types::Limits) -> Result<(), LaunchError> {
+        self.cleanup.group.limit(limits, self.device.as_deref())?;
+        let disk = self.plan.limits;
+        self.plan.limits =
+            rf_types::Limits { disk_bytes_max: disk.disk_bytes_max, inodes_max: disk.inodes_max, ..*limits };
+        enforce::refresh_limits(&mut self.enforcement, &self.cleanup.group);
+        Ok(())
+    }
+
+    /// What it uses now.
+    #[must_use]
+    pub fn usage(&self) -> rf_wire::warden::Usage {
+        let mut usage = self.cleanup.group.usage();
+        // The root as its own processes see it: the quota is the file system's size.
+        let root = self.cleanup.child.as_ref().map(|child| format!("/proc/{}/root", child.pid.as_raw_pid()));
+        if let Some(stat) = root.and_then(|root| rustix::fs::statfs(root).ok()) {
+            let block = u64::try_from(stat.f_bsize).unwrap_or(0);
+            usage.disk_bytes = stat.f_blocks.saturating_sub(stat.f_bfree) * block;
+            usage.inodes = stat.f_files.saturating_sub(stat.f_ffree);
+        }
+        usage
+    }
+
+    /// Begins its end: kills every process. Once [`Self::ended`] is readable, dropping it takes no time.
+    pub fn kill(&self) {
+        self.cleanup.kill();
+    }
+
+    /// Ends it for good once its processes are gone: `true` when nothing of it is left. `false` while a process is
+    /// still dying, or the kernel still counts one in a group: call again.
+    pub fn try_finish(&mut self) -> bool {
+        if self.cleanup.reap(false) && self.cleanup.group.remove().is_ok() {
+            self.cleanup.removed = true;
+        }
+        self.cleanup.removed
+    }
+}

@@ -1,0 +1,274 @@
+//! What a launch will do, worked out before anything is done. Pure: no call to the kernel.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use rf_types::{DiskKind, Layer, Limits, SandboxId, SandboxSpec};
+
+use crate::host::HostReport;
+
+/// Ids of each sandbox, when the warden is root.
+pub const IDS_PER_SANDBOX: u32 = 65_536;
+/// The id of a sandbox's default user, inside.
+pub const USER_ID: u32 = 1000;
+
+/// Capabilities that `root` inside has, and init with it; numbers of linux/capability.h.
+pub const CAPABILITIES_OF_ROOT: u64 = 1 << 0 // CHOWN
+    | 1 << 1 // DAC_OVERRIDE
+    | 1 << 3 // FOWNER
+    | 1 << 4 // FSETID
+    | 1 << 5 // KILL
+    | 1 << 6 // SETGID
+    | 1 << 7 // SETUID
+    | 1 << 10; // NET_BIND_SERVICE
+
+/// Capabilities that init needs where nobody may be `root` inside: to take on the user's identity and to signal.
+pub const CAPABILITIES_OF_INIT: u64 = 1 << 5 | 1 << 6 | 1 << 7; // KILL, SETGID, SETUID
+
+/// Layers without which there is no sandbox; no request can do without them.
+pub const ALWAYS: [Layer; 9] = [
+    Layer::User,
+    Layer::Pid,
+    Layer::Mount,
+    Layer::Net,
+    Layer::Ipc,
+    Layer::Uts,
+    Layer::Seccomp,
+    Layer::NoNewPrivs,
+    Layer::Capabilities,
+];
+
+/// Files of `/proc` that tell of the host, covered where the host has them. The rest of what does is unreadable
+/// without rights over the host (kcore, kmsg, slabinfo and their like belong to an id that is not mapped).
+pub const PROC_COVERED: [&str; 17] = [
+    "acpi",
+    "bus",
+    "cmdline",
+    "config.gz",
+    "diskstats",
+    "driver",
+    "fs",
+    "interrupts",
+    "irq",
+    "kallsyms",
+    "key-users",
+    "keys",
+    "modules",
+    "partitions",
+    "scsi",
+    "sysrq-trigger",
+    "timer_list",
+];
+
+/// What a root is made from, found by the warden.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RootSource {
+    /// Overlay's lower directories, lowest first; 1 to 120.
+    pub layers: Vec<PathBuf>,
+    /// Host directories with their place below the root.
+    pub binds: Vec<Bind>,
+}
+
+/// A host directory or file in the root.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Bind {
+    /// On the host.
+    pub from: PathBuf,
+    /// Below the root, without a leading slash.
+    pub to: PathBuf,
+    /// Writable through an overlay of its own, the host's files staying as they are; else read-only.
+    pub overlay: bool,
+}
+
+/// Whose ids a sandbox has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ids {
+    /// A range of [`IDS_PER_SANDBOX`] host ids from here, as 0 and up inside.
+    Range {
+        /// The first.
+        base: u32,
+    },
+    /// The warden's own id alone, as [`USER_ID`] inside: what an unprivileged warden can have.
+    One {
+        /// The host's id of the user.
+        uid: u32,
+        /// The host's id of the group.
+        gid: u32,
+    },
+}
+
+/// A launch, worked out.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The sandbox.
+    pub id: SandboxId,
+    /// Its limits.
+    pub limits: Limits,
+    /// Where its files live.
+    pub disk: DiskKind,
+    /// Whether `root` inside may be had.
+    pub root_allowed: bool,
+    /// Its ids.
+    pub ids: Ids,
+    /// Its root.
+    pub source: RootSource,
+    /// Layers that this host lacks and that the request does without.
+    pub absent: Vec<Layer>,
+    /// Files of `/proc` to cover.
+    pub proc_covered: Vec<&'static str>,
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The host cannot hold a layer that the spec requires.
+    #[error("this host cannot hold the layer `{layer}`: {evidence}")]
+    LayerUnavailable {
+        /// Which.
+        layer: Layer,
+        /// What the probe found.
+        evidence: String,
+        /// What to do.
+        cure: String,
+    },
+    /// A number is out of range.
+    #[error(transparent)]
+    Spec(#[from] rf_types::spec::SpecError),
+    /// More layers or none.
+    #[error("a root has 1 to 120 layers, not {0}")]
+    Layers(usize),
+}
+
+impl Plan {
+    /// Works out the launch of `spec` on `host`.
+    ///
+    /// # Errors
+    /// A layer that the host cannot hold and that the spec does not accept as missing; a number out of range.
+    pub fn new(
+        id: SandboxId,
+        spec: &SandboxSpec,
+        host: &HostReport,
+        source: RootSource,
+        ids: Ids,
+    ) -> Result<Self, PlanError> {
+        spec.validate()?;
+        if source.layers.is_empty() || source.layers.len() > 120 {
+            return Err(PlanError::Layers(source.layers.len()));
+        }
+        let mut absent = Vec::new();
+        for layer in Layer::ALL {
+            // A disk in memory does no block I/O.
+            if layer == Layer::Io && spec.disk == DiskKind::Memory {
+                continue;
+            }
+            let found = if layer == Layer::Disk && spec.disk == DiskKind::Image { &host.image } else { host.of(layer) };
+            if found.available {
+                continue;
+            }
+            if ALWAYS.contains(&layer) || !spec.accept_missing.contains(&layer) {
+                return Err(PlanError::LayerUnavailable {
+                    layer,
+                    evidence: found.evidence.clone(),
+                    cure: found.cure.clone(),
+                });
+            }
+            absent.push(layer);
+        }
+        Ok(Self {
+            id,
+            limits: spec.limits,
+            disk: spec.disk,
+            // With one id there is no second user to be.
+            root_allowed: spec.root_allowed && matches!(ids, Ids::Range { .. }),
+            ids,
+            source,
+            absent,
+            proc_covered: host.proc_covered.clone(),
+        })
+    }
+
+    /// Whether the plan holds `layer`.
+    #[must_use]
+    pub fn holds(&self, layer: Layer) -> bool {
+        !self.absent.contains(&layer)
+    }
+
+    /// Capabilities in the bounding set.
+    #[must_use]
+    pub const fn capabilities(&self) -> u64 {
+        match self.ids {
+            Ids::One { .. } => 0,
+            Ids::Range { .. } if self.root_allowed => CAPABILITIES_OF_ROOT,
+            Ids::Range { .. } => CAPABILITIES_OF_INIT,
+        }
+    }
+
+    /// The name inside: `sbx-` and the first 8 hex digits of the id.
+    #[must_use]
+    pub fn hostname(&self) -> String {
+        format!("sbx-{:08x}", self.id.bits() >> 96)
+    }
+
+    /// The flags that init gets, see `rf-init`.
+    #[must_use]
+    pub fn init_flags(&self, exec_cgroups: bool) -> String {
+        let mut flags = String::new();
+        if self.root_allowed {
+            flags.push('r');
+        }
+        if exec_cgroups {
+            flags.push('c');
+        }
+        if matches!(self.ids, Ids::One { .. }) {
+            flags.push('u');
+        }
+        flags
+    }
+}
+
+impl fmt::Display for Plan {
+    /// The plan as text, one step a line, for people and golden tests.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let l = &self.limits;
+        match self.ids {
+            Ids::Range { base } => writeln!(f, "ids: 0..{IDS_PER_SANDBOX} are {base}.. on the host")?,
+            Ids::One { uid, gid } => writeln!(f, "ids: {USER_ID} is {uid}:{gid} on the host, and no other")?,
+        }
+        writeln!(f, "namespaces: user pid mount net ipc uts{}{}", self.word(Layer::CgroupNs), self.word(Layer::Time))?;
+        writeln!(f, "limits: memory {} tasks {} cpu {}/1000", l.memory_bytes_max, l.tasks_max, l.cpu_milli_max)?;
+        let disk = match self.disk {
+            DiskKind::Memory => "tmpfs",
+            DiskKind::Image => "image",
+        };
+        writeln!(f, "disk: {disk} bytes {} inodes {}", l.disk_bytes_max, l.inodes_max)?;
+        for layer in &self.source.layers {
+            writeln!(f, "lower: {}", layer.display())?;
+        }
+        for bind in &self.source.binds {
+            let how = if bind.overlay { "overlay" } else { "read-only" };
+            writeln!(f, "bind: {} on /{} {how}", bind.from.display(), bind.to.display())?;
+        }
+        writeln!(f, "proc: hidepid, /proc/sys read-only, covered: {}", self.proc_covered.join(" "))?;
+        writeln!(f, "hostname: {}", self.hostname())?;
+        writeln!(f, "capabilities: {:#x}", self.capabilities())?;
+        for layer in [Layer::Keyring, Layer::Landlock] {
+            writeln!(f, "{layer}: {}", if self.holds(layer) { "held" } else { "absent, as asked" })?;
+        }
+        writeln!(f, "no_new_privs, seccomp: held")
+    }
+}
+
+impl Plan {
+    fn word(&self, layer: Layer) -> String {
+        if self.holds(layer) { format!(" {layer}") } else { String::new() }
+    }
+}
+
+/// A path below the root as overlay and mount calls want it: relative.
+#[must_use]
+pub fn below_root(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}

@@ -1,0 +1,335 @@
+//! The system call filter: an allow-list compiled from [`table`] to the kernel's classic BPF.
+//!
+//! Default deny: a number that is not listed answers ENOSYS, as on a kernel that lacks it, so programs take their own
+//! way round. The entries for 32-bit and x32 programs kill the process: their numbers mean other calls. Installed
+//! before init's first instruction; init adds [`rf_sys::guest`]'s small filter for each exec, which takes `clone3` away.
+
+use rf_sys::seccomp::Instruction;
+
+pub mod table;
+
+use table::{CALLS, Call, Treatment};
+
+/// Most calls that the list may have.
+pub const CALLS_MAX: usize = 300;
+
+// linux/filter.h and linux/bpf_common.h.
+const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const JUMP_GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
+const JUMP_GREATER_EQUAL: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+const JUMP_BITS: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
+const AND: u16 = 0x54; // BPF_ALU | BPF_AND | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+
+// linux/seccomp.h.
+const ALLOW: u32 = 0x7fff_0000;
+const ERRNO: u32 = 0x0005_0000;
+const KILL_PROCESS: u32 = 0x8000_0000;
+const OFFSET_NUMBER: u32 = 0;
+const OFFSET_ARCH: u32 = 4;
+
+// linux/audit.h and asm/unistd.h.
+const ARCH_X86_64: u32 = 0xc000_003e;
+const X32_BIT: u32 = 0x4000_0000;
+
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+const ENOPROTOOPT: u32 = 92;
+const EPROTONOSUPPORT: u32 = 93;
+const ESOCKTNOSUPPORT: u32 = 94;
+const EAFNOSUPPORT: u32 = 97;
+
+/// CLONE_NEWTIME, NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (linux/sched.h).
+const NEW_NAMESPACES: u32 = 0x7e02_0080;
+/// The same without CLONE_NEWTIME, whose bit is part of the exit signal in clone(2).
+const NEW_NAMESPACES_OF_CLONE: u32 = 0x7e02_0000;
+
+const fn op(code: u16, k: u32) -> Instruction {
+    Instruction { code, jt: 0, jf: 0, k }
+}
+
+const fn jump(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
+    Instruction { code, jt, jf, k }
+}
+
+/// The offset of the low half of an argument in `struct seccomp_data`.
+const fn argument(index: u32) -> u32 {
+    16 + 8 * index
+}
+
+const fn errno(number: u32) -> Instruction {
+    op(RETURN, ERRNO | number)
+}
+
+/// The list, for printing.
+#[must_use]
+pub const fn calls() -> &'static [Call] {
+    CALLS
+}
+
+/// The filter, compiled. The same for every sandbox.
+#[must_use]
+pub fn filter() -> Vec<Instruction> {
+    let mut program = vec![
+        op(LOAD, OFFSET_ARCH),
+        jump(JUMP_EQUAL, ARCH_X86_64, 1, 0),
+        op(RETURN, KILL_PROCESS),
+        op(LOAD, OFFSET_NUMBER),
+        jump(JUMP_GREATER_EQUAL, X32_BIT, 0, 1),
+        op(RETURN, KILL_PROCESS),
+    ];
+    for call in CALLS {
+        let block = match call.treatment {
+            Treatment::Allowed | Treatment::InitOnly => continue,
+            Treatment::Pretended => vec![errno(0)],
+            Treatment::ByArgument => by_argument(call.name),
+        };
+        // A block ends in returns on every path, so nothing falls through it.
+        let skip = u8::try_from(block.len()).unwrap_or(u8::MAX);
+        program.push(jump(JUMP_EQUAL, call.number, 0, skip));
+        program.extend(block);
+    }
+    search(&allowed_ranges(), &mut program);
+    program
+}
+
+/// The checks of one call on its arguments; every path ends in a return.
+fn by_argument(name: &str) -> Vec<Instruction> {
+    match name {
+        // The request, argument 1: TIOCSTI (0x5412) and TIOCLINUX (0x541c), ioctl_tty(2).
+        "ioctl" => vec![
+            op(LOAD, argument(1)),
+            jump(JUMP_EQUAL, 0x5412, 2, 0),
+            jump(JUMP_EQUAL, 0x541c, 1, 0),
+            op(RETURN, ALLOW),
+            errno(EPERM),
+        ],
+        "clone" => refuse_bits(0, NEW_NAMESPACES_OF_CLONE),
+        "unshare" => refuse_bits(0, NEW_NAMESPACES),
+        // Family, type, protocol; socket(2). Names in comments are those of the headers.
+        "socket" => vec![
+            op(LOAD, argument(0)),
+            jump(JUMP_EQUAL, 1, 15, 0), // AF_UNIX: allow
+            jump(JUMP_EQUAL, 2, 5, 0),  // AF_INET: check type and protocol
+            jump(JUMP_EQUAL, 10, 4, 0), // AF_INET6: the same
+            jump(JUMP_EQUAL, 16, 1, 0), // AF_NETLINK: check protocol
+            errno(EAFNOSUPPORT),
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 0, 9, 13), // NETLINK_ROUTE: allow, else EPROTONOSUPPORT
+            op(LOAD, argument(1)),
+            op(AND, 0xf),              // without SOCK_CLOEXEC and SOCK_NONBLOCK
+            jump(JUMP_EQUAL, 1, 1, 0), // SOCK_STREAM
+            jump(JUMP_EQUAL, 2, 0, 6), // SOCK_DGRAM, else ESOCKTNOSUPPORT
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 0, 3, 0),  // the type's own
+            jump(JUMP_EQUAL, 6, 2, 0),  // IPPROTO_TCP
+            jump(JUMP_EQUAL, 17, 1, 0), // IPPROTO_UDP
+            jump(JUMP_EQUAL, 1, 0, 2),  // IPPROTO_ICMP, else on
+            op(RETURN, ALLOW),
+            errno(ESOCKTNOSUPPORT),
+            jump(JUMP_EQUAL, 58, 0, 1), // IPPROTO_ICMPV6
+            op(RETURN, ALLOW),
+            errno(EPROTONOSUPPORT),
+        ],
+        "socketpair" => {
+            vec![op(LOAD, argument(0)), jump(JUMP_EQUAL, 1, 0, 1), op(RETURN, ALLOW), errno(EAFNOSUPPORT)]
+        }
+        // Level and option; setsockopt(2).
+        "setsockopt" => vec![
+            op(LOAD, argument(1)),
+            jump(JUMP_EQUAL, 6, 3, 0),  // IPPROTO_TCP
+            jump(JUMP_EQUAL, 17, 5, 0), // IPPROTO_UDP
+            jump(JUMP_EQUAL, 1, 7, 0),  // SOL_SOCKET
+            op(RETURN, ALLOW),
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 31, 11, 0), // TCP_ULP
+            op(RETURN, ALLOW),
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 100, 8, 0), // UDP_ENCAP
+            op(RETURN, ALLOW),
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 26, 5, 0), // SO_ATTACH_FILTER
+            jump(JUMP_EQUAL, 50, 4, 0), // SO_ATTACH_BPF
+            jump(JUMP_EQUAL, 51, 3, 0), // SO_ATTACH_REUSEPORT_CBPF
+            jump(JUMP_EQUAL, 52, 2, 0), // SO_ATTACH_REUSEPORT_EBPF
+            op(RETURN, ALLOW),
+            op(RETURN, ALLOW),
+            errno(ENOPROTOOPT),
+        ],
+        "personality" => vec![
+            op(LOAD, argument(0)),
+            jump(JUMP_EQUAL, 0, 5, 0),
+            jump(JUMP_EQUAL, 0x8, 4, 0),         // PER_LINUX32
+            jump(JUMP_EQUAL, 0x2_0000, 3, 0),    // UNAME26
+            jump(JUMP_EQUAL, 0x2_0008, 2, 0),    // both
+            jump(JUMP_EQUAL, 0xffff_ffff, 1, 0), // the query
+            errno(EPERM),
+            op(RETURN, ALLOW),
+        ],
+        // The table and this match are checked against each other by a test.
+        _ => vec![errno(EPERM)],
+    }
+}
+
+/// Allows the call unless one of `bits` is set in the low half of the argument.
+fn refuse_bits(index: u32, bits: u32) -> Vec<Instruction> {
+    vec![op(LOAD, argument(index)), jump(JUMP_BITS, bits, 1, 0), op(RETURN, ALLOW), errno(EPERM)]
+}
+
+/// The allowed numbers as ranges without gaps, in order.
+fn allowed_ranges() -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for call in CALLS.iter().filter(|c| matches!(c.treatment, Treatment::Allowed | Treatment::InitOnly)) {
+        match ranges.last_mut() {
+            Some((_, high)) if *high + 1 == call.number => *high = call.number,
+            _ => ranges.push((call.number, call.number)),
+        }
+    }
+    ranges
+}
+
+/// A binary search for the number over `ranges`: a filter that is linear in the list costs the kernel 0.2 ms when it
+/// works out, at installation, which numbers it may pass without running the filter.
+fn search(ranges: &[(u32, u32)], program: &mut Vec<Instruction>) {
+    match ranges {
+        [] => program.push(errno(ENOSYS)),
+        [(low, high)] => program.extend([
+            jump(JUMP_GREATER_EQUAL, *low, 0, 2),
+            jump(JUMP_GREATER, *high, 1, 0),
+            op(RETURN, ALLOW),
+            errno(ENOSYS),
+        ]),
+        _ => {
+            let (left, right) = ranges.split_at(ranges.len() / 2);
+            let mut block = Vec::new();
+            search(left, &mut block);
+            // 50 ranges make some 250 instructions, and half of them lie to the left: it fits in the 8 bits of a jump.
+            let skip = u8::try_from(block.len()).unwrap_or(u8::MAX);
+            program.push(jump(JUMP_GREATER_EQUAL, right[0].0, skip, 0));
+            program.extend(block);
+            search(right, program);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would; see seccomp(2) and linux/filter.h.
+    fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let (mut at, mut a) = (0, 0u32);
+        loop {
+            let i = program[at];
+            at += 1;
+            let taken = |yes: bool| usize::from(if yes { i.jt } else { i.jf });
+            match i.code {
+                LOAD if i.k == OFFSET_NUMBER => a = number,
+                LOAD if i.k == OFFSET_ARCH => a = arch,
+                LOAD => a = arguments[((i.k - 16) / 8) as usize] as u32,
+                AND => a &= i.k,
+                JUMP_EQUAL => at += taken(a == i.k),
+                JUMP_GREATER => at += taken(a > i.k),
+                JUMP_GREATER_EQUAL => at += taken(a >= i.k),
+                JUMP_BITS => at += taken(a & i.k != 0),
+                RETURN => return i.k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    fn answer(number: u32, arguments: [u64; 6]) -> u32 {
+        run(&filter(), ARCH_X86_64, number, arguments)
+    }
+
+    fn number(name: &str) -> u32 {
+        CALLS.iter().find(|call| call.name == name).unwrap().number
+    }
+
+    #[test]
+    fn the_list_is_short_sorted_and_gives_reasons() {
+        assert!(CALLS.len() <= CALLS_MAX, "{}", CALLS.len());
+        assert!(CALLS.windows(2).all(|pair| pair[0].number < pair[1].number));
+        assert!(CALLS.iter().all(|call| call.reason.len() > 4));
+        assert!(filter().len() < 512);
+    }
+
+    #[test]
+    fn every_number_answers_as_listed() {
+        let program = filter();
+        for nr in 0..1024 {
+            let got = run(&program, ARCH_X86_64, nr, [0; 6]);
+            match CALLS.iter().find(|call| call.number == nr).map(|call| call.treatment) {
+                Some(Treatment::Allowed | Treatment::InitOnly) => assert_eq!(got, ALLOW, "{nr}"),
+                Some(Treatment::Pretended) => assert_eq!(got, ERRNO, "{nr}"),
+                Some(Treatment::ByArgument) => assert_ne!(got, ERRNO | ENOSYS, "{nr}"),
+                None => assert_eq!(got, ERRNO | ENOSYS, "{nr}"),
+            }
+        }
+    }
+
+    #[test]
+    fn other_entries_are_killed() {
+        const ARCH_I386: u32 = 0x4000_0003;
+        assert_eq!(run(&filter(), ARCH_I386, 3, [0; 6]), KILL_PROCESS);
+        assert_eq!(answer(X32_BIT, [0; 6]), KILL_PROCESS);
+        assert_eq!(answer(X32_BIT | 1, [0; 6]), KILL_PROCESS);
+        assert_eq!(answer(u32::MAX, [0; 6]), KILL_PROCESS);
+    }
+
+    #[test]
+    fn socket_families_types_and_protocols_are_by_list() {
+        let socket = |family, kind, protocol| answer(number("socket"), [family, kind, protocol, 0, 0, 0]);
+        for family in 0..64 {
+            let listed = [1, 2, 10, 16].contains(&family);
+            let expected = if listed { ALLOW } else { ERRNO | EAFNOSUPPORT };
+            assert_eq!(socket(family, 1, 0), expected, "family {family}");
+        }
+        for protocol in 0..300 {
+            let expected = |ok: bool| if ok { ALLOW } else { ERRNO | EPROTONOSUPPORT };
+            assert_eq!(socket(16, 3, protocol), expected(protocol == 0), "netlink {protocol}");
+            for family in [2, 10] {
+                let ok = [0, 1, 6, 17, 58].contains(&protocol);
+                assert_eq!(socket(family, 2, protocol), expected(ok), "inet {protocol}");
+            }
+        }
+        for kind in 0..16 {
+            let expected = if [1, 2].contains(&kind) { ALLOW } else { ERRNO | ESOCKTNOSUPPORT };
+            assert_eq!(socket(2, kind | 0o2_004_000, 0), expected, "type {kind}");
+        }
+    }
+
+    #[test]
+    fn no_flag_makes_a_namespace() {
+        for bit in [0x0002_0000u64, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000] {
+            assert_eq!(answer(number("clone"), [bit | 17, 0, 0, 0, 0, 0]), ERRNO | EPERM, "{bit:#x}");
+            assert_eq!(answer(number("unshare"), [bit, 0, 0, 0, 0, 0]), ERRNO | EPERM, "{bit:#x}");
+        }
+        assert_eq!(answer(number("unshare"), [0x80, 0, 0, 0, 0, 0]), ERRNO | EPERM);
+        // A thread as glibc makes it.
+        assert_eq!(answer(number("clone"), [0x003d_0f00, 0, 0, 0, 0, 0]), ALLOW);
+    }
+
+    #[test]
+    fn rare_socket_options_and_terminal_injection_are_refused() {
+        let option = |level, name| answer(number("setsockopt"), [3, level, name, 0, 0, 0]);
+        for (level, name) in [(6, 31), (17, 100), (1, 26), (1, 50), (1, 51), (1, 52)] {
+            assert_eq!(option(level, name), ERRNO | ENOPROTOOPT, "{level} {name}");
+        }
+        for (level, name) in [(6, 1), (17, 103), (1, 2), (0, 31), (41, 26)] {
+            assert_eq!(option(level, name), ALLOW, "{level} {name}");
+        }
+        let ioctl = |request| answer(number("ioctl"), [0, request, 0, 0, 0, 0]);
+        assert_eq!(ioctl(0x5412), ERRNO | EPERM);
+        assert_eq!(ioctl(0xffff_ffff_0000_5412), ERRNO | EPERM);
+        assert_eq!(ioctl(0x541c), ERRNO | EPERM);
+        assert_eq!(ioctl(0x5413), ALLOW);
+    }
+
+    #[test]
+    fn personality_changes_nothing() {
+        let ask = |value| answer(number("personality"), [value, 0, 0, 0, 0, 0]);
+        assert_eq!((ask(0), ask(0xffff_ffff), ask(0x0004_0000)), (ALLOW, ALLOW, ERRNO | EPERM));
+    }
+}

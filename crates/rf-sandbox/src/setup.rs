@@ -1,0 +1,435 @@
+//! What the new process does between its birth and init's first instruction: mounts, identity, limits, filters.
+//!
+//! Runs as `root` of the sandbox's own user namespace and nowhere else: nothing here has a right over the host. Every
+//! path of a template or the host was opened by the warden, and comes in as a detached mount; nothing is looked up by
+//! a name that a workload could have chosen. Whatever fails is told to the warden by step, and the process ends.
+
+use std::{
+    ffi::CString,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rf_sys::{
+    landlock,
+    mount::{attribute, pivot_root_here, set_attributes},
+    process::{self, namespaces},
+    seccomp::Instruction,
+};
+use rf_types::Layer;
+use rustix::{
+    fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid},
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+        fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+        unmount,
+    },
+    process::{Resource, Rlimit},
+    thread::{CapabilitySet, CapabilitySets},
+};
+
+use crate::plan::{Ids, Plan, below_root};
+
+/// Where the new root is put together: a directory that every host has and that nothing of ours is in.
+const SCRATCH: &str = "/tmp";
+/// The group of terminals (`tty`), as in every distribution.
+const TTY_GROUP: u32 = 5;
+
+/// A step that failed, and with what.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) step: &'static str,
+    pub(crate) errno: Errno,
+}
+
+/// Names the step of a result.
+trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, Failed>;
+}
+
+impl<T> Step<T> for Result<T, Errno> {
+    fn step(self, step: &'static str) -> Result<T, Failed> {
+        self.map_err(|errno| Failed { step, errno })
+    }
+}
+
+/// The mounts that the warden made ready, detached, ids mapped.
+#[derive(Debug)]
+pub(crate) struct Mounts {
+    /// As in the plan's source: layers, then binds.
+    pub(crate) sources: Vec<OwnedFd>,
+    /// The shared read-only `/dev`; without one the devices are bound one by one.
+    pub(crate) dev: Option<OwnedFd>,
+    /// The file system of an image disk.
+    pub(crate) image: Option<OwnedFd>,
+}
+
+/// What init starts with.
+pub(crate) struct Handover<'a> {
+    pub(crate) null: BorrowedFd<'a>,
+    pub(crate) warden: BorrowedFd<'a>,
+    pub(crate) server: BorrowedFd<'a>,
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    pub(crate) program: BorrowedFd<'a>,
+}
+
+/// What the child found that cannot be read from outside.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    /// The serial number of the new session keyring; 0 where there is none.
+    pub(crate) keyring: i32,
+}
+
+/// Becomes `root` inside; before any mount is taken over.
+pub(crate) fn take_identity(plan: &Plan) -> Result<(), Failed> {
+    process::reset_signals();
+    match plan.ids {
+        Ids::Range { .. } => {
+            let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+            rustix::thread::set_thread_groups(&[]).step("give up the groups")?;
+            rustix::thread::set_thread_res_gid(gid, gid, gid).step("take the group")?;
+            rustix::thread::set_thread_res_uid(uid, uid, uid).step("take the user")?;
+        }
+        // The one id that is mapped is the one we have.
+        Ids::One { .. } => {}
+    }
+    // After the change of identity, which clears it (prctl(2)).
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).step("tie to the warden")
+}
+
+/// Does all of it but the exec.
+pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
+    let mut new = namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS;
+    if plan.holds(Layer::CgroupNs) {
+        new |= namespaces::CGROUP;
+    }
+    process::unshare(new).step("unshare")?;
+    process::set_loopback_up().step("set lo up")?;
+    rustix::system::sethostname(plan.hostname().as_bytes()).step("set the host name")?;
+    let keyring = if plan.holds(Layer::Keyring) {
+        process::join_new_session_keyring().step("join a new session keyring")?
+    } else {
+        0
+    };
+    match plan.ids {
+        Ids::Range { .. } => build_root(plan, mounts)?,
+        Ids::One { .. } => build_root(plan, &own_mounts(plan)?)?,
+    }
+    enter_root()?;
+    set_rlimits();
+    Ok(Facts { keyring })
+}
+
+/// Number that the reporting socket has once the descriptors are arranged.
+const REPORT: i32 = 7;
+
+/// Lays on the filters and becomes init. Returns only on failure, with the socket on which to tell it.
+pub(crate) fn become_init<'a>(
+    plan: &Plan,
+    filter: &[Instruction],
+    handover: &Handover<'a>,
+    report: BorrowedFd<'a>,
+) -> (Failed, BorrowedFd<'a>) {
+    let laid = (|| {
+        if plan.holds(Layer::Landlock) {
+            landlock_root(handover.cgroup)?;
+        }
+        bound_capabilities(plan.capabilities())?;
+        rustix::thread::set_no_new_privs(true).step("set no_new_privs")
+    })();
+    if let Err(failed) = laid {
+        return (failed, report);
+    }
+    let flags = CString::new(plan.init_flags(handover.cgroup.is_some())).unwrap_or_default();
+    const PROGRAM: i32 = 6;
+    let fds = [
+        handover.null,
+        handover.null,
+        handover.null,
+        handover.warden,
+        handover.server,
+        handover.cgroup.unwrap_or(handover.null),
+        handover.program,
+        report,
+    ];
+    if let Err(failed) = process::arrange_descriptors(&fds, PROGRAM as usize).step("arrange descriptors") {
+        return (failed, report);
+    }
+    let report = process::arranged(REPORT);
+    // Last: from here on even this process can do no more than init.
+    let failed = match rf_sys::seccomp::install(filter).step("install the system call filter") {
+        Err(failed) => failed,
+        Ok(()) => Failed { step: "start init", errno: process::execveat(PROGRAM, &[c"rf-init", &flags]) },
+    };
+    (failed, report)
+}
+
+pub(crate) fn bound_capabilities(keep: u64) -> Result<(), Failed> {
+    for number in 0..64u32 {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::capability_is_in_bounding_set(capability) {
+            Ok(true) if keep & (1 << number) == 0 => {
+                rustix::thread::remove_capability_from_bounding_set(capability).step("bound the capabilities")?;
+            }
+            Ok(_) => {}
+            // Past the last one that this kernel has.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(Failed { step: "read the bounding set", errno }),
+        }
+    }
+    let none = CapabilitySet::empty();
+    let now = rustix::thread::capabilities(None).step("read the capabilities")?;
+    let sets = CapabilitySets { effective: now.effective, permitted: now.permitted, inheritable: none };
+    rustix::thread::set_capabilities(None, sets).step("clear the inheritable capabilities")
+}
+
+fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        if value.is_empty() {
+            fsconfig_set_flag(&context, *key)?;
+        } else {
+            fsconfig_set_string(&context, *key, *value)?;
+        }
+    }
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Puts a detached mount at a path below the current directory.
+fn attach(mount: impl AsFd, at: &Path) -> Result<(), Errno> {
+    move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn mkdir(path: impl rustix::path::Arg, mode: u32) -> Result<(), Errno> {
+    rustix::fs::mkdir(path, Mode::from_raw_mode(mode))
+}
+
+/// A copy of the mount at `path`, detached.
+fn copy_of(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+}
+
+const HELD: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+fn build_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("make mounts private")?;
+    // One file system holds all that the sandbox writes, so one quota holds it.
+    let base = match &mounts.image {
+        Some(image) => image.try_clone().map_err(|e| Failed {
+            step: "take the disk image",
+            errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+        })?,
+        None => {
+            let size = plan.limits.disk_bytes_max.to_string();
+            let inodes = plan.limits.inodes_max.to_string();
+            new_fs("tmpfs", &[("size", &size), ("nr_inodes", &inodes), ("mode", "0755")], HELD).step("mount tmpfs")?
+        }
+    };
+    attach(&base, Path::new(SCRATCH)).step("attach the writable file system")?;
+    rustix::process::chdir(SCRATCH).step("enter the writable file system")?;
+    for dir in ["lower", "upper", "work", "root"] {
+        mkdir(dir, 0o755).step("make the overlay's directories")?;
+    }
+    mkdir("shm", 0o1777).step("make /dev/shm")?;
+    // mkdir's mode is cut by the umask.
+    rustix::fs::chmod("shm", Mode::from_raw_mode(0o1777)).step("make /dev/shm")?;
+
+    let (layers, binds) = mounts.sources.split_at(plan.source.layers.len().min(mounts.sources.len()));
+    let mut lowerdir = Vec::new();
+    for (index, layer) in layers.iter().enumerate() {
+        let name = format!("lower/{index}");
+        mkdir(&name, 0o755).step("make a layer's directory")?;
+        attach(layer, Path::new(&name)).step("attach a layer")?;
+        // Overlay wants the uppermost first.
+        lowerdir.insert(0, name);
+    }
+    let root = overlay(&lowerdir.join(":"), "upper", "work").step("mount the root")?;
+    attach(root, Path::new("root")).step("attach the root")?;
+
+    for (index, (bind, mount)) in plan.source.binds.iter().zip(binds).enumerate() {
+        let target = Path::new("root").join(below_root(&bind.to));
+        if bind.overlay {
+            let (lower, upper, work) = (format!("lower/b{index}"), format!("upper{index}"), format!("work{index}"));
+            for dir in [&lower, &upper, &work] {
+                mkdir(dir, 0o755).step("make an overlay's directories")?;
+            }
+            attach(mount, Path::new(&lower)).step("attach a bind's lower directory")?;
+            let merged = overlay(&lower, &upper, &work).step("mount a bind's overlay")?;
+            attach(merged, &target).step("attach a bind's overlay")?;
+        } else {
+            attach(mount, &target).step("attach a bind")?;
+        }
+    }
+    mount_proc(plan).and_then(|()| mount_dev(mounts))
+}
+
+/// What a warden with rights opens from outside, opened from inside: with one id, whoever made this process may read
+/// no more than it, so nothing is gained by either.
+fn own_mounts(plan: &Plan) -> Result<Mounts, Failed> {
+    let mut sources = Vec::new();
+    for path in plan.source.layers.iter().chain(plan.source.binds.iter().map(|bind| &bind.from)) {
+        let mount = copy_of(path).step("copy a directory of the root")?;
+        let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV;
+        set_attributes(mount.as_fd(), set, false, None).step("make a directory of the root read-only")?;
+        sources.push(mount);
+    }
+    Ok(Mounts { sources, dev: None, image: None })
+}
+
+fn overlay(lower: &str, upper: &str, work: &str) -> Result<OwnedFd, Errno> {
+    // `userxattr`: whiteouts and opaque directories are kept in attributes that a user namespace may write.
+    let options = [("lowerdir", lower), ("upperdir", upper), ("workdir", work), ("userxattr", "")];
+    new_fs("overlay", &options, HELD)
+}
+
+fn mount_proc(plan: &Plan) -> Result<(), Failed> {
+    let attributes = HELD | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let proc = new_fs("proc", &[("hidepid", "invisible")], attributes).step("mount /proc")?;
+    attach(proc, Path::new("root/proc")).step("attach /proc")?;
+    let sys = copy_of("root/proc/sys").step("copy /proc/sys")?;
+    set_attributes(sys.as_fd(), attribute::RDONLY, false, None).step("make /proc/sys read-only")?;
+    attach(sys, Path::new("root/proc/sys")).step("attach /proc/sys")?;
+    if plan.proc_covered.is_empty() {
+        return Ok(());
+    }
+    mkdir("cover", 0o555).step("make a cover for /proc")?;
+    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::open("cover.file", flags, Mode::from_raw_mode(0o444)).step("make a cover for /proc")?;
+    for name in &plan.proc_covered {
+        let target = Path::new("root/proc").join(name);
+        let directory = rustix::fs::stat(&target)
+            .map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+            .step("look at a file of /proc")?;
+        let cover = copy_of(if directory { "cover" } else { "cover.file" }).step("copy a cover for /proc")?;
+        set_attributes(cover.as_fd(), attribute::RDONLY | attribute::NOEXEC, false, None)
+            .step("cover a file of /proc")?;
+        attach(cover, &target).step("cover a file of /proc")?;
+    }
+    Ok(())
+}
+
+/// Devices that every program may expect; null(4), random(4), tty(4).
+pub(crate) const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
+/// Links in `/dev`.
+pub(crate) const DEV_LINKS: [(&str, &str); 6] = [
+    ("core", "/proc/kcore"),
+    ("fd", "/proc/self/fd"),
+    ("ptmx", "pts/ptmx"),
+    ("stderr", "/proc/self/fd/2"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+];
+
+fn mount_dev(mounts: &Mounts) -> Result<(), Failed> {
+    match &mounts.dev {
+        Some(dev) => attach(dev, Path::new("root/dev")).step("attach /dev")?,
+        None => {
+            mkdir("dev", 0o755).step("make /dev")?;
+            for name in DEVICES {
+                let path = format!("dev/{name}");
+                let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)).step("make a device's place")?;
+                let device = copy_of(format!("/dev/{name}")).step("copy a device")?;
+                attach(device, Path::new(&path)).step("attach a device")?;
+            }
+            for (name, target) in DEV_LINKS {
+                rustix::fs::symlink(target, format!("dev/{name}")).step("make a link of /dev")?;
+            }
+            for dir in ["dev/pts", "dev/shm"] {
+                mkdir(dir, 0o755).step("make a directory of /dev")?;
+            }
+            let tree = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::from_bits_retain(0x8000); // AT_RECURSIVE: with the devices
+            let dev = open_tree(CWD, "dev", tree).step("copy /dev")?;
+            attach(dev, Path::new("root/dev")).step("attach /dev")?;
+        }
+    }
+    let group = TTY_GROUP.to_string();
+    let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    // With one id mapped there is no such group.
+    if mounts.dev.is_some() {
+        options.push(("gid", &group));
+    }
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let pts = new_fs("devpts", &options, attributes).step("mount /dev/pts")?;
+    attach(pts, Path::new("root/dev/pts")).step("attach /dev/pts")?;
+    let shm = copy_of("shm").step("copy /dev/shm")?;
+    attach(shm, Path::new("root/dev/shm")).step("attach /dev/shm")
+}
+
+fn enter_root() -> Result<(), Failed> {
+    rustix::process::chdir("root").step("enter the root")?;
+    pivot_root_here().step("pivot to the root")?;
+    // The old root lies on the new one now; detached, nothing of the host is left to reach.
+    unmount(".", UnmountFlags::DETACH).step("detach the host's root")?;
+    rustix::process::chdir("/").step("enter the new root")
+}
+
+/// Resource limits of every process; setrlimit(2). What is higher already stays: limits are clamped, never raised.
+fn set_rlimits() {
+    let limits = [
+        (Resource::Core, 0),
+        (Resource::Nofile, 8192),
+        (Resource::Memlock, 8 << 20),
+        (Resource::Msgqueue, 819_200),
+        (Resource::Sigpending, 4096),
+        (Resource::Nice, 0),
+        (Resource::Rtprio, 0),
+        (Resource::Locks, 4096),
+    ];
+    for (resource, most) in limits {
+        let now = rustix::process::getrlimit(resource);
+        let maximum = now.maximum.map_or(most, |max| max.min(most));
+        let current = now.current.map_or(maximum, |current| current.min(maximum));
+        // Lowering one's own limit is never refused.
+        let _ = rustix::process::setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) });
+    }
+}
+
+/// Landlock over the whole root: no devices made anywhere, ioctl on devices only below `/dev`, no mounts changed, no
+/// abstract socket and no signal beyond the sandbox.
+fn landlock_root(cgroup: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
+    let abi = landlock::abi();
+    let handled = landlock::fs::all(abi);
+    let scopes = if abi >= 6 { landlock::scope::ABSTRACT_UNIX_SOCKET | landlock::scope::SIGNAL } else { 0 };
+    let rules = landlock::Ruleset::new(handled, 0, scopes).step("make the Landlock rules")?;
+    let open =
+        |path: &str| rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let devices = landlock::fs::MAKE_CHAR | landlock::fs::MAKE_BLOCK | landlock::fs::IOCTL_DEV;
+    let root = open("/").step("open the root for Landlock")?;
+    rules.allow_beneath(root.as_fd(), handled & !devices).step("allow the root in Landlock")?;
+    if handled & landlock::fs::IOCTL_DEV != 0 {
+        let dev = open("/dev").step("open /dev for Landlock")?;
+        rules.allow_beneath(dev.as_fd(), landlock::fs::IOCTL_DEV).step("allow /dev in Landlock")?;
+    }
+    if let Some(cgroup) = cgroup {
+        // Init's own, to give each exec its group; no path inside leads there.
+        use landlock::fs::{MAKE_DIR, READ_DIR, READ_FILE, REMOVE_DIR, WRITE_FILE};
+        let access = MAKE_DIR | READ_DIR | READ_FILE | REMOVE_DIR | WRITE_FILE;
+        rules.allow_beneath(cgroup, access).step("allow init its cgroups in Landlock")?;
+    }
+    rules.restrict_self().step("lay on the Landlock rules")
+}
+
+/// Makes the shared `/dev` of a warden with root: device files, links and the places for pts and shm.
+pub(crate) fn shared_dev() -> Result<OwnedFd, Failed> {
+    let dev = new_fs("tmpfs", &[("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")], MountAttrFlags::empty())
+        .step("mount the shared /dev")?;
+    for name in DEVICES {
+        let stat = rustix::fs::stat(format!("/dev/{name}")).step("look at a device of the host")?;
+        let mode = Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, stat.st_rdev)
+            .step("make a device")?;
+        rustix::fs::chmodat(&dev, name, mode, AtFlags::empty()).step("make a device")?;
+    }
+    for (name, target) in DEV_LINKS {
+        rustix::fs::symlinkat(target, &dev, name).step("make a link of /dev")?;
+    }
+    for dir in ["pts", "shm"] {
+        rustix::fs::mkdirat(&dev, dir, Mode::from_raw_mode(0o755)).step("make a directory of /dev")?;
+    }
+    Ok(dev)
+}

@@ -1,0 +1,163 @@
+//! Starting the unpacker of a layer: a process without rights that reads strangers' bytes and writes files.
+//!
+//! It runs in namespaces of its own (user, pid, mount, net, ipc, uts), as `root` of a range of ids that no sandbox and
+//! nobody else has, with the four capabilities that giving files their owners takes. Its one way to write is the
+//! target: Landlock allows nothing else. The files' owners are stored as 0 to 65535 (the target's mount maps them), so
+//! that one layer serves every sandbox.
+
+use std::{
+    ffi::CString,
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rf_sys::{
+    landlock,
+    mount::{attribute, set_attributes},
+    process::{self, Forked, namespaces},
+};
+use rustix::{
+    fs::{CWD, Gid, Mode, OFlags, Uid},
+    io::Errno,
+    mount::{OpenTreeFlags, open_tree},
+    process::{Pid, Signal, WaitId, WaitIdOptions},
+};
+
+use crate::{
+    launch::{LaunchError, Launcher, Step as _},
+    packet,
+    plan::IDS_PER_SANDBOX,
+    setup::bound_capabilities,
+};
+
+/// First host id of the unpacker: a range below the sandboxes' own.
+const IDS_BASE: u32 = 0x6FFE_0000;
+/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID (linux/capability.h).
+const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
+
+/// An unpacker at work. Dropped, it is killed.
+#[derive(Debug)]
+pub struct Unpacker {
+    pidfd: OwnedFd,
+    report: OwnedFd,
+    ended: bool,
+}
+
+impl Unpacker {
+    /// Starts `program unpack argument` with `blob` as its input and the directory `target` as descriptor 3.
+    ///
+    /// # Errors
+    /// The step that failed; nothing is left running.
+    pub fn start(
+        launcher: &Launcher,
+        program: &Path,
+        target: &Path,
+        blob: BorrowedFd<'_>,
+        argument: &str,
+    ) -> Result<Self, LaunchError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let program = rustix::fs::open(program, flags, Mode::empty()).step("open the unpacker's program")?;
+        let (report, report_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
+        let (setup, setup_child) = packet::pair().step("make a socket")?;
+        let rooted = launcher.host().rooted;
+        let argument = CString::new(argument).map_err(|_| Errno::INVAL).step("pass the unpacker its order")?;
+        match process::fork_into(namespaces::USER | namespaces::PID, None).step("clone the unpacker")? {
+            Forked::Child => {
+                drop(setup);
+                let given = Given { program, blob, report: report_child, argument };
+                child(launcher, &given, &setup_child, rooted)
+            }
+            Forked::Parent { pid, pidfd } => {
+                let unpacker = Self { pidfd, report, ended: false };
+                drop((report_child, setup_child));
+                give_target(pid, rooted, target, &setup)?;
+                Ok(unpacker)
+            }
+        }
+    }
+
+    /// Readable when it has said something or has ended.
+    #[must_use]
+    pub fn report(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+}
+
+impl Drop for Unpacker {
+    fn drop(&mut self) {
+        if !self.ended {
+            // An error says that it has ended already.
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+            self.ended = true;
+        }
+    }
+}
+
+/// Maps the new process's ids and sends it the target, mounted with ids as they are to be stored.
+fn give_target(pid: Pid, rooted: bool, target: &Path, setup: &OwnedFd) -> Result<(), LaunchError> {
+    let proc = |file: &str| format!("/proc/{}/{file}", pid.as_raw_pid());
+    let opened = if rooted {
+        let map = format!("0 {IDS_BASE} {IDS_PER_SANDBOX}");
+        fs::write(proc("uid_map"), &map).step("map the unpacker's users")?;
+        fs::write(proc("gid_map"), &map).step("map the unpacker's groups")?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(proc("ns/user"), flags, Mode::empty()).step("open the user namespace")?;
+        let tree = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(CWD, target, tree).step("open the layer's directory")?;
+        let set = attribute::NOSUID | attribute::NODEV | attribute::NOEXEC;
+        set_attributes(mount.as_fd(), set, false, Some(namespace.as_fd())).step("map the layer's ids")?;
+        mount
+    } else {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        fs::write(proc("setgroups"), "deny").step("map the unpacker's group")?;
+        fs::write(proc("uid_map"), format!("0 {} 1", uid.as_raw())).step("map the unpacker's user")?;
+        fs::write(proc("gid_map"), format!("0 {} 1", gid.as_raw())).step("map the unpacker's group")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(target, flags, Mode::empty()).step("open the layer's directory")?
+    };
+    packet::send(setup, b"G", &[opened.as_fd()]).step("start the unpacker")
+}
+
+struct Given<'a> {
+    program: OwnedFd,
+    blob: BorrowedFd<'a>,
+    report: OwnedFd,
+    argument: CString,
+}
+
+fn child(launcher: &Launcher, given: &Given<'_>, setup: &OwnedFd, rooted: bool) -> ! {
+    let mut buffer = [0; 8];
+    let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
+    let Some(target) = fds.first() else { process::exit(1) };
+    // What fails is seen by the warden as an unpacker that ended without a report.
+    let _ = become_unpacker(launcher, given, target.as_fd(), rooted);
+    process::exit(1)
+}
+
+fn become_unpacker(launcher: &Launcher, given: &Given<'_>, target: BorrowedFd<'_>, rooted: bool) -> Result<(), Errno> {
+    if rooted {
+        rustix::thread::set_thread_groups(&[])?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    }
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    process::unshare(namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS)?;
+    rustix::process::chdir("/")?;
+    let handled = landlock::fs::all(landlock::abi());
+    let rules = landlock::Ruleset::new(handled, 0, 0)?;
+    let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let reading = landlock::fs::READ_FILE | landlock::fs::READ_DIR | landlock::fs::EXECUTE;
+    rules.allow_beneath(root.as_fd(), reading)?;
+    // Whiteouts of layers are devices 0:0.
+    rules.allow_beneath(target, handled)?;
+    rules.restrict_self()?;
+    bound_capabilities(if rooted { CAPABILITIES } else { 0 }).map_err(|failed| failed.errno)?;
+    rustix::thread::set_no_new_privs(true)?;
+    const PROGRAM: i32 = 4;
+    let fds = [given.blob, given.report.as_fd(), launcher.null(), target, given.program.as_fd()];
+    process::arrange_descriptors(&fds, PROGRAM as usize)?;
+    rf_sys::seccomp::install(launcher.filter())?;
+    Err(process::execveat(PROGRAM, &[c"ringfence", c"unpack", &given.argument]))
+}

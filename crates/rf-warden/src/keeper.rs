@@ -1,0 +1,696 @@
+//! The warden's loop: sandboxes starting, prepared, claimed and dying, and the one server that they are kept for.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use rf_sandbox::{
+    host::HostReport,
+    launch::{LaunchError, Launcher, Sandbox, Starting},
+    plan::{IDS_PER_SANDBOX, Ids, Plan, PlanError},
+};
+use rf_types::{Code, Fault, SandboxId, SandboxSpec, units::UnixMs};
+use rf_wire::warden::{GoneWhy, Order, Reply, Request, Status, VERSION};
+use rustix::{
+    event::{Timespec, epoll},
+    io::Errno,
+    process::Signal,
+};
+
+use crate::{WardenConfig, WardenError, door, door::Connection, templates::Templates, unpack::Unpacking};
+
+/// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
+const IDS_BASE: u32 = 0x7000_0000;
+/// Most launches at once; past it an order waits for nothing and is refused.
+const STARTING_MAX: usize = 256;
+/// Most layers being unpacked at once.
+const UNPACKING_MAX: usize = 4;
+/// Longest launch. A launch takes milliseconds; a minute of none is a host in trouble.
+const START_TIME: Duration = Duration::from_secs(20);
+/// How soon a sandbox whose last cgroup was still busy is looked at again.
+const AGAIN: Duration = Duration::from_millis(2);
+
+/// What became readable.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Signal,
+    Listener,
+    Connection(u64),
+    Starting(SandboxId),
+    Live(SandboxId),
+    Unpacking(u64),
+}
+
+/// Whose answer something is: connection and tag.
+type Asker = (u64, u64);
+
+struct Start {
+    starting: Starting,
+    spec: SandboxSpec,
+    /// `None`: for the pool.
+    asker: Option<Asker>,
+}
+
+struct Live {
+    sandbox: Sandbox,
+    spec: SandboxSpec,
+    /// 0 for a prepared one.
+    lease_until: UnixMs,
+}
+
+struct Dying {
+    sandbox: Sandbox,
+    askers: Vec<Asker>,
+}
+
+struct Keeper {
+    config: WardenConfig,
+    launcher: Launcher,
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    sources: HashMap<u64, Source>,
+    next: u64,
+    /// Connections; the one in `server` gives the orders.
+    connections: HashMap<u64, Connection>,
+    server: Option<u64>,
+    starting: HashMap<SandboxId, Start>,
+    live: HashMap<SandboxId, Live>,
+    pool: VecDeque<SandboxId>,
+    pool_spec: SandboxSpec,
+    /// Set when the pool's spec cannot be launched here: every one would fail alike.
+    pool_off: bool,
+    dying: HashMap<SandboxId, Dying>,
+    leases: BTreeSet<(UnixMs, SandboxId)>,
+    /// Free ranges of ids, the longest free first, so that a range rests before it is used again.
+    ranges: VecDeque<u32>,
+    templates: Templates,
+    unpacking: HashMap<u64, (Unpacking, Asker)>,
+}
+
+/// Runs the warden until SIGTERM or SIGINT; then every sandbox is destroyed and nothing is left.
+///
+/// `base` directories in the cgroup hierarchies that a former warden of this state directory left are swept first.
+///
+/// # Errors
+/// Why it cannot start. Once it runs, what fails is told to who asked.
+pub fn run(config: WardenConfig) -> Result<(), WardenError> {
+    for name in ["", "images", "dev", "layers", "templates", "host"] {
+        private_dir(&config.own(name))?;
+    }
+    let _lock = door::lock(&config.own("lock"))?;
+    let host = HostReport::probe(&config.base()).map_err(WardenError::step("probe the host"))?;
+    host.hierarchies.sweep()?;
+    let signals =
+        rf_sandbox::watch_signals(&[Signal::TERM, Signal::INT]).map_err(WardenError::step("watch for signals"))?;
+    let templates = Templates::open(&config)?;
+    let launcher = Launcher::new(host, config.own("images"), &config.own("dev"))?;
+    let listener = door::listen(&config.socket(), config.server_uid)?;
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;
+    let ranges = (0..config.sandboxes_max).map(|slot| IDS_BASE + slot * IDS_PER_SANDBOX).collect();
+    let mut keeper = Keeper {
+        config,
+        launcher,
+        epoll,
+        listener,
+        sources: HashMap::new(),
+        next: 1,
+        connections: HashMap::new(),
+        server: None,
+        starting: HashMap::new(),
+        live: HashMap::new(),
+        pool: VecDeque::new(),
+        pool_spec: SandboxSpec::standard(60_000),
+        pool_off: false,
+        dying: HashMap::new(),
+        leases: BTreeSet::new(),
+        ranges,
+        templates,
+        unpacking: HashMap::new(),
+    };
+    let token = keeper.token(Source::Signal);
+    watch(&keeper.epoll, &signals, token).map_err(WardenError::step("watch for signals"))?;
+    let token = keeper.token(Source::Listener);
+    watch(&keeper.epoll, &keeper.listener, token).map_err(WardenError::step("watch the warden's socket"))?;
+    keeper.turn()?;
+    keeper.stop();
+    Ok(())
+}
+
+fn private_dir(path: &std::path::Path) -> Result<(), WardenError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(WardenError::file(path))
+}
+
+fn watch(epoll: &OwnedFd, fd: impl AsFd, token: u64) -> Result<(), Errno> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
+}
+
+fn now_ms() -> UnixMs {
+    // Before 1970 every lease is over, which is safe.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn fault(error: &LaunchError) -> Fault {
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        message = format!("{message}: {inner}");
+        cause = inner.source();
+    }
+    let (code, hint) = match error {
+        LaunchError::NotHeld { .. } => (Code::LayerUnavailable, "run `ringfence doctor` on the server"),
+        LaunchError::Source { .. } => (Code::TemplateUnavailable, "import the template again"),
+        LaunchError::Died => (Code::PlaceExhausted, "ask for more memory or tasks, or try again"),
+        _ => (Code::ServerBusy, "try again; if it goes on, run `ringfence doctor` on the server"),
+    };
+    Fault::new(code, message, hint)
+}
+
+fn no_sandbox() -> Fault {
+    Fault::not_found("sandbox")
+}
+
+impl Keeper {
+    fn token(&mut self, source: Source) -> u64 {
+        let token = self.next;
+        self.next += 1;
+        self.sources.insert(token, source);
+        token
+    }
+
+    /// Waits and acts until told to stop.
+    fn turn(&mut self) -> Result<(), WardenError> {
+        let mut events = [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 64];
+        loop {
+            let wait = self.until_next();
+            let count = match epoll::wait(&self.epoll, &mut events[..], wait.as_ref()) {
+                Ok(count) => count,
+                Err(Errno::INTR) => 0,
+                Err(errno) => return Err(WardenError::step("wait for events")(errno)),
+            };
+            for event in &events[..count] {
+                let token = event.data.u64();
+                match self.sources.get(&token).copied() {
+                    Some(Source::Signal) => return Ok(()),
+                    Some(Source::Listener) => self.accept(),
+                    Some(Source::Connection(id)) => self.hear(id),
+                    Some(Source::Starting(id)) => self.advance(id, token),
+                    Some(Source::Live(id)) => self.ended(id, token),
+                    Some(Source::Unpacking(id)) => self.unpacked(id, token),
+                    None => {}
+                }
+            }
+            self.act_on_time();
+            self.refill();
+        }
+    }
+
+    /// Until something is due without an event.
+    fn until_next(&self) -> Option<Timespec> {
+        let lease = self.leases.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now_ms())));
+        let start = self.starting.values().map(|s| START_TIME.saturating_sub(s.starting.begun().elapsed())).min();
+        let again = self.dying.values().any(|dying| dying.sandbox.ended().is_none()).then_some(AGAIN);
+        let behind = self.connections.values().any(Connection::behind).then_some(AGAIN);
+        let wait = [lease, start, again, behind].into_iter().flatten().min()?;
+        // Rounded up, so that a lease is over when it is looked at.
+        Timespec::try_from(wait + Duration::from_millis(1)).ok()
+    }
+
+    fn act_on_time(&mut self) {
+        let now = now_ms();
+        while let Some((at, id)) = self.leases.first().copied() {
+            if at > now {
+                break;
+            }
+            self.destroy(id, None);
+            self.news(Reply::Gone { id, why: GoneWhy::Lease });
+        }
+        let late: Vec<SandboxId> = self
+            .starting
+            .iter()
+            .filter(|(_, s)| s.starting.begun().elapsed() > START_TIME)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            self.failed(id, &Fault::new(Code::TimedOut, "the sandbox did not start in 20 s", "try again"));
+        }
+        let ended: Vec<SandboxId> =
+            self.dying.iter().filter(|(_, d)| d.sandbox.ended().is_none()).map(|(id, _)| *id).collect();
+        for id in ended {
+            self.finish(id);
+        }
+        let behind: Vec<u64> = self.connections.iter().filter(|(_, c)| c.behind()).map(|(id, _)| *id).collect();
+        for id in behind {
+            if self.connections.get_mut(&id).is_some_and(|connection| connection.flush().is_err()) {
+                self.close(id);
+            }
+        }
+    }
+
+    // Connections.
+
+    fn accept(&mut self) {
+        // A server has one connection, and the next server one more.
+        const CONNECTIONS_MAX: usize = 8;
+        let Ok(Some(connection)) = Connection::accept(&self.listener, self.config.server_uid) else { return };
+        if self.connections.len() >= CONNECTIONS_MAX {
+            return;
+        }
+        let id = self.next;
+        let token = self.token(Source::Connection(id));
+        if watch(&self.epoll, connection.fd(), token).is_ok() {
+            self.connections.insert(id, connection);
+        }
+    }
+
+    fn close(&mut self, id: u64) {
+        self.connections.remove(&id);
+        self.sources.retain(|_, source| !matches!(source, Source::Connection(c) if *c == id));
+        if self.server == Some(id) {
+            self.server = None;
+        }
+    }
+
+    fn hear(&mut self, id: u64) {
+        // A few at a time, so that one busy server does not keep the loop from the rest.
+        for _ in 0..32 {
+            let Some(connection) = self.connections.get_mut(&id) else { return };
+            match connection.receive() {
+                Ok(Some((request, fds))) => self.order(id, request, fds),
+                Ok(None) => return,
+                Err(_) => return self.close(id),
+            }
+        }
+    }
+
+    fn answer(&mut self, (connection, tag): Asker, result: Result<Reply, Fault>) {
+        self.answer_with(connection, tag, result, None);
+    }
+
+    fn answer_with(&mut self, id: u64, tag: u64, result: Result<Reply, Fault>, fd: Option<OwnedFd>) {
+        if let Some(connection) = self.connections.get_mut(&id)
+            && connection.answer(tag, result, fd).is_err()
+        {
+            self.close(id);
+        }
+    }
+
+    fn news(&mut self, reply: Reply) {
+        if let Some(server) = self.server {
+            self.answer_with(server, 0, Ok(reply), None);
+        }
+    }
+
+    fn order(&mut self, connection: u64, Request { tag, order }: Request, fds: Vec<OwnedFd>) {
+        let asker = (connection, tag);
+        if let Order::Hello { version } = order {
+            let result = self.hello(connection, version);
+            return self.answer(asker, result);
+        }
+        if self.server != Some(connection) {
+            let hint = "say Hello first; another server may have taken over";
+            return self.answer(asker, Err(Fault::new(Code::Forbidden, "this connection gives no orders", hint)));
+        }
+        match order {
+            Order::Hello { .. } => {}
+            Order::Create { spec } => self.create(asker, spec),
+            Order::Destroy { id } => {
+                if self.live.get(&id).is_some_and(|live| live.lease_until > 0) || self.dying.contains_key(&id) {
+                    self.destroy(id, Some(asker));
+                } else {
+                    self.answer(asker, Err(no_sandbox()));
+                }
+            }
+            Order::Adopt {} => self.adopt(asker),
+            Order::SetLease { id, lease_until } => {
+                let result = self.set_lease(id, lease_until);
+                self.answer(asker, result);
+            }
+            Order::SetLimits { id, limits } => {
+                let result = self.set_limits(id, &limits);
+                self.answer(asker, result);
+            }
+            Order::Usage { id } => {
+                let result = self.claimed(id).map(|live| Reply::Used(live.sandbox.usage()));
+                self.answer(asker, result);
+            }
+            Order::UnpackLayer { diff_id } => self.unpack(asker, &diff_id, fds),
+            Order::SetTemplate { name, layers } => {
+                let result = self.templates.set(&name, &layers).map(|()| Reply::Done {});
+                self.answer(asker, result);
+            }
+            Order::RemoveTemplate { name } => {
+                let in_use: Vec<_> = self.live.values().map(|live| &live.sandbox.plan().source).collect();
+                let result = self.templates.remove(&name, &in_use).map(|()| Reply::Done {});
+                self.answer(asker, result);
+            }
+            Order::Templates {} => {
+                let result = Ok(Reply::Templates(self.templates.list()));
+                self.answer(asker, result);
+            }
+            Order::Status {} => {
+                let status = self.status();
+                self.answer(asker, Ok(Reply::Status(Box::new(status))));
+            }
+        }
+    }
+
+    fn hello(&mut self, connection: u64, version: u32) -> Result<Reply, Fault> {
+        if version != VERSION {
+            let message = format!("the warden speaks version {VERSION}, the server {version}");
+            return Err(Fault::new(Code::Unsupported, message, "start both from the same binary"));
+        }
+        if let Some(old) = self.server.replace(connection)
+            && old != connection
+        {
+            self.close(old);
+            self.server = Some(connection);
+        }
+        if let Some(connection) = self.connections.get_mut(&connection) {
+            connection.greeted = true;
+        }
+        Ok(Reply::Done {})
+    }
+
+    fn status(&self) -> Status {
+        let host = self.launcher.host();
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Status {
+            mode: if host.rooted { "rooted" } else { "rootless" }.to_owned(),
+            sandboxes: count(self.live.len() - self.pool.len()),
+            pooled: count(self.pool.len()),
+            layers: host.statuses(),
+            kernel: host.kernel.clone(),
+        }
+    }
+
+    fn claimed(&self, id: SandboxId) -> Result<&Live, Fault> {
+        self.live.get(&id).filter(|live| live.lease_until > 0).ok_or_else(no_sandbox)
+    }
+
+    // Making.
+
+    fn create(&mut self, asker: Asker, spec: SandboxSpec) {
+        if let Some(id) = self.take_prepared(&spec) {
+            return self.claim(id, spec, asker, true);
+        }
+        if let Err(fault) = self.begin(spec, Some(asker)) {
+            self.answer(asker, Err(fault));
+        }
+    }
+
+    /// A prepared sandbox that is what `spec` wants but for limits that can still be set.
+    fn take_prepared(&mut self, spec: &SandboxSpec) -> Option<SandboxId> {
+        let p = &self.pool_spec;
+        let same = spec.validate().is_ok()
+            && spec.template == p.template
+            && spec.disk == p.disk
+            && spec.network == p.network
+            && spec.root_allowed == p.root_allowed
+            && spec.limits.disk_bytes_max == p.limits.disk_bytes_max
+            && spec.limits.inodes_max == p.limits.inodes_max;
+        while same && let Some(id) = self.pool.pop_front() {
+            let usable = match self.live.get_mut(&id) {
+                Some(live) if spec.limits == live.spec.limits => true,
+                Some(live) => live.sandbox.limit(&spec.limits).is_ok(),
+                None => false,
+            };
+            if usable {
+                return Some(id);
+            }
+            self.destroy(id, None);
+        }
+        None
+    }
+
+    fn begin(&mut self, spec: SandboxSpec, asker: Option<Asker>) -> Result<(), Fault> {
+        if self.starting.len() >= STARTING_MAX {
+            return Err(Fault::new(Code::ServerBusy, "too many sandboxes are starting", "try again shortly"));
+        }
+        let source = self.templates.source(&spec.template)?;
+        let host = self.launcher.host();
+        let full = || Fault::new(Code::ServerBusy, "this server holds as many sandboxes as it may", "try again later");
+        let ids = if host.rooted {
+            Ids::Range { base: *self.ranges.front().ok_or_else(full)? }
+        } else {
+            if self.starting.len() + self.live.len() + self.dying.len() >= self.config.sandboxes_max as usize {
+                return Err(full());
+            }
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            Ids::One { uid: uid.as_raw(), gid: gid.as_raw() }
+        };
+        let id = SandboxId::random();
+        let plan = Plan::new(id, &spec, host, source, ids).map_err(|error| match error {
+            PlanError::LayerUnavailable { ref cure, .. } => {
+                let cure = cure.clone();
+                Fault::new(Code::LayerUnavailable, error.to_string(), cure)
+            }
+            other => Fault::invalid(other.to_string()),
+        })?;
+        let starting = self.launcher.begin(plan).map_err(|error| fault(&error))?;
+        if host_ids(&starting).is_some() {
+            self.ranges.pop_front();
+        }
+        let token = self.token(Source::Starting(id));
+        let watched = starting.watched().into_iter().try_for_each(|fd| watch(&self.epoll, fd, token));
+        self.starting.insert(id, Start { starting, spec, asker });
+        if watched.is_err() {
+            self.failed(id, &Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later"));
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, id: SandboxId, token: u64) {
+        let Some(start) = self.starting.get_mut(&id) else { return };
+        match start.starting.advance() {
+            Ok(None) => {}
+            Ok(Some(confirmed)) => {
+                self.sources.remove(&token);
+                let Some(Start { starting, spec, asker }) = self.starting.remove(&id) else { return };
+                let sandbox = starting.into_sandbox(confirmed);
+                // Only its end is of interest from here: init tells the warden nothing more.
+                let _ = epoll::delete(&self.epoll, sandbox.warden_socket());
+                let token = self.token(Source::Live(id));
+                if let Some(ended) = sandbox.ended() {
+                    // Without the watch its end is still seen, by the lease.
+                    let _ = watch(&self.epoll, ended, token);
+                }
+                self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0 });
+                match asker {
+                    Some(asker) => self.claim(id, spec, asker, false),
+                    None => self.pool.push_back(id),
+                }
+            }
+            Err(error) => {
+                let fault = fault(&error);
+                self.failed(id, &fault);
+            }
+        }
+    }
+
+    /// A launch that will not be: everything of it goes.
+    fn failed(&mut self, id: SandboxId, fault: &Fault) {
+        self.sources.retain(|_, source| !matches!(source, Source::Starting(s) if *s == id));
+        let Some(start) = self.starting.remove(&id) else { return };
+        self.give_back(host_ids(&start.starting));
+        match start.asker {
+            Some(asker) => self.answer(asker, Err(fault.clone())),
+            None => self.pool_off = true,
+        }
+    }
+
+    fn give_back(&mut self, range: Option<u32>) {
+        self.ranges.extend(range);
+    }
+
+    /// Gives a live sandbox to who asked.
+    fn claim(&mut self, id: SandboxId, spec: SandboxSpec, (connection, tag): Asker, pooled: bool) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let lease_until = now_ms() + spec.lease_ms;
+        live.lease_until = lease_until;
+        live.spec = spec;
+        let enforcement = live.sandbox.enforcement().clone();
+        let socket = live.sandbox.take_server_socket();
+        self.leases.insert((lease_until, id));
+        if self.server != Some(connection) {
+            // Nobody is left who would know of it.
+            return self.destroy(id, None);
+        }
+        self.answer_with(connection, tag, Ok(Reply::Created { id, lease_until, pooled, enforcement }), socket);
+    }
+
+    /// Prepares the next sandbox when nothing more urgent is under way: one at a time.
+    fn refill(&mut self) {
+        let wanted = self.pool.len() < self.config.pool as usize && !self.pool_off;
+        if wanted && self.starting.is_empty() && self.dying.len() < 4 {
+            let spec = self.pool_spec.clone();
+            self.pool_off = self.begin(spec, None).is_err();
+        }
+    }
+
+    // Keeping.
+
+    fn adopt(&mut self, asker: Asker) {
+        let ids: Vec<SandboxId> =
+            self.live.iter().filter(|(_, live)| live.lease_until > 0).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(live) = self.live.get(&id) else { continue };
+            match live.sandbox.renew_server_socket() {
+                Ok(socket) => {
+                    let reply = Reply::Adopted {
+                        id,
+                        spec: live.spec.clone(),
+                        lease_until: live.lease_until,
+                        enforcement: live.sandbox.enforcement().clone(),
+                    };
+                    self.answer_with(asker.0, asker.1, Ok(reply), Some(socket));
+                }
+                // An init that takes no message is of no use to anybody.
+                Err(_) => self.destroy(id, None),
+            }
+        }
+        self.answer(asker, Ok(Reply::Done {}));
+    }
+
+    fn set_lease(&mut self, id: SandboxId, lease_until: UnixMs) -> Result<Reply, Fault> {
+        let live = self.live.get_mut(&id).filter(|live| live.lease_until > 0).ok_or_else(no_sandbox)?;
+        let most = now_ms() + 30 * 86_400_000;
+        if lease_until == 0 || lease_until > most {
+            return Err(Fault::invalid("a lease ends within 30 days"));
+        }
+        self.leases.remove(&(live.lease_until, id));
+        live.lease_until = lease_until;
+        self.leases.insert((lease_until, id));
+        Ok(Reply::Done {})
+    }
+
+    fn set_limits(&mut self, id: SandboxId, limits: &rf_types::Limits) -> Result<Reply, Fault> {
+        let live = self.live.get_mut(&id).filter(|live| live.lease_until > 0).ok_or_else(no_sandbox)?;
+        let spec = SandboxSpec { limits: *limits, ..live.spec.clone() };
+        spec.validate().map_err(|error| Fault::invalid(error.to_string()))?;
+        let now = live.spec.limits;
+        if (limits.disk_bytes_max, limits.inodes_max) != (now.disk_bytes_max, now.inodes_max) {
+            let hint = "make a new sandbox with the larger disk and copy the files";
+            return Err(Fault::new(Code::Unsupported, "the disk's quota is set when a sandbox is made", hint));
+        }
+        live.sandbox.limit(limits).map_err(|error| fault(&error))?;
+        live.spec = spec;
+        Ok(Reply::Done {})
+    }
+
+    // Ending.
+
+    /// A sandbox's process 1 has ended, told to or not.
+    fn ended(&mut self, id: SandboxId, token: u64) {
+        self.sources.remove(&token);
+        if self.live.contains_key(&id) {
+            let claimed = self.live.get(&id).is_some_and(|live| live.lease_until > 0);
+            self.destroy(id, None);
+            if claimed {
+                self.news(Reply::Gone { id, why: GoneWhy::InitDied });
+            }
+        }
+        self.finish(id);
+    }
+
+    fn destroy(&mut self, id: SandboxId, asker: Option<Asker>) {
+        if let Some(live) = self.live.remove(&id) {
+            self.leases.remove(&(live.lease_until, id));
+            self.pool.retain(|pooled| *pooled != id);
+            live.sandbox.kill();
+            self.dying.insert(id, Dying { sandbox: live.sandbox, askers: Vec::new() });
+        }
+        if let Some(dying) = self.dying.get_mut(&id) {
+            dying.askers.extend(asker);
+        }
+    }
+
+    fn finish(&mut self, id: SandboxId) {
+        let Some(dying) = self.dying.get_mut(&id) else { return };
+        if !dying.sandbox.try_finish() {
+            return;
+        }
+        let Some(Dying { sandbox, askers }) = self.dying.remove(&id) else { return };
+        if let Ids::Range { base } = sandbox.plan().ids {
+            self.give_back(Some(base));
+        }
+        drop(sandbox);
+        for asker in askers {
+            self.answer(asker, Ok(Reply::Done {}));
+        }
+    }
+
+    // Layers.
+
+    fn unpack(&mut self, asker: Asker, diff_id: &str, fds: Vec<OwnedFd>) {
+        let result = (|| {
+            if self.unpacking.len() >= UNPACKING_MAX {
+                return Err(Fault::new(Code::ServerBusy, "too many layers are being unpacked", "try again shortly"));
+            }
+            let blob = fds.into_iter().next().ok_or_else(|| Fault::invalid("a layer comes with its descriptor"))?;
+            let target = self.templates.begin_layer(diff_id)?;
+            Unpacking::begin(&self.launcher, diff_id, target, &blob)
+        })();
+        match result {
+            Ok(unpacking) => {
+                let id = self.next;
+                let token = self.token(Source::Unpacking(id));
+                if watch(&self.epoll, unpacking.watched(), token).is_ok() {
+                    self.unpacking.insert(id, (unpacking, asker));
+                }
+            }
+            Err(fault) => self.answer(asker, Err(fault)),
+        }
+    }
+
+    fn unpacked(&mut self, id: u64, token: u64) {
+        let Some((unpacking, _)) = self.unpacking.get_mut(&id) else { return };
+        let Some(result) = unpacking.advance() else { return };
+        self.sources.remove(&token);
+        let Some((unpacking, asker)) = self.unpacking.remove(&id) else { return };
+        let result = result.and_then(|(bytes, files)| {
+            self.templates.finish_layer(unpacking.diff_id())?;
+            Ok(Reply::Unpacked { bytes, files })
+        });
+        if result.is_err() {
+            self.templates.drop_layer(unpacking.diff_id());
+        }
+        self.answer(asker, result);
+    }
+
+    // Stopping.
+
+    /// Destroys everything, and waits for it.
+    fn stop(&mut self) {
+        let ids: Vec<SandboxId> = self.live.keys().copied().collect();
+        for id in ids {
+            self.destroy(id, None);
+        }
+        self.starting.clear();
+        self.unpacking.clear();
+        let begun = Instant::now();
+        while !self.dying.is_empty() && begun.elapsed() < START_TIME {
+            let ids: Vec<SandboxId> = self.dying.keys().copied().collect();
+            for id in ids {
+                self.finish(id);
+            }
+            if !self.dying.is_empty() {
+                std::thread::sleep(AGAIN);
+            }
+        }
+        self.launcher.host().hierarchies.remove_base();
+        // The next warden makes it anew.
+        let _ = fs::remove_file(self.config.socket());
+    }
+}
+
+/// The first host id of a sandbox that has a range.
+fn host_ids(starting: &Starting) -> Option<u32> {
+    match starting.plan().ids {
+        Ids::Range { base } => Some(base),
+        Ids::One { .. } => None,
+    }
+}

@@ -1,0 +1,173 @@
+//! The templates that roots are made from, and their layers, shared by digest.
+//!
+//! ```text
+//! warden/host/host-DIGEST/      the tree of the `host` template
+//! warden/layers/HEX/            one unpacked layer; HEX.part while it is being unpacked
+//! warden/templates/NAME.json    the layers of a template, lowest first; `/` in the name is `%`
+//! ```
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use rf_sandbox::plan::{Bind, RootSource};
+use rf_template::host::HostTemplate;
+use rf_types::{Code, Fault, TemplateName};
+use rf_wire::warden::Template;
+
+use crate::{WardenConfig, WardenError};
+
+/// Most layers of a template: what overlayfs takes, and some to spare (overlayfs has 500 since Linux 4.x).
+const LAYERS_MAX: usize = 100;
+
+#[derive(Debug)]
+pub(crate) struct Templates {
+    layers: PathBuf,
+    templates: PathBuf,
+    host: RootSource,
+}
+
+impl Templates {
+    /// Builds the `host` template and drops what a cut-off unpacking left.
+    pub(crate) fn open(config: &WardenConfig) -> Result<Self, WardenError> {
+        let dir = config.own("host");
+        let host = HostTemplate::build(&dir, &[]).map_err(WardenError::file(&dir))?;
+        for other in host.others(&dir).map_err(WardenError::file(&dir))? {
+            // No sandbox stands on it: none is older than this warden.
+            fs::remove_dir_all(&other).map_err(WardenError::file(&other))?;
+        }
+        let bind = |bind: rf_template::host::Bind| Bind {
+            overlay: bind.to == Path::new("/usr"),
+            from: bind.from,
+            to: bind.to,
+        };
+        let host = RootSource { layers: vec![host.root], binds: host.binds.into_iter().map(bind).collect() };
+        let templates = Self { layers: config.own("layers"), templates: config.own("templates"), host };
+        for entry in fs::read_dir(&templates.layers).map_err(WardenError::file(&templates.layers))?.flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "part") {
+                fs::remove_dir_all(entry.path()).map_err(WardenError::file(&entry.path()))?;
+            }
+        }
+        Ok(templates)
+    }
+
+    /// What the root of `name` is made from.
+    pub(crate) fn source(&self, name: &TemplateName) -> Result<RootSource, Fault> {
+        if *name == TemplateName::host() {
+            return Ok(self.host.clone());
+        }
+        let unknown = || {
+            let hint = "see `ringfence template list`; import it with `ringfence template import`";
+            Fault::new(Code::TemplateUnavailable, format!("there is no template `{name}`"), hint)
+        };
+        let layers = self.read(&self.file(name)).ok_or_else(unknown)?;
+        let layers = layers.iter().map(|id| self.layer(id)).collect::<Result<_, _>>()?;
+        Ok(RootSource { layers, binds: Vec::new() })
+    }
+
+    pub(crate) fn list(&self) -> Vec<Template> {
+        let mut all = vec![Template { name: TemplateName::host(), layers: Vec::new() }];
+        for entry in fs::read_dir(&self.templates).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().strip_suffix(".json").map(|stem| stem.replace('%', "/"));
+            if let (Some(Ok(name)), Some(layers)) = (name.map(|n| n.parse()), self.read(&entry.path())) {
+                all.push(Template { name, layers });
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    pub(crate) fn set(&self, name: &TemplateName, layers: &[String]) -> Result<(), Fault> {
+        if *name == TemplateName::host() {
+            return Err(Fault::new(
+                Code::Conflict,
+                "the template `host` is made by the server itself",
+                "choose another name",
+            ));
+        }
+        if layers.is_empty() || layers.len() > LAYERS_MAX {
+            return Err(Fault::invalid(format!("a template has 1 to {LAYERS_MAX} layers, not {}", layers.len())));
+        }
+        for id in layers {
+            if !self.layer(id)?.is_dir() {
+                return Err(Fault::new(Code::NotFound, format!("the layer `{id}` is not unpacked"), "unpack it first"));
+            }
+        }
+        let text = serde_json::to_vec(layers).map_err(|error| Fault::invalid(error.to_string()))?;
+        let file = self.file(name);
+        let part = file.with_extension("part");
+        let written = fs::write(&part, text)
+            .and_then(|()| fs::File::open(&part)?.sync_all())
+            .and_then(|()| fs::rename(&part, &file));
+        written.map_err(|error| stored(&error))
+    }
+
+    /// Removes a template, and the layers that neither another template nor a sandbox stands on.
+    pub(crate) fn remove(&self, name: &TemplateName, in_use: &[&RootSource]) -> Result<(), Fault> {
+        let file = self.file(name);
+        let Some(layers) = self.read(&file) else { return Err(Fault::not_found("template")) };
+        fs::remove_file(&file).map_err(|error| stored(&error))?;
+        let others: Vec<String> = self.list().into_iter().flat_map(|template| template.layers).collect();
+        for id in layers {
+            let dir = self.layer(&id)?;
+            let used = in_use.iter().any(|source| source.layers.contains(&dir));
+            if !used && !others.contains(&id) && dir.is_dir() {
+                fs::remove_dir_all(&dir).map_err(|error| stored(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty directory for a layer that is about to be unpacked.
+    pub(crate) fn begin_layer(&self, diff_id: &str) -> Result<PathBuf, Fault> {
+        let part = self.layer(diff_id)?.with_extension("part");
+        match fs::create_dir(&part) {
+            Ok(()) => Ok(part),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Fault::new(Code::Conflict, format!("the layer `{diff_id}` is being unpacked"), "wait for that"))
+            }
+            Err(error) => Err(stored(&error)),
+        }
+    }
+
+    /// Names an unpacked layer. One that is there already, with the same content by its digest, stays.
+    pub(crate) fn finish_layer(&self, diff_id: &str) -> Result<(), Fault> {
+        let dir = self.layer(diff_id)?;
+        let part = dir.with_extension("part");
+        let named = if dir.is_dir() { fs::remove_dir_all(&part) } else { fs::rename(&part, &dir) };
+        named.map_err(|error| stored(&error))
+    }
+
+    /// Drops what was unpacked of a layer.
+    pub(crate) fn drop_layer(&self, diff_id: &str) {
+        if let Ok(dir) = self.layer(diff_id) {
+            // What stays is dropped at the next start.
+            let _ = fs::remove_dir_all(dir.with_extension("part"));
+        }
+    }
+
+    fn file(&self, name: &TemplateName) -> PathBuf {
+        self.templates.join(format!("{}.json", name.as_str().replace('/', "%")))
+    }
+
+    fn layer(&self, diff_id: &str) -> Result<PathBuf, Fault> {
+        let lower_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+        match diff_id.strip_prefix("sha256:") {
+            Some(hex) if hex.len() == 64 && hex.bytes().all(lower_hex) => Ok(self.layers.join(hex)),
+            _ => Err(Fault::invalid(format!("`{diff_id}` is not `sha256:` and 64 lower-case hex digits"))),
+        }
+    }
+
+    fn read(&self, file: &Path) -> Option<Vec<String>> {
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+}
+
+fn stored(error: &io::Error) -> Fault {
+    Fault::new(
+        Code::StoreUnavailable,
+        format!("the warden cannot keep templates: {error}"),
+        "look at its state directory",
+    )
+}
