@@ -6,7 +6,7 @@
 //! ```
 //! A row counts against its user's limits from its reservation until it is ended.
 
-use rf_types::{SandboxId, SandboxSpec, UserLimits, units::UnixMs};
+use rf_types::{SandboxId, SandboxSpec, UserId, UserLimits, units::UnixMs};
 use rusqlite::{OptionalExtension, Row, params, types::Type};
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,101 @@ impl Store {
                 })?;
             Ok((sandbox, judged))
         })
+    }
+
+    /// Inserts a sandbox that runs already, made and counted by a caller who had it judged before.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the name or the id is in use; [`StoreError::NotFound`] when the user is gone;
+    /// [`StoreError::Invalid`] for a bad name.
+    pub fn sandbox_insert(
+        &self,
+        _system: &SystemScope,
+        user: UserId,
+        new: &NewSandbox<'_>,
+        created: UnixMs,
+        lease_until: UnixMs,
+    ) -> Result<(), StoreError> {
+        if let Some(name) = new.name {
+            name_fits(name)?;
+        }
+        let spec = to_json(new.spec)?;
+        let limits = &new.spec.limits;
+        let values = params![
+            blob(new.id),
+            blob(user),
+            new.name,
+            spec,
+            limits.cpu_milli_max,
+            int(limits.memory_bytes_max),
+            int(limits.disk_bytes_max),
+            int(created),
+            int(lease_until),
+        ];
+        self.write(|transaction| {
+            // Without its user it would be nobody's; `SELECT` makes the two one step.
+            let inserted = transaction
+                .prepare_cached(
+                    "INSERT INTO sandboxes
+                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, lease_until)
+                     SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, 'running', ?8, ?9 FROM users WHERE id = ?2",
+                )
+                .and_then(|mut statement| statement.execute(values))
+                .map_err(|error| {
+                    unique(error, "insert a sandbox", || "a sandbox of that name is alive already".to_owned())
+                })?;
+            one("user", inserted)
+        })
+    }
+
+    /// Sets what a live sandbox may use and when its lease ends.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], also once it has ended.
+    pub fn sandbox_change(
+        &self,
+        _system: &SystemScope,
+        user: UserId,
+        sandbox: SandboxId,
+        spec: &SandboxSpec,
+        lease_until: UnixMs,
+    ) -> Result<(), StoreError> {
+        let text = to_json(spec)?;
+        let values = params![
+            blob(sandbox),
+            blob(user),
+            text,
+            spec.limits.cpu_milli_max,
+            int(spec.limits.memory_bytes_max),
+            int(spec.limits.disk_bytes_max),
+            int(lease_until),
+        ];
+        self.write(|transaction| {
+            let changed = transaction
+                .prepare_cached(
+                    "UPDATE sandboxes SET spec = ?3, cpu_milli = ?4, memory_bytes = ?5, disk_bytes = ?6,
+                     lease_until = ?7 WHERE id = ?1 AND user = ?2 AND ended IS NULL",
+                )
+                .and_then(|mut statement| statement.execute(values))
+                .map_err(StoreError::at("change a sandbox"))?;
+            one("sandbox", changed)
+        })
+    }
+
+    /// As [`Store::sandbox_end`], for the server's own work on whosoever sandbox.
+    ///
+    /// # Errors
+    /// As for [`Store::sandbox_end`].
+    pub fn sandbox_end_of(
+        &self,
+        system: &SystemScope,
+        user: UserId,
+        sandbox: SandboxId,
+        why: &str,
+        now: UnixMs,
+    ) -> Result<(), StoreError> {
+        let scope = self.scope_of(system, user)?;
+        self.sandbox_end(&scope, sandbox, why, now)
     }
 
     /// One sandbox, alive or ended.

@@ -19,13 +19,12 @@ use rf_types::{Preference, SandboxId, SandboxSpec, UserLimits, Username};
 
 #[test]
 fn one_opener_at_a_time_and_rows_outlive_it() {
-    let World { dir, store, system, ann, .. } = world();
+    let World { dir, store, ann, .. } = world();
     assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })));
     let clone = store.clone();
     drop(store);
     assert!(matches!(Store::open(dir.path()), Err(StoreError::InUse { .. })), "a clone still has it");
     drop(clone);
-    drop(system);
     let (store, _) = Store::open(dir.path()).unwrap();
     assert_eq!(store.sandbox_get(&ann.scope, ann.sandbox).unwrap().name.as_deref(), Some("mine"));
     store.check().unwrap();
