@@ -264,3 +264,12 @@ pub fn watch_signals(signals: &[rustix::process::Signal]) -> Result<OwnedFd, Err
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw as RawFd) })
 }
+
+/// Sets every signal back to its default action: what the caller ignores would stay ignored through an exec.
+pub fn reset_signals() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid action and runs no code of ours. KILL, STOP and the two that libc keeps for
+        // itself cannot be set, which the call answers with EINVAL and changes nothing.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
