@@ -2,13 +2,13 @@
 
 use futures::Stream;
 use reqwest::{Body, Method};
-use rf_types::{KeyId, MachineId, Preference, TemplateName, UserId, UserLimits, Username};
+use rf_types::{KeyId, MachineId, Preference, TemplateName, Username, units::UnixMs};
 use serde_json::{Value, json};
 
 use crate::{
     client::{Client, escape, query},
     error::ClientError,
-    types::{ApiKey, Enrolment, Items, Machine, Me, NewKey, Template, User},
+    types::{ApiKey, Enrolment, Machine, Me, NewKey, Template, User, UserLimitsRequest},
 };
 
 impl Client {
@@ -33,7 +33,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn set_preference(&self, preference: Preference) -> Result<(), ClientError> {
-        self.patch::<serde::de::IgnoredAny>("/v1/me", &json!({ "preference": preference })).await.map(drop)
+        self.put::<serde::de::IgnoredAny>("/v1/me/preference", &json!({ "preference": preference })).await.map(drop)
     }
 
     /// What the warden and its host say; for the operator.
@@ -48,8 +48,8 @@ impl Client {
     ///
     /// # Errors
     /// `conflict`, `forbidden`; see [`ClientError`].
-    pub async fn user_add(&self, name: &Username, limits: Option<UserLimits>) -> Result<User, ClientError> {
-        self.post("/v1/users", &json!({ "username": name, "limits": limits })).await
+    pub async fn user_add(&self, name: &Username, limits: &UserLimitsRequest) -> Result<User, ClientError> {
+        self.post("/v1/users", &json!({ "name": name, "limits": limits })).await
     }
 
     /// Every user; for the operator.
@@ -57,31 +57,53 @@ impl Client {
     /// # Errors
     /// `forbidden`; see [`ClientError`].
     pub async fn users(&self) -> Result<Vec<User>, ClientError> {
-        self.get::<Items<User>>("/v1/users").await.map(Items::into_vec)
+        self.list("/v1/users", &[]).await
+    }
+
+    /// One user; for the operator.
+    ///
+    /// # Errors
+    /// `not_found`, `forbidden`; see [`ClientError`].
+    pub async fn user(&self, name: &Username) -> Result<User, ClientError> {
+        self.get(&format!("/v1/users/{}", escape(name.as_str()))).await
     }
 
     /// Sets what a user may have at once; for the operator.
     ///
     /// # Errors
     /// `not_found`, `forbidden`; see [`ClientError`].
-    pub async fn user_limits(&self, id: UserId, limits: UserLimits) -> Result<User, ClientError> {
-        self.patch(&format!("/v1/users/{id}"), &json!({ "limits": limits })).await
+    pub async fn user_limits(&self, name: &Username, limits: &UserLimitsRequest) -> Result<User, ClientError> {
+        self.patch(&format!("/v1/users/{}", escape(name.as_str())), &json!({ "limits": limits })).await
     }
 
-    /// Removes a user and destroys all that is theirs; for the operator.
+    /// Removes a user who has no sandbox left, and every row of theirs; for the operator.
     ///
     /// # Errors
-    /// `not_found`, `forbidden`; see [`ClientError`].
-    pub async fn user_remove(&self, id: UserId) -> Result<(), ClientError> {
-        self.delete(&format!("/v1/users/{id}")).await
+    /// `not_found`, `conflict`, `forbidden`; see [`ClientError`].
+    pub async fn user_remove(&self, name: &Username) -> Result<(), ClientError> {
+        self.delete(&format!("/v1/users/{}", escape(name.as_str()))).await
     }
 
-    /// Makes a key; the answer is the only time its secret is shown.
+    /// Makes a key of one's own; the answer is the only time its secret is shown.
     ///
     /// # Errors
     /// `forbidden`; see [`ClientError`].
-    pub async fn key_add(&self, request: &Value) -> Result<NewKey, ClientError> {
-        self.post("/v1/keys", request).await
+    pub async fn key_add(
+        &self,
+        name: &str,
+        scopes: &[String],
+        expires_at: Option<UnixMs>,
+    ) -> Result<NewKey, ClientError> {
+        let scopes = (!scopes.is_empty()).then_some(scopes);
+        self.post("/v1/keys", &json!({ "name": name, "scopes": scopes, "expires_at": expires_at })).await
+    }
+
+    /// Makes a key for a user; for the operator.
+    ///
+    /// # Errors
+    /// `not_found`, `forbidden`; see [`ClientError`].
+    pub async fn user_key_add(&self, user: &Username, name: &str) -> Result<NewKey, ClientError> {
+        self.post(&format!("/v1/users/{}/keys", escape(user.as_str())), &json!({ "name": name })).await
     }
 
     /// The user's keys, without their secrets.
@@ -89,7 +111,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn keys(&self) -> Result<Vec<ApiKey>, ClientError> {
-        self.get::<Items<ApiKey>>("/v1/keys").await.map(Items::into_vec)
+        self.list("/v1/keys", &[]).await
     }
 
     /// Ends a key.
@@ -113,7 +135,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn machines(&self) -> Result<Vec<Machine>, ClientError> {
-        self.get::<Items<Machine>>("/v1/machines").await.map(Items::into_vec)
+        self.list("/v1/machines", &[]).await
     }
 
     /// Forgets a machine; its key is worth nothing afterwards.
@@ -129,7 +151,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn templates(&self) -> Result<Vec<Template>, ClientError> {
-        self.get::<Items<Template>>("/v1/templates").await.map(Items::into_vec)
+        self.list("/v1/templates", &[]).await
     }
 
     /// Makes a template from an image of a registry.
@@ -163,11 +185,13 @@ impl Client {
         self.delete(&format!("/v1/templates/{}", escape(name.as_str()))).await
     }
 
-    /// Records of the ledger, newest last.
+    /// The newest records of the ledger, newest first: the user's own, or everybody's for the operator.
     ///
     /// # Errors
     /// `forbidden`; see [`ClientError`].
-    pub async fn audit(&self, limit: u32) -> Result<Value, ClientError> {
-        self.get(&format!("/v1/audit{}", query(&[("limit", limit.to_string())]))).await
+    pub async fn audit(&self, count: u32, everybody: bool) -> Result<Vec<Value>, ClientError> {
+        let pairs = [("limit", count.clamp(1, 1_000).to_string()), ("all", everybody.to_string())];
+        let page: Value = self.get(&format!("/v1/audit{}", query(&pairs))).await?;
+        Ok(page["items"].as_array().cloned().unwrap_or_default())
     }
 }

@@ -9,10 +9,12 @@ use rf_types::{Code, Fault};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::error::ClientError;
+use crate::{error::ClientError, types::Items};
 
 /// Longest answer that is read whole, bytes. Chosen: the largest list the server gives fits many times.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// Most pages of a list, of 1,000 items each. Chosen: a server that never ends its list does not fill our memory.
+const PAGES_MAX: usize = 1_000;
 /// How long a connection may take to open. Chosen.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -171,6 +173,28 @@ impl Client {
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let answer = self.send(self.request(Method::GET, path)).await?;
         self.read_json(answer).await
+    }
+
+    /// Every item of a list, page after page. `pairs` is what the list is asked beside its page.
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        pairs: &[(&str, String)],
+    ) -> Result<Vec<T>, ClientError> {
+        let mut items = Vec::new();
+        let mut after: Option<String> = None;
+        for _ in 0..PAGES_MAX {
+            let mut asked = pairs.to_vec();
+            asked.push(("items_max", "1000".to_owned()));
+            asked.extend(after.take().map(|after| ("after", after)));
+            let page: Items<T> = self.get(&format!("{path}{}", query(&asked))).await?;
+            items.extend(page.items);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(items),
+            }
+        }
+        Err(ClientError::Garbled { path: path.to_owned(), why: format!("the list has more than {PAGES_MAX} pages") })
     }
 
     /// Calls `path` with `POST` and a JSON body.

@@ -14,7 +14,7 @@ use crate::{
     error::ClientError,
     files::ByteStream,
     stream::{Events, ExecStream},
-    types::{Exec, ExecRequest, Items, SandboxRequest, SignalRequest},
+    types::{Exec, ExecRequest, SandboxRequest, SignalRequest},
 };
 
 impl Client {
@@ -33,7 +33,6 @@ impl Client {
     pub async fn run_once(&self, sandbox: &SandboxRequest, exec: &ExecRequest) -> Result<Events, ClientError> {
         #[derive(serde::Serialize)]
         struct Body<'a> {
-            #[serde(flatten)]
             exec: &'a ExecRequest,
             sandbox: &'a SandboxRequest,
         }
@@ -87,7 +86,7 @@ impl Client {
     /// See [`ClientError`].
     pub async fn execs(&self, sandbox: Option<SandboxId>) -> Result<Vec<Exec>, ClientError> {
         let pairs: Vec<_> = sandbox.map(|id| ("sandbox", id.to_string())).into_iter().collect();
-        self.get::<Items<Exec>>(&format!("/v1/execs{}", query(&pairs))).await.map(Items::into_vec)
+        self.list("/v1/execs", &pairs).await
     }
 
     /// One exec.

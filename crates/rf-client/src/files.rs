@@ -106,7 +106,7 @@ impl Client {
     /// # Errors
     /// `file_failed`, `not_found`; see [`ClientError`].
     pub async fn file_list(&self, at: FilePath<'_>, depth: u32) -> Result<Vec<Stat>, ClientError> {
-        self.get::<Items<Stat>>(&at.url("/list", &[("depth", depth.to_string())])).await.map(Items::into_vec)
+        self.get::<Items<Stat>>(&at.url("/list", &[("depth", depth.to_string())])).await.map(|list| list.items)
     }
 
     /// One file's description; a link at the end of the path is followed.
@@ -122,7 +122,8 @@ impl Client {
     /// # Errors
     /// `file_failed`; see [`ClientError`].
     pub async fn file_make_dir(&self, at: FilePath<'_>) -> Result<(), ClientError> {
-        self.post::<serde::de::IgnoredAny>(&at.url("/mkdir", &[]), &json!({ "parents": true })).await.map(drop)
+        let body = json!({ "path": at.path, "user": at.user, "parents": true });
+        self.post::<serde::de::IgnoredAny>(&format!("{}/mkdir", at.target.base()), &body).await.map(drop)
     }
 
     /// A directory or file as a tar archive.

@@ -1,12 +1,12 @@
 //! Sandboxes: make, see, extend, destroy.
 
-use rf_types::{Limits, SandboxId, units::UnixMs};
+use rf_types::SandboxId;
 use serde_json::json;
 
 use crate::{
     client::Client,
     error::ClientError,
-    types::{Items, Sandbox, SandboxRequest},
+    types::{LimitsRequest, Sandbox, SandboxRequest},
 };
 
 impl Client {
@@ -23,7 +23,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn sandboxes(&self) -> Result<Vec<Sandbox>, ClientError> {
-        self.get::<Items<Sandbox>>("/v1/sandboxes").await.map(Items::into_vec)
+        self.list("/v1/sandboxes", &[]).await
     }
 
     /// One sandbox.
@@ -34,17 +34,17 @@ impl Client {
         self.get(&format!("/v1/sandboxes/{id}")).await
     }
 
-    /// Sets when a sandbox is destroyed, or its limits, or both.
+    /// Sets how long from now a sandbox lives, or its limits, or both.
     ///
     /// # Errors
     /// `not_found`, `limit_reached`; see [`ClientError`].
     pub async fn sandbox_update(
         &self,
         id: SandboxId,
-        lease_until: Option<UnixMs>,
-        limits: Option<Limits>,
+        lease_ms: Option<u64>,
+        limits: Option<LimitsRequest>,
     ) -> Result<Sandbox, ClientError> {
-        self.patch(&format!("/v1/sandboxes/{id}"), &json!({ "lease_until": lease_until, "limits": limits })).await
+        self.patch(&format!("/v1/sandboxes/{id}"), &json!({ "lease_ms": lease_ms, "limits": limits })).await
     }
 
     /// Destroys a sandbox; answers when nothing of it is left.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rf_types::{
-    Enforcement, ExecId, ExecState, ExitReport, KeyId, Layer, MachineId, PlaceRef, Preference, Program, Pty, Rlimits,
-    SandboxId, SandboxSpec, SessionId, SignalScope, TemplateName, UserId, UserLimits, Username, units::UnixMs,
+    Enforcement, ExecId, ExecState, KeyId, Layer, MachineId, PlaceRef, Preference, Program, Pty, Rlimits, SandboxId,
+    SandboxSpec, SessionId, SignalScope, TemplateName, UserId, UserLimits, Username, units::UnixMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -12,50 +12,54 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Items<T> {
     pub(crate) items: Vec<T>,
+    #[serde(default = "Option::default")]
+    pub(crate) next: Option<String>,
 }
 
-impl<T> Items<T> {
-    pub(crate) fn into_vec(self) -> Vec<T> {
-        self.items
-    }
-}
-
-/// A request for a sandbox; what is not named is the server's default.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct SandboxRequest {
-    /// What the root is made from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub template: Option<TemplateName>,
+/// Limits that differ from the server's standard ones.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct LimitsRequest {
     /// Memory, bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes_max: Option<u64>,
     /// Tasks at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks_max: Option<u32>,
     /// Thousandths of one CPU.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_milli_max: Option<u32>,
     /// Bytes on the writable root.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes_max: Option<u64>,
     /// Inodes on the writable root.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inodes_max: Option<u64>,
+}
+
+/// A request for a sandbox; what is not named is the server's standard.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct SandboxRequest {
+    /// A name that no other living sandbox of the user has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// What the root is made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplateName>,
+    /// What it may use.
+    #[serde(default)]
+    pub limits: LimitsRequest,
     /// Where its writable files live.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<rf_types::DiskKind>,
     /// Whether `root` inside may be had.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_allowed: Option<bool>,
     /// Layers that may be absent.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept_missing: Vec<Layer>,
     /// How long it lives, milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
-    /// A name for people.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
 }
 
 /// A sandbox.
@@ -97,9 +101,9 @@ pub struct ExecRequest {
     /// A terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pty: Option<Pty>,
-    /// Keep standard input open; over a two-way stream only.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stdin: bool,
+    /// Standard input.
+    #[serde(default, skip_serializing_if = "Stdin::is_none")]
+    pub stdin: Stdin,
     /// Killed when it runs longer, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
@@ -109,15 +113,33 @@ pub struct ExecRequest {
     /// Answer at once and let it run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub background: bool,
-    /// Where to run it; `None` is the user's preference.
+    /// Where to run it: `machine`, `sandbox`, `machine-else-sandbox`, or a place's id; `None` is the user's preference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<Preference>,
-    /// Exactly this place.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sandbox: Option<SandboxId>,
-    /// Exactly this machine.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub machine: Option<MachineId>,
+    pub place: Option<String>,
+}
+
+/// An exec's standard input.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Stdin {
+    /// `/dev/null`.
+    #[default]
+    None,
+    /// `true`: kept open, for a two-way stream.
+    Open(bool),
+    /// These bytes, in standard base64, and its end.
+    Bytes {
+        /// The bytes.
+        base64: String,
+    },
+}
+
+impl Stdin {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 impl ExecRequest {
@@ -130,13 +152,11 @@ impl ExecRequest {
             cwd: None,
             user: None,
             pty: None,
-            stdin: false,
+            stdin: Stdin::None,
             timeout_ms: None,
             rlimits: None,
             background: false,
             place: None,
-            sandbox: None,
-            machine: None,
         }
     }
 }
@@ -203,14 +223,40 @@ pub struct User {
     pub created_at: UnixMs,
 }
 
+/// What a user may have at once; what is not named stays as it is.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct UserLimitsRequest {
+    /// Sandboxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandboxes_max: Option<u32>,
+    /// Execs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub execs_max: Option<u32>,
+    /// Thousandths of one CPU, over all sandboxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_milli_max: Option<u32>,
+    /// Bytes of memory, over all sandboxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_max: Option<u64>,
+    /// Bytes of disk, over all sandboxes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes_max: Option<u64>,
+    /// Longest lease, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms_max: Option<u64>,
+    /// Whether `root` inside may be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_allowed: Option<bool>,
+}
+
 /// An API key, without its secret.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ApiKey {
     /// Its id.
     pub id: KeyId,
-    /// A name for people.
+    /// What the user calls it.
     #[serde(default)]
-    pub label: String,
+    pub name: String,
     /// What it may be used for.
     #[serde(default)]
     pub scopes: Vec<String>,
@@ -267,10 +313,15 @@ pub struct Enrolment {
 /// Whose credential it is.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Me {
-    /// The user.
-    pub user: UserId,
-    /// Its name.
-    pub username: Username,
+    /// The user's id.
+    pub id: UserId,
+    /// The user's name.
+    pub name: Username,
+    /// Whether the credential may be used to run the server.
+    #[serde(default)]
+    pub operator: bool,
+    /// What the user may have at once.
+    pub limits: UserLimits,
     /// What the credential may be used for.
     #[serde(default)]
     pub scopes: Vec<String>,
@@ -310,16 +361,4 @@ pub struct Template {
 pub struct Session {
     /// Its id.
     pub id: SessionId,
-}
-
-/// How an exec ended, with what it printed.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Finished {
-    /// Its id.
-    pub id: ExecId,
-    /// Where it ran.
-    pub place: PlaceRef,
-    /// How it ended.
-    #[serde(flatten)]
-    pub exit: ExitReport,
 }
