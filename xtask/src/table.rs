@@ -117,7 +117,17 @@ pub(crate) const HOUSE: &[Room] = &[
     },
     Room {
         name: "ringfence",
-        may_use: &["rf-types", "rf-client", "rf-server", "rf-warden", "rf-machine", "rf-ledger", "rf-template"],
+        may_use: &[
+            "rf-types",
+            "rf-client",
+            "rf-server",
+            "rf-warden",
+            "rf-machine",
+            "rf-ledger",
+            "rf-template",
+            // For what it prints: the list of system calls and the probe of the host.
+            "rf-sandbox",
+        ],
         must_never: &["rf-testkit"],
         may_be_unsafe: false,
     },

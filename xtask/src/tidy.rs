@@ -74,10 +74,21 @@ fn named(manifest: &Table, kind: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// The names in `dependencies` that are always there; an optional one is there only for who asks for its feature.
+fn always(manifest: &Table) -> BTreeSet<String> {
+    let optional = |name: &str| {
+        let entry = manifest.get("dependencies").and_then(|section| section.get(name));
+        entry.and_then(|entry| entry.get("optional")).and_then(Value::as_bool) == Some(true)
+    };
+    named(manifest, "dependencies").into_iter().filter(|name| !optional(name)).collect()
+}
+
 /// Nobody names a crate above or beside what the table allows, or reaches one that it must never.
 fn uses(manifests: &BTreeMap<String, Table>, findings: &mut Vec<String>) {
     let direct: BTreeMap<&str, BTreeSet<String>> =
         manifests.iter().map(|(name, manifest)| (name.as_str(), named(manifest, "dependencies"))).collect();
+    let always: BTreeMap<&str, BTreeSet<String>> =
+        manifests.iter().map(|(name, manifest)| (name.as_str(), always(manifest))).collect();
     for (name, names) in &direct {
         let Some(room) = HOUSE.iter().find(|room| room.name == *name) else { continue };
         for used in names.iter().filter(|used| direct.contains_key(used.as_str())) {
@@ -88,7 +99,7 @@ fn uses(manifests: &BTreeMap<String, Table>, findings: &mut Vec<String>) {
                 findings.push(format!("{name}: rf-testkit is never a normal dependency"));
             }
         }
-        for (reached, through) in reach(name, &direct) {
+        for (reached, through) in reach(name, &always) {
             if room.must_never.contains(&reached.as_str()) {
                 findings.push(format!("{name} must never reach {reached} (through {through})"));
             }
@@ -158,7 +169,12 @@ fn has_unsafe(line: &str) -> bool {
         before = c;
     }
     let code = code.split("//").next().unwrap_or_default();
-    code.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '`')).any(|word| word == "unsafe")
+    // Followed by what makes it the keyword: a text that goes over lines may hold the word too.
+    code.match_indices("unsafe").any(|(at, word)| {
+        let starts = code[..at].chars().next_back().is_none_or(|c| !(c.is_alphanumeric() || c == '_' || c == '`'));
+        let rest = code[at + word.len()..].trim_start();
+        starts && ["{", "(", "fn ", "impl", "extern", "trait "].iter().any(|next| rest.starts_with(next))
+    })
 }
 
 /// The folders directly below `path`, by name.
@@ -252,7 +268,13 @@ mod tests {
         assert!(has_unsafe("    let x = unsafe { f() };"));
         assert!(has_unsafe("#[unsafe(no_mangle)]"));
         assert!(has_unsafe("unsafe extern \"C\" {"));
-        for fine in ["// unsafe here", "#![forbid(unsafe_code)]", "let x = \"unsafe\";", "/// `unsafe` lives there"] {
+        for fine in [
+            "// unsafe here",
+            "#![forbid(unsafe_code)]",
+            "let x = \"unsafe\";",
+            "/// `unsafe` lives there",
+            "the replacement is an unsafe function",
+        ] {
             assert!(!has_unsafe(fine), "{fine}");
         }
     }
