@@ -46,7 +46,7 @@ fn a_key_works_in_both_headers_and_is_stored_as_a_hash() {
     }
     for entry in std::fs::read_dir(w.dir.path()).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-        let hex = secret.reveal()[4..].as_bytes();
+        let hex = &secret.reveal().as_bytes()[4..];
         assert!(!bytes.windows(hex.len()).any(|window| window == hex), "the secret is in a file");
     }
 }

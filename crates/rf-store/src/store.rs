@@ -19,9 +19,9 @@ use crate::{StoreError, SystemScope, schema};
 
 /// Readers at once; more wait. Chosen: a read takes some 10 us, so four serve 400,000 a second.
 const READERS: usize = 4;
-/// How long SQLite waits for a lock of another connection before it gives up, milliseconds. Chosen; only checkpoints
-/// and a second program could hold one.
-const BUSY_MS: u64 = 2_000;
+/// How long SQLite waits for a lock of another connection before it gives up, milliseconds. Chosen, so that an answer
+/// still goes out within 2 s; only a second program could hold one that long.
+const BUSY_MS: u64 = 1_000;
 /// How often the write-ahead log is copied back by the checkpointer, so that no commit has to. Chosen.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// Pages after which a commit checkpoints by itself, should the checkpointer not keep up; 4 KiB each. Chosen.

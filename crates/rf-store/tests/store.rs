@@ -365,6 +365,66 @@ fn background_work_sees_the_live_ones_of_all() {
 }
 
 #[test]
+fn the_servers_own_calls_name_the_user_and_touch_no_other() {
+    let w = world();
+    let (ann, bob) = (w.ann.scope.user(), w.bob.scope.user());
+    let mut spec = SandboxSpec::standard(HOUR);
+    let new = NewSandbox { id: SandboxId::random(), name: Some("made"), spec: &spec };
+    let nobody = rf_types::UserId::from_bits(1);
+    assert!(w.store.sandbox_insert(&w.system, nobody, &new, NOW, NOW + HOUR).unwrap_err().is_not_found());
+    w.store.sandbox_insert(&w.system, bob, &new, NOW, NOW + HOUR).unwrap();
+    let again = w.store.sandbox_insert(&w.system, ann, &new, NOW, NOW + HOUR);
+    assert!(matches!(again, Err(StoreError::Conflict { .. })), "an id is used once, whoever has it");
+    let row = w.store.sandbox_by_name(&w.bob.scope, "made").unwrap();
+    assert_eq!((row.id, row.phase), (new.id, SandboxPhase::Running));
+
+    let id = new.id;
+    spec.limits.memory_bytes_max *= 2;
+    assert!(w.store.sandbox_change(&w.system, ann, id, &spec, NOW).unwrap_err().is_not_found());
+    assert_eq!(w.store.sandbox_get(&w.bob.scope, id).unwrap(), row);
+    let before = w.store.usage(&w.bob.scope).unwrap().memory_bytes;
+    w.store.sandbox_change(&w.system, bob, id, &spec, NOW + 7).unwrap();
+    assert_eq!(w.store.usage(&w.bob.scope).unwrap().memory_bytes, before + spec.limits.memory_bytes_max / 2);
+    assert_eq!(w.store.sandbox_get(&w.bob.scope, id).unwrap().lease_until, NOW + 7);
+
+    assert!(w.store.sandbox_end_of(&w.system, ann, id, "x", NOW).unwrap_err().is_not_found());
+    w.store.sandbox_end_of(&w.system, bob, id, "lease", NOW).unwrap();
+    assert!(w.store.sandbox_end_of(&w.system, bob, id, "again", NOW).unwrap_err().is_not_found());
+    assert!(w.store.sandbox_change(&w.system, bob, id, &spec, NOW).unwrap_err().is_not_found());
+}
+
+#[test]
+fn a_store_that_cannot_be_written_says_so_and_is_read_on() {
+    let w = world();
+    let mut raw = rusqlite::Connection::open(w.dir.path().join("state.db")).unwrap();
+    let held = raw.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    let refused = w.store.key_revoke(&w.bob.scope, w.bob.key, NOW).unwrap_err();
+    assert_eq!(rf_types::Fault::from(refused).code, rf_types::Code::StoreUnavailable);
+    assert!(w.store.check().is_err());
+    assert_eq!(w.store.usage(&w.bob.scope).unwrap().sandboxes, 1);
+    assert!(w.store.scope_by_key(&w.bob.key_hash, NOW).unwrap().is_ok(), "and the refused call changed nothing");
+    drop(held);
+    w.store.key_revoke(&w.bob.scope, w.bob.key, NOW).unwrap();
+}
+
+#[test]
+fn readers_do_not_wait_for_a_writer_nor_run_out() {
+    let w = world();
+    let new = NewSandbox { id: SandboxId::random(), name: None, spec: &SandboxSpec::standard(HOUR) };
+    // More at once than there are readers, in the middle of a write.
+    let reserved = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| {
+        std::thread::scope(|threads| {
+            let handles: Vec<_> = (0..32).map(|_| threads.spawn(|| w.store.usage(&w.ann.scope).unwrap())).collect();
+            handles.into_iter().for_each(|handle| assert_eq!(handle.join().unwrap().sandboxes, 1));
+        });
+        assert_eq!(w.store.usage(&w.bob.scope).unwrap().sandboxes, 1, "not yet committed");
+        Ok::<_, Infallible>(())
+    });
+    assert!(reserved.is_ok());
+    assert_eq!(w.store.usage(&w.bob.scope).unwrap().sandboxes, 2);
+}
+
+#[test]
 fn pruning_takes_what_ended_and_nothing_alive() {
     let w = world();
     w.store.sandbox_end(&w.bob.scope, w.bob.sandbox, "asked", NOW).unwrap();
