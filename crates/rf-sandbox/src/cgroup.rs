@@ -159,12 +159,18 @@ impl Hierarchies {
         roots
     }
 
-    /// Makes the group `name` in every hierarchy, for a sandbox whose init has the host id `owner`.
+    /// Makes the group `name` in every hierarchy, for a sandbox whose init has the host id `owner`; in that of block
+    /// I/O only if it does any.
     ///
     /// # Errors
     /// The path that could not be made or written. What was made is removed again.
-    pub fn create(&self, name: &str, owner: Option<u32>) -> Result<Group, CgroupError> {
-        let mut group = Group { name: name.to_owned(), hierarchies: self.clone(), v2_fd: None };
+    pub fn create(&self, name: &str, owner: Option<u32>, block_io: bool) -> Result<Group, CgroupError> {
+        let mut hierarchies = self.clone();
+        if !block_io {
+            // A sandbox without a block device needs no group to limit it.
+            hierarchies.io = None;
+        }
+        let mut group = Group { name: name.to_owned(), hierarchies, v2_fd: None };
         let made = group.make(owner);
         if let Err(error) = made {
             // The first error is the one to tell; what cannot be removed now is swept at the next start.

@@ -187,8 +187,11 @@ impl Launcher {
             Ids::Range { base } => Some(base),
             Ids::One { .. } => None,
         };
-        let group =
-            Cleanup { group: self.host.hierarchies.create(&plan.id.to_string(), owner)?, child: None, removed: false };
+        let group = Cleanup {
+            group: self.host.hierarchies.create(&plan.id.to_string(), owner, plan.disk == DiskKind::Image)?,
+            child: None,
+            removed: false,
+        };
         let image = match plan.disk {
             DiskKind::Memory => None,
             DiskKind::Image => Some(self.images.make(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
