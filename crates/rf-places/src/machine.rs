@@ -98,8 +98,12 @@ pub trait MachineAuthority: Send + Sync {
     /// `unauthenticated` in one form for every reason.
     fn recognise(&self, machine: MachineId, message: &[u8], signature: &[u8; 64]) -> Result<UserId, Fault>;
 
-    /// News for whoever lists machines: it connected, with these facts, or (`None`) its connection ended.
-    fn seen(&self, user: UserId, machine: MachineId, facts: Option<&Facts>);
+    /// A machine is there: calls may go to it. Called again, with another value, when its session goes on.
+    fn connected(&self, place: &Arc<MachinePlace>);
+
+    /// Its connection ended: no new calls may go to it. Called once for each `connected`, unless another connection
+    /// took its place.
+    fn disconnected(&self, place: &Arc<MachinePlace>);
 }
 
 /// All machines of this server.
@@ -203,7 +207,7 @@ impl MachineHub {
         let session = place.session().clone();
         let mux = &session.mux;
         let guard = Attached { hub: self.clone(), place: place.clone(), epoch };
-        self.authority.seen(place.user(), place.machine(), Some(place.facts()));
+        self.authority.connected(&place);
         tracing::info!(machine = %place.machine(), resumed = welcome.received.is_some(), "machine connected");
         let welcomed = transport.send(machine::encode_json(kind::WELCOME, &welcome).into()).await;
         let ended = match welcomed {
@@ -354,8 +358,8 @@ impl Drop for Attached {
             // Another connection is in charge.
             return;
         }
-        let (hub, machine, user, epoch) = (self.hub.clone(), self.place.machine(), self.place.user(), self.epoch);
-        hub.authority.seen(user, machine, None);
+        let (hub, machine, epoch) = (self.hub.clone(), self.place.machine(), self.epoch);
+        hub.authority.disconnected(&self.place);
         let give_up = move || {
             session.mux.fail(place_lost("its connection dropped and it did not come back"));
             hub.drop_session(machine, &session);

@@ -695,6 +695,12 @@ impl Outgoing {
         .await
     }
 
+    /// Whether the whole session is over, not only this stream.
+    #[must_use]
+    pub fn is_session_over(&self) -> bool {
+        self.mux.dead().is_some()
+    }
+
     /// What the other side's user has not taken, once the session is over: for the next session.
     #[must_use]
     pub fn take_untaken(&mut self) -> Vec<u8> {
@@ -844,7 +850,7 @@ impl Incoming {
     ///
     /// # Errors
     /// As for [`Incoming::poll_take`].
-    pub async fn take(&mut self, max: usize) -> Option<Result<Bytes, Fault>> {
+    pub async fn next_piece(&mut self, max: usize) -> Option<Result<Bytes, Fault>> {
         poll_fn(|cx| self.poll_take(cx, max)).await
     }
 
@@ -852,10 +858,16 @@ impl Incoming {
     pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, Fault>> + Send {
         futures::stream::unfold(Some(self), |state| async {
             let mut incoming = state?;
-            let item = incoming.take(WINDOW as usize).await?;
+            let item = incoming.next_piece(WINDOW as usize).await?;
             let next = item.is_ok().then_some(incoming);
             Some((item, next))
         })
+    }
+
+    /// Whether the whole session is over, not only this stream.
+    #[must_use]
+    pub fn is_session_over(&self) -> bool {
+        self.mux.dead().is_some()
     }
 
     /// Wants no more, and says why.

@@ -337,7 +337,7 @@ fn fits(order: &Order) -> Result<(), Fault> {
 fn content(incoming: Incoming, length: Option<u64>) -> BoxStream<'static, Result<Bytes, Fault>> {
     let left = length.unwrap_or(u64::MAX);
     try_unfold((incoming, left), |(mut incoming, left)| async move {
-        match incoming.take(1024 * 1024).await.transpose()? {
+        match incoming.next_piece(1024 * 1024).await.transpose()? {
             None => Ok(None),
             Some(bytes) if bytes.len() as u64 > left => Err(strange()),
             Some(bytes) => {
@@ -363,7 +363,7 @@ fn lines<T: DeserializeOwned + Send + 'static>(incoming: Incoming) -> BoxStream<
             if buffer.len() > LINE_MAX {
                 return Err(strange());
             }
-            match incoming.take(LINE_MAX).await.transpose()? {
+            match incoming.next_piece(LINE_MAX).await.transpose()? {
                 Some(bytes) => buffer.extend_from_slice(&bytes),
                 None if buffer.is_empty() => return Ok(None),
                 None => return Err(strange()),

@@ -1,0 +1,475 @@
+//! The execs of this machine: started once, streamed, ended, kept over a drop and over the server's restart.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::OwnedFd,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use rf_places::machine_mux::{Incoming, Mux, Outgoing};
+use rf_types::{Code, ExecId, ExecSpec, ExitReport, Fault, SignalScope};
+use rf_wire::machine::{EXECS_MAX, KeptExec, ToServer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, unix::AsyncFd},
+    net::{UnixStream, unix::pipe},
+    sync::mpsc,
+    time::sleep,
+};
+
+use crate::{
+    linux::launch::{self, Launched, Orders, SIGKILL},
+    owner::Owner,
+    state::Seen,
+};
+
+/// Bytes read from a command at once.
+const READ_SIZE: usize = 64 * 1024;
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// The session that an exec's news go to.
+#[derive(Clone)]
+pub(crate) struct Link {
+    /// Counts the sessions of this program.
+    pub(crate) number: u64,
+    /// Its streams.
+    pub(crate) mux: Mux,
+}
+
+/// An exec's streams in one session.
+pub(crate) struct Streams {
+    pub(crate) stdin: Option<Incoming>,
+    pub(crate) stdout: Outgoing,
+    pub(crate) stderr: Option<Outgoing>,
+}
+
+/// All execs of this program.
+pub(crate) struct Execs {
+    owner: Arc<Owner>,
+    table: Mutex<HashMap<ExecId, Arc<Exec>>>,
+    seen: Mutex<Seen>,
+}
+
+struct Exec {
+    id: ExecId,
+    pid: u32,
+    keeper: u32,
+    pty: bool,
+    stdin: bool,
+    keep: bool,
+    started: Instant,
+    orders: Orders,
+    terminal: Option<Arc<AsyncFd<OwnedFd>>>,
+    slots: Slots,
+    life: Mutex<Life>,
+}
+
+/// Where a new session's streams are handed to the pumps.
+struct Slots {
+    stdin: Option<mpsc::Sender<Incoming>>,
+    stdout: mpsc::Sender<Outgoing>,
+    stderr: Option<mpsc::Sender<Outgoing>>,
+}
+
+struct Life {
+    link: Link,
+    end: Option<End>,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Exited(ExitReport),
+    Lost,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What they guard is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_such() -> Fault {
+    Fault::not_found("exec on this machine")
+}
+
+impl Execs {
+    pub(crate) fn new(owner: Arc<Owner>, seen: Seen) -> Arc<Self> {
+        Arc::new(Self { owner, table: Mutex::default(), seen: Mutex::new(seen) })
+    }
+
+    /// Starts an exec, unless its id was ever seen. Returns its pid.
+    pub(crate) async fn spawn(
+        self: &Arc<Self>,
+        link: Link,
+        id: ExecId,
+        spec: ExecSpec,
+        keep: bool,
+        streams: Streams,
+    ) -> Result<u32, Fault> {
+        self.owner.allows_exec()?;
+        if spec.user.is_some() {
+            return Err(Fault::invalid("a machine runs everything as its owner"));
+        }
+        self.make_room()?;
+        lock(&self.seen).note(id)?;
+        let (owner, asked) = (self.owner.clone(), spec.clone());
+        let started = Instant::now();
+        let launched = tokio::task::spawn_blocking(move || launch::launch(&owner, &asked))
+            .await
+            .map_err(|_| Fault::new(Code::Internal, "the launch ended early", ""))??;
+        let broken =
+            |error: io::Error| Fault::new(Code::PlaceExhausted, format!("no streams for the exec: {error}"), "");
+        let Launched { pid, keeper, stdin, stdout, stderr, terminal } = launched;
+        let launch::Keeper { child, socket } = keeper;
+        let orders = Orders(socket.try_clone().map_err(broken)?);
+        socket.set_nonblocking(true).map_err(broken)?;
+        let reports = UnixStream::from_std(socket).map_err(broken)?;
+        let terminal = terminal.map(open_terminal).transpose().map_err(broken)?.map(Arc::new);
+        let (mut writer, mut reader, mut error_reader): (Option<Writer>, Option<Reader>, Option<Reader>) =
+            (None, None, None);
+        if let Some(terminal) = &terminal {
+            writer = Some(Box::new(Terminal(terminal.clone())));
+            reader = Some(Box::new(Terminal(terminal.clone())));
+        } else {
+            if let Some(stdin) = stdin {
+                writer = Some(Box::new(pipe::Sender::from_owned_fd(stdin).map_err(broken)?));
+            }
+            if let Some(stdout) = stdout {
+                reader = Some(Box::new(pipe::Receiver::from_owned_fd(stdout).map_err(broken)?));
+            }
+            if let Some(stderr) = stderr {
+                error_reader = Some(Box::new(pipe::Receiver::from_owned_fd(stderr).map_err(broken)?));
+            }
+        }
+        let slots = Slots {
+            stdin: writer.map(|writer| slot(|receiver| pump_in(writer, receiver))),
+            stdout: slot(|receiver| pump_out(reader, receiver)),
+            stderr: error_reader.map(|reader| slot(|receiver| pump_out(Some(reader), receiver))),
+        };
+        let exec = Arc::new(Exec {
+            id,
+            pid,
+            keeper: child.id(),
+            pty: spec.pty.is_some(),
+            stdin: spec.stdin,
+            keep,
+            started,
+            orders,
+            terminal,
+            slots,
+            life: Mutex::new(Life { link, end: None }),
+        });
+        exec.hand_over(streams);
+        lock(&self.table).insert(id, exec.clone());
+        tokio::spawn(self.clone().follow(exec, child, reports, spec.timeout_ms));
+        Ok(pid)
+    }
+
+    /// Makes room for one more, by forgetting the ended exec that began first.
+    fn make_room(&self) -> Result<(), Fault> {
+        let mut table = lock(&self.table);
+        if table.len() < EXECS_MAX {
+            return Ok(());
+        }
+        let oldest = table.values().filter(|exec| lock(&exec.life).end.is_some()).min_by_key(|exec| exec.started);
+        match oldest.map(|exec| exec.id) {
+            Some(id) => {
+                table.remove(&id);
+                Ok(())
+            }
+            None => Err(Fault::new(
+                Code::PlaceExhausted,
+                format!("{EXECS_MAX} execs run on this machine"),
+                "wait for some to end",
+            )),
+        }
+    }
+
+    /// Follows an exec to its end, and its keeper to its own.
+    async fn follow(
+        self: Arc<Self>,
+        exec: Arc<Exec>,
+        mut child: std::process::Child,
+        mut reports: UnixStream,
+        timeout_ms: Option<u64>,
+    ) {
+        let mut message = [0; rf_sys::command::REPORT_LEN];
+        let mut timed_out = false;
+        let read = {
+            let mut read = std::pin::pin!(reports.read_exact(&mut message));
+            let late = async {
+                match timeout_ms {
+                    Some(ms) => sleep(Duration::from_millis(ms)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                read = &mut read => read,
+                () = late => {
+                    timed_out = true;
+                    exec.orders.kill_tree();
+                    read.await
+                }
+            }
+        };
+        let end = match read.ok().and_then(|_| launch::ended(&message, exec.started, timed_out)) {
+            Some(report) => End::Exited(report),
+            None => End::Lost,
+        };
+        let link = {
+            let mut life = lock(&exec.life);
+            life.end = Some(end);
+            life.link.clone()
+        };
+        exec.tell(&link.mux, end);
+        if !exec.keep {
+            lock(&self.table).remove(&exec.id);
+        }
+        drop(exec);
+        // What the command left running lives on beneath its keeper, until it ends or this program does.
+        let mut nothing = [0; 1];
+        while reports.read(&mut nothing).await.is_ok_and(|got| got > 0) {}
+        let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+    }
+
+    fn find(&self, id: ExecId) -> Result<Arc<Exec>, Fault> {
+        lock(&self.table).get(&id).cloned().ok_or_else(no_such)
+    }
+
+    /// Signals a running exec.
+    pub(crate) async fn signal(&self, id: ExecId, signal: i32, scope: SignalScope) -> Result<(), Fault> {
+        self.owner.allows_exec()?;
+        let exec = self.find(id)?;
+        let number = u8::try_from(signal).ok().filter(|number| (1..=64).contains(number));
+        let number = number.ok_or_else(|| Fault::invalid(format!("{signal} is no signal: they are 1 to 64")))?;
+        if lock(&exec.life).end.is_some() {
+            return Err(no_such());
+        }
+        match scope {
+            SignalScope::Process => exec.orders.signal(number),
+            SignalScope::Tree if signal == SIGKILL => exec.orders.kill_tree(),
+            SignalScope::Tree => {
+                let keeper = exec.keeper;
+                let _ = tokio::task::spawn_blocking(move || launch::signal_tree(keeper, signal)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a terminal's size.
+    pub(crate) fn resize(&self, id: ExecId, rows: u16, cols: u16) -> Result<(), Fault> {
+        self.owner.allows_exec()?;
+        let exec = self.find(id)?;
+        let terminal = exec.terminal.as_ref().ok_or_else(|| Fault::invalid("this exec has no terminal"))?;
+        launch::set_size(terminal.get_ref(), rows, cols)
+            .map_err(|errno| Fault::new(Code::ExecFailed, format!("the terminal cannot be resized: {errno}"), ""))
+    }
+
+    /// The execs kept from earlier sessions.
+    pub(crate) fn kept(&self, now: u64) -> Vec<KeptExec> {
+        let table = lock(&self.table);
+        let kept = table.values().filter(|exec| exec.keep && lock(&exec.life).link.number != now);
+        kept.map(|exec| KeptExec {
+            exec: exec.id,
+            pid: exec.pid,
+            pty: exec.pty,
+            stdin: exec.stdin,
+            wall_us: u64::try_from(exec.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        })
+        .collect()
+    }
+
+    /// Gives a kept exec its streams in a new session.
+    pub(crate) fn attach(&self, link: Link, id: ExecId, streams: Streams) -> Result<(), Fault> {
+        let exec = self.find(id)?;
+        let end = {
+            let mut life = lock(&exec.life);
+            if life.link.number == link.number || !exec.keep {
+                return Err(Fault::new(Code::Conflict, "this exec is attached", ""));
+            }
+            life.link = link.clone();
+            life.end
+        };
+        exec.hand_over(streams);
+        if let Some(end) = end {
+            exec.tell(&link.mux, end);
+        }
+        Ok(())
+    }
+
+    /// Forgets an ended exec.
+    pub(crate) fn forget(&self, id: ExecId) -> Result<(), Fault> {
+        let mut table = lock(&self.table);
+        let ended = table.get(&id).is_some_and(|exec| lock(&exec.life).end.is_some());
+        if ended {
+            table.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// A session is over: what was not to be kept is killed.
+    pub(crate) fn session_over(&self, number: u64) {
+        for exec in lock(&self.table).values() {
+            if !exec.keep && lock(&exec.life).link.number == number {
+                exec.orders.kill_tree();
+            }
+        }
+    }
+
+    /// Kills and forgets what belongs to no session from `number` on: it was kept long enough.
+    pub(crate) fn kill_older(&self, number: u64) {
+        lock(&self.table).retain(|_, exec| {
+            let old = lock(&exec.life).link.number < number;
+            if old {
+                exec.orders.kill_tree();
+            }
+            !old
+        });
+    }
+}
+
+impl Exec {
+    fn hand_over(&self, streams: Streams) {
+        let Streams { stdin, stdout, stderr } = streams;
+        // A pump that is at its end has gone: dropping the stream tells the other side.
+        if let (Some(slot), Some(stdin)) = (&self.slots.stdin, stdin) {
+            let _ = slot.try_send(stdin);
+        }
+        if let Err(gone) = self.slots.stdout.try_send(stdout) {
+            gone.into_inner().end();
+        }
+        if let (Some(slot), Some(stderr)) = (&self.slots.stderr, stderr)
+            && let Err(gone) = slot.try_send(stderr)
+        {
+            gone.into_inner().end();
+        }
+    }
+
+    fn tell(&self, mux: &Mux, end: End) {
+        mux.send(&match end {
+            End::Exited(report) => ToServer::Exited { exec: self.id, report },
+            End::Lost => ToServer::Lost { exec: self.id },
+        });
+    }
+}
+
+/// Starts a pump and returns where its streams are handed in, one for each session.
+fn slot<T: Send + 'static, F>(pump: impl FnOnce(mpsc::Receiver<T>) -> F) -> mpsc::Sender<T>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(pump(receiver));
+    sender
+}
+
+/// Moves a command's output into the streams of one session after the other, losing and repeating nothing.
+async fn pump_out(reader: Option<Reader>, mut sessions: mpsc::Receiver<Outgoing>) {
+    let mut reader = reader;
+    let mut carry = Vec::new();
+    while let Some(mut out) = sessions.recv().await {
+        if pump_session(&mut reader, &mut out, &mut carry).await.is_ok() {
+            return;
+        }
+        let mut untaken = out.take_untaken();
+        untaken.append(&mut carry);
+        carry = untaken;
+    }
+}
+
+/// `Ok` when the stream is at its end, or the other side wants no more; `Err` when the session is over.
+async fn pump_session(reader: &mut Option<Reader>, out: &mut Outgoing, carry: &mut Vec<u8>) -> Result<(), ()> {
+    loop {
+        while !carry.is_empty() {
+            match std::future::poll_fn(|cx| out.poll_send(cx, carry)).await {
+                Ok(sent) => drop(carry.drain(..sent)),
+                Err(_) if out.is_session_over() => return Err(()),
+                // Nobody reads any more: the pipe is closed, as it would be on a terminal.
+                Err(_) => return Ok(()),
+            }
+        }
+        let Some(from) = reader.as_mut() else {
+            return out.end_and_wait().await.map_err(drop);
+        };
+        carry.reserve(READ_SIZE);
+        tokio::select! {
+            read = from.read_buf(carry) => {
+                if read.unwrap_or(0) == 0 {
+                    *reader = None;
+                }
+            }
+            _ = out.stopped() => return if out.is_session_over() { Err(()) } else { Ok(()) },
+        }
+    }
+}
+
+/// Moves the streams of one session after the other into a command's standard input.
+async fn pump_in(mut writer: Writer, mut sessions: mpsc::Receiver<Incoming>) {
+    while let Some(mut from) = sessions.recv().await {
+        loop {
+            match from.next_piece(READ_SIZE).await {
+                Some(Ok(bytes)) => {
+                    if writer.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+                Some(Err(_)) if from.is_session_over() => break,
+                // Its end, or it broke off: the command sees the end.
+                None | Some(Err(_)) => return,
+            }
+        }
+    }
+}
+
+fn open_terminal(master: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = rustix::fs::fcntl_getfl(&master)?;
+    rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
+    #[expect(deprecated, reason = "its contract, a descriptor that stays the same and open, is an `OwnedFd`'s own")]
+    AsyncFd::new(master)
+}
+
+/// A terminal's master, to read and to write.
+struct Terminal(Arc<AsyncFd<OwnedFd>>);
+
+impl AsyncRead for Terminal {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let mut ready = ready!(self.0.poll_read_ready(cx))?;
+            match ready.try_io(|fd| Ok(rustix::io::read(fd, buf.initialize_unfilled())?)) {
+                Ok(Ok(count)) => {
+                    buf.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                // The last process has closed its end; see pty(7).
+                Ok(Err(error)) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                    return Poll::Ready(Ok(()));
+                }
+                Ok(Err(error)) => return Poll::Ready(Err(error)),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Terminal {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut ready = ready!(self.0.poll_write_ready(cx))?;
+            if let Ok(done) = ready.try_io(|fd| Ok(rustix::io::write(fd, bytes)?)) {
+                return Poll::Ready(done);
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
