@@ -365,11 +365,11 @@ impl Cleanup {
         if !wait {
             options |= WaitIdOptions::NOHANG;
         }
-        match rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), options)) {
-            Ok(None) => return false,
-            // Gone: reaped now, or never ours to reap.
-            Ok(Some(_)) | Err(_) => {}
+        let ended = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), options));
+        if matches!(ended, Ok(None)) {
+            return false;
         }
+        // Reaped now; an error says that it was never ours to reap.
         self.child = None;
         true
     }
