@@ -49,7 +49,7 @@ const OPTIONS: [&str; 11] = [
 ];
 
 /// How well-known tokens begin.
-const PREFIXES: [&str; 18] = [
+const PREFIXES: [&str; 19] = [
     "ghp_",
     "gho_",
     "ghu_",
@@ -68,6 +68,7 @@ const PREFIXES: [&str; 18] = [
     "AIza",
     "eyJ",
     "rf_",
+    "e2b_",
 ];
 /// A word with such a beginning is a token from this length on; chosen, so that `sk-learn` stays readable.
 const TOKEN_BYTES_MIN: usize = 20;
