@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     /// As `progress`, for threads.
     done: Condvar,
     sync: Sync,
+    /// The directory, kept open: its sync after a segment began must not fail for want of a descriptor.
+    dir_file: File,
     /// Held while the ledger is open.
     _lock: File,
 }
@@ -165,6 +167,8 @@ impl Ledger {
         let Recovered { lock, chain, segment, file, written, first_seqs, next_seq, last_hash, index, head, .. } =
             recovered;
         let durable = next_seq - 1;
+        let dir_file =
+            File::open(&config.dir).map_err(|error| refuse(format_args!("cannot open its directory: {error}"), ""))?;
         let shared = Arc::new(Shared {
             dir: config.dir,
             chain,
@@ -191,6 +195,7 @@ impl Ledger {
             progress: watch::Sender::new(Progress { durable, failed: false }),
             done: Condvar::new(),
             sync,
+            dir_file,
             _lock: lock,
         });
         let thread = std::thread::Builder::new()
@@ -467,7 +472,7 @@ impl Shared {
             }
             (self.sync)(&current.file)?;
             if !retired.is_empty() {
-                File::open(&self.dir)?.sync_all()?;
+                self.dir_file.sync_all()?;
             }
             // After the records and before anybody is told: so it never names a record that is not there, and a cut
             // below what was answered always shows.

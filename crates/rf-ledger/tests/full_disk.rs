@@ -110,3 +110,47 @@ fn a_limit_on_file_sizes_refuses_and_loses_nothing() {
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("held at the limit"), "{text}");
 }
+
+/// Not a test of its own: may open few files; see the next test.
+#[test]
+fn child_without_descriptors() {
+    let Ok(dir) = std::env::var("RF_LEDGER_TEST_FILES") else { return };
+    let dir = Path::new(&dir);
+    let ledger = open(dir, 8 * 1024);
+    let mut accepted = 0;
+    for round in 0..3 {
+        let mut hoard = Vec::new();
+        while let Ok(file) = fs::File::open("/dev/null") {
+            hoard.push(file);
+        }
+        // To the end of the segment it needs no descriptor, and a new segment does.
+        let fault = loop {
+            match ledger.append(&entry(accepted)) {
+                Ok(ticket) => ticket.wait().unwrap(),
+                Err(fault) => break fault,
+            }
+            accepted += 1;
+        };
+        assert_eq!(fault.code, Code::LedgerUnavailable, "round {round}");
+        drop(hoard);
+        ledger.append(&entry(accepted)).unwrap().wait().unwrap();
+        accepted += 1;
+    }
+    drop(ledger);
+    let report = verify(&dir.join("ledger"), Some(&key()), None).unwrap();
+    assert_eq!((report.problem, report.records), (None, accepted.into()));
+    println!("held without descriptors");
+}
+
+#[test]
+fn exhausted_descriptors_refuse_and_lose_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new("sh")
+        .args(["-ec", "ulimit -n 64; exec \"$0\" --exact child_without_descriptors --nocapture"])
+        .arg(std::env::current_exe().unwrap())
+        .env("RF_LEDGER_TEST_FILES", dir.path())
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("held without descriptors"), "{text}");
+}
