@@ -357,9 +357,10 @@ impl Execs {
             tracing::warn!(%error, %exec, "cannot note the end of a background exec");
         }
         drop(lock(&entry.hold).take());
-        entry.state.send_replace(state);
         lock(&self.inner.users).entry(entry.user).or_default().ended.push_back((now, exec));
         self.retain(entry.user);
+        // Last: who waited finds all of the above done.
+        entry.state.send_replace(state);
     }
 
     /// Lets go of a user's ended execs that are too many or too old.

@@ -90,14 +90,14 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>])
     }
 }
 
-/// A pair of connected sockets, both non-blocking and closed on exec.
+/// A pair of connected sockets, closed on exec. Both may block: the other end goes to a helper that waits, and ours is
+/// never used without `MSG_DONTWAIT`.
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`, `ENOMEM`; see socketpair(2).
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Waits until there is room, then sends.

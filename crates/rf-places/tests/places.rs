@@ -1,0 +1,198 @@
+//! Sandboxes and the choice of a place: first use, quota, users apart, leases, destruction.
+
+mod support;
+
+use std::sync::{Arc, atomic::Ordering};
+
+use rf_places::{Choice, Place, Places, file_action};
+use rf_policy::Action;
+use rf_types::{Code, FileOp, PlaceRef, Preference, SandboxId};
+use support::{Allowed, Field, claim_sandbox, permit_of, user};
+
+async fn resolve(places: &Places, who: u128, choice: Option<Choice>) -> Result<PlaceRef, rf_types::Fault> {
+    let permit = permit_of(user(who), Action::Exec);
+    let first_use = Allowed(places, user(who));
+    let resolved = places.resolve(&permit, Preference::MachineElseSandbox, choice, false, &first_use).await?;
+    Ok(resolved.place.place())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_calls_at_once_make_one_sandbox_for_each_user() {
+    let field = Field::new();
+    let places = field.places().await;
+    let calls = (0..60_u128).map(|n| {
+        let places = places.clone();
+        tokio::spawn(async move { (n % 3, resolve(&places, n % 3, None).await.unwrap()) })
+    });
+    let mut seen: Vec<(u128, PlaceRef)> = Vec::new();
+    for call in futures::future::join_all(calls).await {
+        let call = call.unwrap();
+        if !seen.contains(&call) {
+            seen.push(call);
+        }
+    }
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert_eq!(field.warden.created.load(Ordering::SeqCst), 3);
+    assert_eq!(places.usage(user(0)).sandboxes, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_machine_a_call_that_wants_one_has_no_place() {
+    let field = Field::new();
+    let places = field.places().await;
+    let refused = resolve(&places, 1, Some(Choice::Prefer(Preference::Machine))).await.unwrap_err();
+    assert_eq!(refused.code, Code::NoPlace);
+    assert!(refused.hint.contains("ringfence join"));
+    assert_eq!(field.warden.created.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_sandbox_is_to_others_as_one_that_does_not_exist() {
+    let field = Field::new();
+    let places = field.places().await;
+    let place = resolve(&places, 1, None).await.unwrap();
+    let PlaceRef::Sandbox(id) = place else { panic!("{place}") };
+    let nothing = SandboxId::from_bits(5);
+    let theirs = |id| places.sandboxes().get(user(2), id).unwrap_err();
+    assert_eq!(theirs(id), theirs(nothing));
+    assert_eq!(places.sandboxes().row(user(2), id).unwrap_err(), places.sandboxes().row(user(2), nothing).unwrap_err());
+    let permit = permit_of(user(2), Action::SandboxDestroy);
+    let destroy = places.sandboxes().destroy(&permit, id).await.unwrap_err();
+    assert_eq!(destroy, places.sandboxes().destroy(&permit, nothing).await.unwrap_err());
+    let named = resolve(&places, 2, Some(Choice::Place(place))).await.unwrap_err();
+    assert_eq!(named, resolve(&places, 2, Some(Choice::Place(PlaceRef::Sandbox(nothing)))).await.unwrap_err());
+    // Even with the place in hand, another user's permit opens nothing.
+    let sandbox = places.sandboxes().get(user(1), id).unwrap();
+    let op = FileOp::Stat { path: "/".into(), follow: true };
+    let peek = sandbox.file(&permit_of(user(2), file_action(&op)), &op, None).await;
+    assert_eq!(peek.err().unwrap().code, Code::NotFound);
+    assert!(places.sandboxes().list(user(2)).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destroyed_sandbox_is_gone_with_its_row_and_quota() {
+    let field = Field::new();
+    let places = field.places().await;
+    let PlaceRef::Sandbox(id) = resolve(&places, 1, None).await.unwrap() else { panic!("not a sandbox") };
+    let permit = permit_of(user(1), Action::SandboxDestroy);
+    let twice = futures::future::join(places.sandboxes().destroy(&permit, id), places.sandboxes().destroy(&permit, id));
+    let (first, second) = twice.await;
+    first.unwrap();
+    // The second came before the end or after it.
+    assert!(second.is_ok() || second.unwrap_err().code == Code::NotFound);
+    assert!(field.warden.alive().is_empty());
+    assert_eq!(field.warden.destroyed.load(Ordering::SeqCst), 1);
+    assert_eq!(*field.rows.ended.lock().unwrap(), [(id, rf_places::EndedWhy::Destroyed)]);
+    assert_eq!(places.usage(user(1)), rf_policy::UserUsage::default());
+    // The next call makes a new one.
+    assert_ne!(resolve(&places, 1, None).await.unwrap(), PlaceRef::Sandbox(id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sandbox_whose_row_cannot_be_written_is_not_left_behind() {
+    let field = Field::new();
+    let places = field.places().await;
+    *field.rows.refuse.lock().unwrap() = true;
+    let made = places.sandboxes().create(claim_sandbox(&places, user(1)), None, false).await;
+    assert_eq!(made.unwrap_err().code, Code::StoreUnavailable);
+    assert!(field.warden.alive().is_empty());
+    assert_eq!(places.usage(user(1)), rf_policy::UserUsage::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_stops_waiting_leaves_a_listed_sandbox() {
+    let field = Field::new();
+    let places = field.places().await;
+    let mut create = Box::pin(places.sandboxes().create(claim_sandbox(&places, user(1)), Some("mine".into()), false));
+    // Ready already on a slow enough day; the point is that nobody looks again.
+    let _ = futures::poll!(create.as_mut());
+    drop(create);
+    while places.sandboxes().list(user(1)).is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(places.sandboxes().list(user(1))[0].name.as_deref(), Some("mine"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_extended_and_ended() {
+    let field = Field::new();
+    let places = field.places().await;
+    let PlaceRef::Sandbox(id) = resolve(&places, 1, None).await.unwrap() else { panic!("not a sandbox") };
+    let permit = permit_of(user(1), Action::SandboxUpdate);
+    let row = places.sandboxes().extend(&permit, id, 3_600_000).await.unwrap();
+    assert_eq!(field.rows.live.lock().unwrap()[&id].lease_until, row.lease_until);
+    field.warden.kill_init(id, Some(rf_wire::warden::GoneWhy::Lease));
+    while places.sandboxes().get(user(1), id).is_ok() || field.rows.ended.lock().unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(places.sandboxes().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_is_found_while_it_is_connected_and_only_by_its_user() {
+    struct Elsewhere(Arc<dyn Place>);
+    impl Place for Elsewhere {
+        fn place(&self) -> PlaceRef {
+            PlaceRef::Machine(rf_types::MachineId::from_bits(3))
+        }
+        fn spawn<'a>(
+            &'a self,
+            permit: &'a rf_policy::Permit,
+            exec: rf_types::ExecId,
+            spec: &'a rf_types::ExecSpec,
+            keep: bool,
+        ) -> futures::future::BoxFuture<'a, Result<rf_places::place::Spawned, rf_types::Fault>> {
+            self.0.spawn(permit, exec, spec, keep)
+        }
+        fn signal<'a>(
+            &'a self,
+            permit: &'a rf_policy::Permit,
+            exec: rf_types::ExecId,
+            signal: i32,
+            scope: rf_types::SignalScope,
+        ) -> futures::future::BoxFuture<'a, Result<(), rf_types::Fault>> {
+            self.0.signal(permit, exec, signal, scope)
+        }
+        fn file<'a>(
+            &'a self,
+            permit: &'a rf_policy::Permit,
+            op: &'a FileOp,
+            user: Option<&'a str>,
+        ) -> futures::future::BoxFuture<'a, Result<rf_places::FileAnswer, rf_types::Fault>> {
+            self.0.file(permit, op, user)
+        }
+        fn adopt_execs(
+            &self,
+        ) -> futures::future::BoxFuture<'_, Result<Vec<rf_places::place::AdoptedExec>, rf_types::Fault>> {
+            self.0.adopt_execs()
+        }
+        fn forget(&self, exec: rf_types::ExecId) -> futures::future::BoxFuture<'_, ()> {
+            self.0.forget(exec)
+        }
+    }
+    let field = Field::new();
+    let places = field.places().await;
+    let inside = places.sandboxes().create(claim_sandbox(&places, user(1)), None, false).await.unwrap();
+    let machine: Arc<dyn Place> = Arc::new(Elsewhere(inside));
+    let id = rf_types::MachineId::from_bits(3);
+    places.add_machine(user(1), Arc::clone(&machine), serde_json::json!({"hostname": "h"}));
+    assert_eq!(resolve(&places, 1, None).await.unwrap(), PlaceRef::Machine(id));
+    assert!(matches!(resolve(&places, 2, None).await.unwrap(), PlaceRef::Sandbox(_)));
+    assert!(places.place(user(2), PlaceRef::Machine(id)).is_err());
+    // A streams-only place runs execs in the background as well: its output goes to the spool by copying.
+    let exec = rf_types::ExecId::random();
+    let claim = support::claim_exec(&places, user(1));
+    places.execs().run_background(claim, &machine, exec, &support::shell("echo far; echo bad >&2")).await.unwrap();
+    let permit = permit_of(user(1), Action::ExecRead);
+    places.execs().wait(&permit, exec).await.unwrap();
+    let mut events = places.execs().attach(&permit, exec, 0, 0, true).unwrap();
+    let mut text = Vec::new();
+    while let Some(event) = futures::StreamExt::next(&mut events).await {
+        if let rf_places::ExecEvent::Stdout(bytes) | rf_places::ExecEvent::Stderr(bytes) = event.unwrap() {
+            text.extend_from_slice(&bytes);
+        }
+    }
+    assert_eq!(text, b"far\nbad\n");
+    places.remove_machine(user(1), id, Some(&machine));
+    assert!(matches!(resolve(&places, 1, None).await.unwrap(), PlaceRef::Sandbox(_)));
+}

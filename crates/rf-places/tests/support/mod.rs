@@ -1,0 +1,327 @@
+//! A warden and inits that live in this process and speak the real protocols: honest, broken or hostile as asked.
+//!
+//! The honest init really starts programs, as children of the test, so streams, ends and kills are real.
+
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of this module")]
+
+pub mod init;
+
+use std::{
+    collections::HashMap,
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use rf_places::{ExecClaim, ExecsConfig, FirstUse, Places, PlacesConfig, Rows, SandboxClaim, SandboxRow};
+use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
+use rf_types::{
+    Code, Enforcement, ExecSpec, Fault, KeyId, Program, RequestId, SandboxId, SandboxSpec, UserId, UserLimits,
+};
+use rf_wire::warden::{Answer, GoneWhy, Order, Reply, Request};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recvmsg, sendmsg,
+    shutdown, socket_with, socketpair,
+};
+
+pub use init::{Behaviour, FakeInit};
+
+pub fn user(n: u128) -> UserId {
+    UserId::from_bits(n)
+}
+
+pub fn permit_of(user: UserId, action: Action) -> Permit {
+    let principal = Principal {
+        user,
+        username: "ann".parse().unwrap(),
+        credential: Credential::Key { id: KeyId::from_bits(1) },
+        scopes: vec![Scope::Read, Scope::Run, Scope::Account, Scope::Audit, Scope::Operate],
+    };
+    judge(&Question {
+        principal: &principal,
+        action,
+        request: RequestId::random(),
+        limits: &UserLimits::STANDARD,
+        usage: &UserUsage::default(),
+        asked: Asked::Nothing,
+    })
+    .unwrap()
+}
+
+pub fn spec_of(argv: &[&str]) -> ExecSpec {
+    ExecSpec {
+        program: Program::Argv(argv.iter().map(|word| (*word).to_owned()).collect()),
+        env: Default::default(),
+        cwd: None,
+        user: None,
+        pty: None,
+        stdin: false,
+        timeout_ms: None,
+        rlimits: Default::default(),
+    }
+}
+
+pub fn shell(line: &str) -> ExecSpec {
+    spec_of(&["sh", "-c", line])
+}
+
+/// Rows in memory.
+#[derive(Default)]
+pub struct FakeRows {
+    pub live: Mutex<HashMap<SandboxId, SandboxRow>>,
+    pub ended: Mutex<Vec<(SandboxId, rf_places::EndedWhy)>>,
+    pub refuse: Mutex<bool>,
+}
+
+impl Rows for FakeRows {
+    fn made(&self, row: &SandboxRow) -> Result<(), Fault> {
+        if *self.refuse.lock().unwrap() {
+            return Err(Fault::new(Code::StoreUnavailable, "the store is full", ""));
+        }
+        self.live.lock().unwrap().insert(row.id, row.clone());
+        Ok(())
+    }
+
+    fn changed(&self, row: &SandboxRow) -> Result<(), Fault> {
+        self.live.lock().unwrap().insert(row.id, row.clone());
+        Ok(())
+    }
+
+    fn ended(&self, _user: UserId, id: SandboxId, why: rf_places::EndedWhy) {
+        self.live.lock().unwrap().remove(&id);
+        self.ended.lock().unwrap().push((id, why));
+    }
+}
+
+/// Sends one message with descriptors, waiting for room.
+pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> bool {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).is_ok()
+}
+
+/// Receives one message, waiting for it; `None` at the end.
+pub fn receive(socket: BorrowedFd<'_>) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 128 * 1024];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    bytes.truncate(got.bytes);
+    (got.bytes > 0).then_some((bytes, fds))
+}
+
+pub fn pair() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+#[derive(Default)]
+struct WardenState {
+    connection: Option<Arc<OwnedFd>>,
+    sandboxes: HashMap<SandboxId, (SandboxSpec, u64, FakeInit)>,
+    behaviour: Behaviour,
+}
+
+/// A warden in this process.
+pub struct FakeWarden {
+    path: PathBuf,
+    state: Arc<Mutex<WardenState>>,
+    listener: Option<Arc<OwnedFd>>,
+    pub created: Arc<AtomicUsize>,
+    pub destroyed: Arc<AtomicUsize>,
+}
+
+impl FakeWarden {
+    pub fn start(path: PathBuf) -> Self {
+        let mut warden =
+            Self { path, state: Arc::default(), listener: None, created: Arc::default(), destroyed: Arc::default() };
+        warden.listen();
+        warden
+    }
+
+    /// Listens at its path and serves one server after the other.
+    pub fn listen(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&listener, &SocketAddrUnix::new(&self.path).unwrap()).unwrap();
+        listen(&listener, 16).unwrap();
+        let listener = Arc::new(listener);
+        self.listener = Some(Arc::clone(&listener));
+        let (state, created, destroyed) =
+            (Arc::clone(&self.state), Arc::clone(&self.created), Arc::clone(&self.destroyed));
+        std::thread::spawn(move || {
+            while let Ok(connection) = accept_with(&*listener, SocketFlags::CLOEXEC) {
+                let connection = Arc::new(connection);
+                let old = state.lock().unwrap().connection.replace(Arc::clone(&connection));
+                if let Some(old) = old {
+                    let _ = shutdown(&*old, Shutdown::Both);
+                }
+                let (state, created, destroyed) = (Arc::clone(&state), Arc::clone(&created), Arc::clone(&destroyed));
+                std::thread::spawn(move || serve(&connection, &state, &created, &destroyed));
+            }
+        });
+    }
+
+    /// Dies as by SIGKILL: its connection and every sandbox are gone at once.
+    pub fn die(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            let _ = shutdown(&*listener, Shutdown::Both);
+        }
+        let mut state = self.state.lock().unwrap();
+        if let Some(connection) = state.connection.take() {
+            let _ = shutdown(&*connection, Shutdown::Both);
+        }
+        for (_, (_, _, init)) in state.sandboxes.drain() {
+            init.die();
+        }
+    }
+
+    /// How the inits of sandboxes that are made from now on behave.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.state.lock().unwrap().behaviour = behaviour;
+    }
+
+    /// Kills a sandbox's init, and says so if `tell`.
+    pub fn kill_init(&self, id: SandboxId, tell: Option<GoneWhy>) {
+        let mut state = self.state.lock().unwrap();
+        if let Some((_, _, init)) = state.sandboxes.remove(&id) {
+            init.die();
+        }
+        if let (Some(why), Some(connection)) = (tell, &state.connection) {
+            let news = Answer { tag: 0, result: Ok(Reply::Gone { id, why }) };
+            send(connection.as_fd(), &serde_json::to_vec(&news).unwrap(), &[]);
+        }
+    }
+
+    pub fn alive(&self) -> Vec<SandboxId> {
+        self.state.lock().unwrap().sandboxes.keys().copied().collect()
+    }
+
+    pub fn init(&self, id: SandboxId) -> FakeInit {
+        self.state.lock().unwrap().sandboxes[&id].2.clone()
+    }
+}
+
+impl Drop for FakeWarden {
+    fn drop(&mut self) {
+        self.die();
+    }
+}
+
+fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize, destroyed: &AtomicUsize) {
+    let answer = |tag, result: Result<Reply, Fault>, fds: &[BorrowedFd<'_>]| {
+        send(connection.as_fd(), &serde_json::to_vec(&Answer { tag, result }).unwrap(), fds);
+    };
+    let enforcement = || Enforcement { level: "namespaces".into(), mode: "fake".into(), layers: Vec::new() };
+    while let Some((bytes, _fds)) = receive(connection.as_fd()) {
+        let Request { tag, order } = serde_json::from_slice(&bytes).unwrap();
+        match order {
+            Order::Create { spec } => {
+                created.fetch_add(1, Ordering::SeqCst);
+                let id = SandboxId::random();
+                let lease_until = u64::MAX / 2;
+                let (ours, theirs) = pair();
+                let mut state = state.lock().unwrap();
+                let init = FakeInit::start(ours, state.behaviour);
+                state.sandboxes.insert(id, (spec, lease_until, init));
+                drop(state);
+                let reply = Reply::Created { id, lease_until, pooled: false, enforcement: enforcement() };
+                answer(tag, Ok(reply), &[theirs.as_fd()]);
+            }
+            Order::Destroy { id } => {
+                destroyed.fetch_add(1, Ordering::SeqCst);
+                let found = state.lock().unwrap().sandboxes.remove(&id);
+                match found {
+                    Some((_, _, init)) => {
+                        init.die();
+                        answer(tag, Ok(Reply::Done {}), &[]);
+                    }
+                    None => answer(tag, Err(Fault::not_found("sandbox")), &[]),
+                }
+            }
+            Order::Adopt {} => {
+                let adopted: Vec<_> = {
+                    let state = state.lock().unwrap();
+                    (state.sandboxes.iter())
+                        .map(|(id, (spec, lease, init))| (*id, spec.clone(), *lease, init.adopt()))
+                        .collect()
+                };
+                for (id, spec, lease_until, socket) in adopted {
+                    let reply = Reply::Adopted { id, spec, lease_until, enforcement: enforcement() };
+                    answer(tag, Ok(reply), &[socket.as_fd()]);
+                }
+                answer(tag, Ok(Reply::Done {}), &[]);
+            }
+            Order::SetLease { id, lease_until } => {
+                if let Some(found) = state.lock().unwrap().sandboxes.get_mut(&id) {
+                    found.1 = lease_until;
+                }
+                answer(tag, Ok(Reply::Done {}), &[]);
+            }
+            Order::Usage { .. } => answer(tag, Ok(Reply::Used(rf_wire::warden::Usage::default())), &[]),
+            _ => answer(tag, Ok(Reply::Done {}), &[]),
+        }
+    }
+}
+
+/// A fake warden, and a server's places on it.
+pub struct Field {
+    pub dir: tempfile::TempDir,
+    pub warden: FakeWarden,
+    pub rows: Arc<FakeRows>,
+}
+
+impl Field {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let warden = FakeWarden::start(dir.path().join("warden.sock"));
+        Self { dir, warden, rows: Arc::default() }
+    }
+
+    /// A server's places; the rows that are live are known to it.
+    pub async fn places(&self) -> Places {
+        self.places_with(|_| {}).await
+    }
+
+    pub async fn places_with(&self, change: impl FnOnce(&mut ExecsConfig)) -> Places {
+        let mut execs = ExecsConfig::standard(self.dir.path().join("spool"));
+        change(&mut execs);
+        let config = PlacesConfig { warden_socket: self.dir.path().join("warden.sock"), execs };
+        let known = self.rows.live.lock().unwrap().values().cloned().collect();
+        let rows: Arc<dyn Rows> = Arc::clone(&self.rows) as Arc<dyn Rows>;
+        let places = Places::start(config, rows, known).unwrap();
+        places.ready().await;
+        places
+    }
+}
+
+/// Lets every first use through.
+pub struct Allowed<'a>(pub &'a Places, pub UserId);
+
+impl FirstUse for Allowed<'_> {
+    fn claim(&self) -> futures::future::BoxFuture<'_, Result<SandboxClaim, Fault>> {
+        Box::pin(async { Ok(claim_sandbox(self.0, self.1)) })
+    }
+}
+
+pub fn claim_sandbox(places: &Places, user: UserId) -> SandboxClaim {
+    places.claim_sandbox(user, SandboxSpec::standard(60_000), |_| Ok(permit_of(user, Action::SandboxCreate))).unwrap()
+}
+
+pub fn claim_exec(places: &Places, user: UserId) -> ExecClaim {
+    places.claim_exec(user, |_| Ok(permit_of(user, Action::Exec))).unwrap()
+}
