@@ -88,6 +88,12 @@ impl Body<'_, '_> {
     }
 }
 
+impl std::io::Read for Body<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        Self::read(self, buffer).map_err(std::io::Error::other)
+    }
+}
+
 /// The entries of an archive, one after the other.
 pub(super) struct Entries<'t, 'a> {
     tar: &'t mut Tar<'a>,

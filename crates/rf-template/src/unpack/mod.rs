@@ -208,6 +208,63 @@ pub fn unpack(
     tree.finish(diff_id)
 }
 
+/// The digest of an uncompressed archive, `sha256:` and 64 hex digits, without unpacking it.
+///
+/// # Errors
+/// It cannot be read or decompressed, or passes a bound of bytes or ratio.
+pub fn diff_id(input: impl Read, caps: &Caps) -> Result<String, UnpackError> {
+    Tar::open(input, caps)?.finish()
+}
+
+/// Something in an archive that is looked at and not unpacked.
+pub enum Member<'m> {
+    /// A regular file.
+    File {
+        /// Bytes, as its header says.
+        size: u64,
+        /// Its bytes; what is not read is skipped.
+        body: &'m mut dyn Read,
+    },
+    /// A symbolic link with its text.
+    Symlink(&'m [u8]),
+}
+
+/// Shows the files and symbolic links of an archive by their names as they stand there, and makes nothing.
+///
+/// # Errors
+/// As [`unpack`] for what is wrong with the archive itself; whatever `visit` returns, which ends it.
+pub fn members<E: From<UnpackError>>(
+    input: impl Read,
+    caps: &Caps,
+    mut visit: impl FnMut(&[u8], Member<'_>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut tar = Tar::open(input, caps)?;
+    let mut entries = entry::Entries::new(&mut tar, caps);
+    let mut count = 0;
+    while let Some(found) = entries.next()? {
+        count += 1;
+        if count > caps.entries_max {
+            return Err(UnpackError::Bound { what: BoundKind::Entries, max: caps.entries_max }.into());
+        }
+        match found.kind {
+            entry::Kind::File { size, segments: None } if size <= caps.file_bytes_max => {
+                visit(&found.path, Member::File { size, body: &mut entries.body() })?;
+            }
+            entry::Kind::File { segments: None, .. } => {
+                return Err(UnpackError::Bound { what: BoundKind::FileBytes, max: caps.file_bytes_max }.into());
+            }
+            entry::Kind::Symlink => visit(&found.path, Member::Symlink(&found.link))?,
+            // A file with holes is none that an archive of an image has.
+            entry::Kind::File { segments: Some(_), .. }
+            | entry::Kind::Dir
+            | entry::Kind::HardLink
+            | entry::Kind::Fifo
+            | entry::Kind::Device { .. } => {}
+        }
+    }
+    Ok(())
+}
+
 /// A name from the archive for a message: at most 200 characters, the unprintable as `?`.
 fn clean(name: &[u8]) -> String {
     String::from_utf8_lossy(name)

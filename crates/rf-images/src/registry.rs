@@ -1,0 +1,569 @@
+//! Pulls an image from a registry (OCI distribution specification 1.1).
+//!
+//! Own requests rather than a client library's: documents are read within a bound, redirects are judged one by one,
+//! and credentials go to the registry, to the token server that it names, and nowhere else.
+
+use std::{net::IpAddr, time::Duration};
+
+use reqwest::{
+    Client, Response, StatusCode, Url,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE},
+    redirect::Policy,
+};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use zeroize::Zeroizing;
+
+use crate::{
+    Blobs, Digest, Image, ImageCaps, ImageError, Progress, ProgressSink, Reference,
+    model::{self, ACCEPTED, Descriptor, Document, Kind},
+    reference::{host_of, is_loopback},
+};
+
+/// Redirects followed for one request. Chosen; registries need one.
+const REDIRECTS_MAX: u32 = 4;
+/// How often one blob is gone on with after its connection broke. Chosen.
+const ATTEMPTS_MAX: u32 = 5;
+/// Longest answer of a token server, bytes. Chosen; tokens have up to about 8 KiB.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;
+/// Chunks that wait to be written. Chosen.
+const CHUNKS_MAX: usize = 16;
+
+/// A password or token: nothing prints it, and it is wiped when it goes.
+#[derive(Clone, Default)]
+pub struct Secret(Zeroizing<String>);
+
+impl Secret {
+    /// Keeps a text secret.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Who one is to a registry.
+#[derive(Clone, Debug, Default)]
+pub enum Credentials {
+    /// Nobody.
+    #[default]
+    Anonymous,
+    /// A user with a password or access token.
+    Basic {
+        /// Name.
+        user: String,
+        /// Password.
+        password: Secret,
+    },
+    /// A token that the registry takes as it is.
+    Bearer(Secret),
+}
+
+/// How registries are spoken to.
+#[derive(Clone, Debug, Default)]
+pub struct RegistryOptions {
+    /// Registries (`host` or `host:port`) that are spoken to without TLS. Those on this machine are anyway.
+    pub plain_http: Vec<String>,
+    /// Certificate authorities besides the system's, PEM.
+    pub extra_roots_pem: Vec<Vec<u8>>,
+}
+
+/// A client of registries.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    client: Client,
+    plain_http: Vec<String>,
+}
+
+/// One pull: who asks whom, with the token that was had.
+struct Session<'s> {
+    registry: &'s Registry,
+    reference: &'s Reference,
+    credentials: &'s Credentials,
+    /// Spoken to without TLS, by name or because it is this machine.
+    plain: bool,
+    authorization: Option<HeaderValue>,
+}
+
+impl Registry {
+    /// Makes a client. Installs the TLS provider (ring) unless the program has.
+    ///
+    /// # Errors
+    /// A certificate is not PEM; the system's certificates cannot be read.
+    pub fn new(options: RegistryOptions) -> Result<Self, ImageError> {
+        // Fails when there is one already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let wrong = |cause| ImageError::Unreachable { host: "any registry".to_owned(), cause };
+        let mut builder = Client::builder()
+            .redirect(Policy::none())
+            .connect_timeout(Duration::from_secs(15))
+            .read_timeout(Duration::from_secs(60))
+            .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")));
+        for pem in &options.extra_roots_pem {
+            builder = builder.add_root_certificate(reqwest::Certificate::from_pem(pem).map_err(wrong)?);
+        }
+        Ok(Self { client: builder.build().map_err(wrong)?, plain_http: options.plain_http })
+    }
+
+    /// Gets an image: its manifest for this machine, its configuration, and every layer that is not there yet.
+    ///
+    /// # Errors
+    /// See [`ImageError`]. What came whole stays, and what came in part is gone on with the next time.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        blobs: &std::sync::Arc<Blobs>,
+        caps: &ImageCaps,
+        progress: ProgressSink<'_>,
+    ) -> Result<Image, ImageError> {
+        let mut session = Session {
+            registry: self,
+            reference,
+            credentials,
+            plain: reference.is_loopback() || self.plain_http.iter().any(|host| host == reference.registry()),
+            authorization: match credentials {
+                Credentials::Bearer(token) => Some(bearer(token)?),
+                Credentials::Anonymous | Credentials::Basic { .. } => None,
+            },
+        };
+        let (mut digest, mut bytes) = session.manifest(&reference.version(), reference.digest(), caps).await?;
+        let mut kind = Document::read(&bytes, caps)?;
+        if let Kind::Index(manifests) = kind {
+            let chosen = model::choose(&manifests, caps)?;
+            (digest, bytes) = session.manifest(&chosen.digest.to_string(), Some(chosen.digest), caps).await?;
+            kind = Document::read(&bytes, caps)?;
+        }
+        let Kind::Manifest { config, layers } = kind else {
+            return Err(ImageError::Malformed("an index names an index".to_owned()));
+        };
+        let bytes_total = layers.iter().fold(config.size, |sum, layer| sum.saturating_add(layer.size));
+        let mut bytes_done = 0;
+        for descriptor in layers.iter().chain([&config]) {
+            progress(Progress { bytes_done, bytes_total });
+            session
+                .blob(descriptor, blobs, &|done| progress(Progress { bytes_done: bytes_done + done, bytes_total }))
+                .await?;
+            bytes_done += descriptor.size;
+        }
+        progress(Progress { bytes_done, bytes_total });
+        let config = blobs.read(&config.digest, caps.document_bytes_max)?;
+        let stored: Vec<_> = layers.iter().map(|layer| (layer.digest, layer.size)).collect();
+        model::image(digest, &config, &stored)
+    }
+}
+
+impl Session<'_> {
+    fn host(&self) -> String {
+        self.reference.host().to_owned()
+    }
+
+    fn protocol(&self, why: impl Into<String>) -> ImageError {
+        ImageError::Protocol { host: self.host(), why: why.into() }
+    }
+
+    fn url(&self, kind: &str, version: &str) -> Result<Url, ImageError> {
+        let scheme = if self.plain { "http" } else { "https" };
+        let text = format!("{scheme}://{}/v2/{}/{kind}/{version}", self.reference.host(), self.reference.repository());
+        Url::parse(&text).map_err(|e| self.protocol(format!("its name makes no address: {e}")))
+    }
+
+    /// A manifest or index with its digest, which is verified when one was named.
+    async fn manifest(
+        &mut self,
+        version: &str,
+        expected: Option<Digest>,
+        caps: &ImageCaps,
+    ) -> Result<(Digest, Vec<u8>), ImageError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, HeaderValue::from_static(ACCEPTED));
+        let response = self.get(self.url("manifests", version)?, headers).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Err(ImageError::Absent(self.reference.to_string()));
+        }
+        if response.status() != StatusCode::OK {
+            return Err(self.protocol(format!("{} for a manifest", response.status())));
+        }
+        let told = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok()?.parse().ok());
+        let bytes = self.whole(response, caps.document_bytes_max).await?;
+        let found = Digest::of(&bytes);
+        match expected.or(told) {
+            Some(expected) if expected != found => Err(ImageError::Digest { expected, found }),
+            Some(_) | None => Ok((found, bytes)),
+        }
+    }
+
+    /// Fetches a blob unless it is there; goes on where a broken connection stopped.
+    async fn blob(
+        &mut self,
+        descriptor: &Descriptor,
+        blobs: &std::sync::Arc<Blobs>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError> {
+        if let Some(size) = blobs.size(&descriptor.digest)? {
+            if size == descriptor.size {
+                return Ok(());
+            }
+            return Err(ImageError::Size { digest: descriptor.digest, expected: descriptor.size, found: size });
+        }
+        let url = self.url("blobs", &descriptor.digest.to_string())?;
+        let mut attempt = 1;
+        loop {
+            let before = blobs.part_size(&descriptor.digest, descriptor.size)?;
+            let error = match self.blob_once(&url, descriptor, blobs, progress).await {
+                Ok(()) => return Ok(()),
+                // Only a connection that broke is worth another try.
+                Err(error @ (ImageError::Unreachable { .. } | ImageError::Size { .. })) => error,
+                Err(error) => return Err(error),
+            };
+            let after = blobs.part_size(&descriptor.digest, descriptor.size)?;
+            // One that goes on for ever without a byte more does not count as a broken one.
+            attempt = if after > before { 1 } else { attempt + 1 };
+            if attempt > ATTEMPTS_MAX || matches!(error, ImageError::Size { found, .. } if found > descriptor.size) {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn blob_once(
+        &mut self,
+        url: &Url,
+        descriptor: &Descriptor,
+        blobs: &std::sync::Arc<Blobs>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), ImageError> {
+        let offset = blobs.part_size(&descriptor.digest, descriptor.size)?;
+        let mut headers = HeaderMap::new();
+        if offset > 0 && offset < descriptor.size {
+            // A number and ASCII are a header's value.
+            headers.insert(RANGE, HeaderValue::from_str(&format!("bytes={offset}-")).expect("digits are a header"));
+        }
+        let mut response = self.get(url.clone(), headers).await?;
+        let start = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let right = range.is_some_and(|range| range.starts_with(&format!("bytes {offset}-")));
+                if !right {
+                    return Err(self.protocol("another part of a blob than was asked for"));
+                }
+                offset
+            }
+            StatusCode::NOT_FOUND => {
+                return Err(ImageError::Absent(format!("{} ({})", self.reference, descriptor.digest)));
+            }
+            status => return Err(self.protocol(format!("{status} for a blob"))),
+        };
+        // Writing and hashing block, so they have a thread; the channel's bound holds the network back.
+        let (sender, mut receiver) = mpsc::channel::<bytes::Bytes>(CHUNKS_MAX);
+        let (store, digest, size) = (std::sync::Arc::clone(blobs), descriptor.digest, descriptor.size);
+        let writer = tokio::task::spawn_blocking(move || {
+            let mut writer = store.write(digest, size)?;
+            if start == 0 {
+                writer.restart()?;
+            } else if writer.done() != start {
+                return Err(ImageError::Protocol {
+                    host: "the blob store".to_owned(),
+                    why: "a part changed".to_owned(),
+                });
+            }
+            while let Some(chunk) = receiver.blocking_recv() {
+                writer.write(&chunk)?;
+            }
+            writer.finish()
+        });
+        let mut done = start;
+        let broke = loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    done += chunk.len() as u64;
+                    progress(done.min(descriptor.size));
+                    // The writer ended early: it has the reason.
+                    if sender.send(chunk).await.is_err() {
+                        break None;
+                    }
+                }
+                Ok(None) => break None,
+                Err(cause) => break Some(cause),
+            }
+        };
+        drop(sender);
+        let written = writer.await.map_err(|e| ImageError::files("write a blob")(std::io::Error::other(e)))?;
+        match (written, broke) {
+            (Ok(()), _) => Ok(()),
+            // What came until it broke is a part.
+            (Err(ImageError::Size { found, .. }), Some(cause)) if found < descriptor.size => {
+                Err(ImageError::Unreachable { host: self.host(), cause })
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Sends a request, answers a challenge once, and follows redirects.
+    async fn get(&mut self, url: Url, headers: HeaderMap) -> Result<Response, ImageError> {
+        let response = self.follow(url.clone(), headers.clone()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return if response.status() == StatusCode::FORBIDDEN { Err(self.denied()) } else { Ok(response) };
+        }
+        let challenge = response
+            .headers()
+            .get(WWW_AUTHENTICATE)
+            .and_then(|value| Challenge::parse(value.to_str().ok()?))
+            .ok_or_else(|| self.denied())?;
+        self.authorization = Some(self.answer(&challenge).await?);
+        let response = self.follow(url, headers).await?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.denied()),
+            _ => Ok(response),
+        }
+    }
+
+    fn denied(&self) -> ImageError {
+        ImageError::Denied { host: self.host() }
+    }
+
+    /// Follows redirects by hand: the authorization goes to the registry itself and to nobody else.
+    async fn follow(&self, url: Url, headers: HeaderMap) -> Result<Response, ImageError> {
+        let registry = url.clone();
+        let mut url = url;
+        for _ in 0..=REDIRECTS_MAX {
+            self.judge(&url)?;
+            let mut request = self.registry.client.get(url.clone()).headers(headers.clone());
+            if let Some(authorization) = &self.authorization
+                && url.origin() == registry.origin()
+            {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let response = request.send().await.map_err(|cause| ImageError::Unreachable {
+                host: url.host_str().unwrap_or_default().to_owned(),
+                // An address may have a signed query, which is a credential.
+                cause: cause.without_url(),
+            })?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            url = location
+                .and_then(|location| url.join(location).ok())
+                .ok_or_else(|| self.protocol("a redirect to nowhere"))?;
+        }
+        Err(self.protocol("too many redirects"))
+    }
+
+    /// Refuses addresses that a registry has no business to name.
+    fn judge(&self, url: &Url) -> Result<(), ImageError> {
+        let refused = |why| {
+            let host = url.host_str().unwrap_or_default();
+            Err(ImageError::Insecure { url: format!("{}://{host}{}", url.scheme(), url.path()), why })
+        };
+        let host = url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+        if !url.username().is_empty() || url.password().is_some() {
+            return refused("it has credentials in its address");
+        }
+        match url.scheme() {
+            "https" => {}
+            // A registry that is itself spoken to in the clear may send on to places that may be.
+            "http" if self.plain && (host == host_of(self.reference.host()) || is_loopback(host)) => {}
+            "http" => return refused("it is not encrypted"),
+            _ => return refused("it is neither http nor https"),
+        }
+        let inner = is_loopback(host) || host.parse().is_ok_and(private);
+        if inner && host != host_of(self.reference.host()) && !self.reference.is_loopback() {
+            return refused("it is an address within, and the registry is not");
+        }
+        Ok(())
+    }
+
+    /// What a challenge asks for.
+    async fn answer(&self, challenge: &Challenge) -> Result<HeaderValue, ImageError> {
+        let (realm, service) = match challenge {
+            Challenge::Basic => {
+                let Credentials::Basic { user, password } = self.credentials else { return Err(self.denied()) };
+                return basic(user, password);
+            }
+            Challenge::Bearer { realm, service } => (realm, service),
+        };
+        let mut url = Url::parse(realm).map_err(|_| self.protocol("a token server without an address"))?;
+        self.judge(&url)?;
+        // The scope is made from what was asked for, not from what the challenge says.
+        let scope = format!("repository:{}:pull", self.reference.repository());
+        url.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(service) = service {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        let mut request = self.registry.client.get(url);
+        if let Credentials::Basic { user, password } = self.credentials {
+            request = request.header(AUTHORIZATION, basic(user, password)?);
+        }
+        let response = request
+            .send()
+            .await
+            .map_err(|cause| ImageError::Unreachable { host: self.host(), cause: cause.without_url() })?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied()),
+            status => return Err(self.protocol(format!("{status} of its token server"))),
+        }
+        let bytes = Zeroizing::new(self.whole(response, TOKEN_BYTES_MAX).await?);
+        let answer: Token =
+            serde_json::from_slice(&bytes).map_err(|_| self.protocol("its token server's answer cannot be read"))?;
+        let token =
+            answer.token.or(answer.access_token).ok_or_else(|| self.protocol("its token server gave no token"))?;
+        bearer(&Secret::new(token))
+    }
+
+    /// A whole body within a bound.
+    async fn whole(&self, mut response: Response, max: u64) -> Result<Vec<u8>, ImageError> {
+        let mut bytes = Vec::new();
+        loop {
+            let chunk = response.chunk().await;
+            match chunk.map_err(|cause| ImageError::Unreachable { host: self.host(), cause: cause.without_url() })? {
+                Some(chunk) if (bytes.len() + chunk.len()) as u64 > max => {
+                    return Err(ImageError::Bound { what: "bytes in a document", max });
+                }
+                Some(chunk) => bytes.extend_from_slice(&chunk),
+                None => return Ok(bytes),
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// What a registry wants (RFC 9110, 11.6.1).
+#[derive(Debug, Eq, PartialEq)]
+enum Challenge {
+    Basic,
+    Bearer { realm: String, service: Option<String> },
+}
+
+impl Challenge {
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, mut rest) = text.split_once(' ').unwrap_or((text, ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (mut realm, mut service) = (None, None);
+        while let Some((key, after)) = rest.split_once('=') {
+            let (value, after) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => after.split_at(after.find(',').unwrap_or(after.len())),
+            };
+            match key.trim().to_ascii_lowercase().as_str() {
+                "realm" => realm = Some(value.to_owned()),
+                "service" => service = Some(value.to_owned()),
+                _ => {}
+            }
+            rest = after.trim_start().strip_prefix(',').unwrap_or("").trim_start();
+        }
+        Some(Self::Bearer { realm: realm?, service })
+    }
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue, ImageError> {
+    secret_header(&Zeroizing::new(format!("Bearer {}", *token.0)))
+}
+
+fn basic(user: &str, password: &Secret) -> Result<HeaderValue, ImageError> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let pair = Zeroizing::new(format!("{user}:{}", *password.0));
+    secret_header(&Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes()))))
+}
+
+fn secret_header(text: &str) -> Result<HeaderValue, ImageError> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| {
+        ImageError::Malformed("the registry's credentials have characters that cannot be sent".to_owned())
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Addresses that are not the world's: a public registry that sends there is after something within.
+fn private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_private()
+                || v4.is_link_local()
+                || v4.is_loopback()
+                || a == 0
+                || (a == 100 && b & 0xc0 == 64)
+                || a >= 224
+        }
+        IpAddr::V6(v6) => {
+            let first = v6.segments()[0];
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || first & 0xfe00 == 0xfc00
+                || first & 0xffc0 == 0xfe80
+                || first >> 8 == 0xff
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenges_are_read() {
+        let bearer = |realm: &str, service: Option<&str>| {
+            Some(Challenge::Bearer { realm: realm.to_owned(), service: service.map(str::to_owned) })
+        };
+        for (text, expected) in [
+            (r#"Bearer realm="https://a/t",service="r",scope="x:y,z""#, bearer("https://a/t", Some("r"))),
+            (r#"bearer scope="a", realm="https://a/t""#, bearer("https://a/t", None)),
+            ("Bearer realm=https://a/t,service=r", bearer("https://a/t", Some("r"))),
+            (r#"Basic realm="r""#, Some(Challenge::Basic)),
+            ("basic", Some(Challenge::Basic)),
+            ("Bearer", None),
+            (r#"Bearer realm="unclosed"#, None),
+            ("Negotiate", None),
+        ] {
+            assert_eq!(Challenge::parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_prints_nothing() {
+        let credentials = Credentials::Basic { user: "u".to_owned(), password: Secret::new("hunter2".to_owned()) };
+        assert!(!format!("{credentials:?}").contains("hunter2"));
+        let Credentials::Basic { password, .. } = &credentials else { unreachable!() };
+        assert!(!format!("{:?}", basic("u", password).unwrap()).contains("aHVudGVy"));
+    }
+
+    #[test]
+    fn addresses_within_are_told_from_the_worlds() {
+        for text in [
+            "10.1.2.3",
+            "172.16.0.1",
+            "192.168.1.1",
+            "169.254.169.254",
+            "127.0.0.1",
+            "100.64.0.1",
+            "0.0.0.0",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "224.0.0.1",
+        ] {
+            assert!(private(text.parse().unwrap()), "{text}");
+        }
+        for text in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111"] {
+            assert!(!private(text.parse().unwrap()), "{text}");
+        }
+    }
+}
