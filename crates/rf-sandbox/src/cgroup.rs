@@ -198,11 +198,20 @@ impl Hierarchies {
         Ok(swept)
     }
 
-    /// Removes our own, empty directory from every hierarchy.
+    /// Makes an empty group with limits that stays: the first limit of a kind on a host, and the removal of the last,
+    /// make the kernel patch its own code on all processors (jump labels), which would be at every sandbox.
+    ///
+    /// # Errors
+    /// As [`Self::create`] and [`Group::limit`].
+    pub fn stay_limited(&self) -> Result<(), CgroupError> {
+        self.create("stay", None, false)?.limit(&Limits::STANDARD, None)
+    }
+
+    /// Removes our own directory, in which no process is left, from every hierarchy.
     pub fn remove_base(&self) {
         for root in self.roots() {
             // A sandbox that is still dying keeps it; the next start sweeps.
-            let _ = fs::remove_dir(root);
+            let _ = remove_below(&root);
         }
     }
 }
@@ -275,18 +284,25 @@ impl Group {
         self.v2_fd.as_ref()
     }
 
-    /// Moves a process, and so all that it makes, into the groups of version 1. It is in that of version 2 from birth.
+    /// What a new process writes `0` to, each, to move itself into the groups of version 1; into that of version 2 it
+    /// is born.
+    ///
+    /// A process that moves itself through `tasks` is moved without the lock that stops every fork of the host; moved
+    /// by another, through `cgroup.procs`, it costs an RCU grace period for each hierarchy (kernel/cgroup/cgroup.c,
+    /// `cgroup_procs_write_start`; since Linux 5.5). The right to write is that of who opened the file.
     ///
     /// # Errors
-    /// The file that could not be written.
-    pub fn attach(&self, pid: i32) -> Result<(), CgroupError> {
+    /// The file that could not be opened.
+    pub fn entrances(&self) -> Result<Vec<OwnedFd>, CgroupError> {
         let v2 = self.v2_dir();
-        for dir in self.dirs() {
-            if Some(&dir) != v2.as_ref() {
-                put(&dir, "cgroup.procs", &pid.to_string())?;
-            }
-        }
-        Ok(())
+        let version_1 = self.dirs().into_iter().filter(|dir| Some(dir) != v2.as_ref());
+        version_1
+            .map(|dir| {
+                let path = dir.join("tasks");
+                rustix::fs::open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(|errno| CgroupError { path, source: errno.into() })
+            })
+            .collect()
     }
 
     /// Sets the limits of memory, tasks and CPU; and of I/O on `device` (`major:minor`), when there is one.

@@ -137,7 +137,7 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, re
         Layer::Capabilities => status("CapBnd", &format!("{:016x}", plan.capabilities())),
         Layer::Keyring => (facts.keyring > 0, format!("session keyring {:#x}", facts.keyring)),
         Layer::Memory | Layer::Tasks | Layer::Cpu => match group.read_back(layer) {
-            Some(evidence) => (member(seen.pid, plan), evidence),
+            Some(evidence) => (member(layer, seen.pid, plan), evidence),
             None => (false, "the limit cannot be read".to_owned()),
         },
         Layer::Io => match (plan.disk, group.read_back(layer)) {
@@ -158,8 +158,20 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, re
     }
 }
 
-/// Whether the process is in its sandbox's group in at least one hierarchy, as `/proc/PID/cgroup` says.
-fn member(pid: i32, plan: &Plan) -> bool {
+/// Whether the process is in its sandbox's group of the layer's controller, as `/proc/PID/cgroup` says (cgroups(7)).
+fn member(layer: Layer, pid: i32, plan: &Plan) -> bool {
     let name = plan.id.to_string();
-    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.lines().any(|line| line.ends_with(&name)))
+    let controller = match layer {
+        Layer::Memory => "memory",
+        Layer::Tasks => "pids",
+        _ => "cpu",
+    };
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+    let mut lines = text.lines().filter_map(|line| line.splitn(3, ':').nth(1).map(|controllers| (controllers, line)));
+    let of = |wanted: &str| {
+        lines.clone().find(|(controllers, _)| controllers.split(',').any(|c| c == wanted)).map(|(_, line)| line)
+    };
+    // Version 2's line names no controllers.
+    let line = of(controller).or_else(|| lines.find(|(controllers, _)| controllers.is_empty()).map(|(_, line)| line));
+    line.is_some_and(|line| line.ends_with(&name))
 }

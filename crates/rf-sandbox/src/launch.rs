@@ -4,7 +4,7 @@
 //! warden                                        new process (root of its user namespace only)
 //! cgroups + limits
 //! clone3 (user, pid, time; into its cgroup) ──▶ waits
-//! id maps, version 1 cgroups
+//! id maps                                       enters the version 1 cgroups
 //! opens template as detached, id-mapped mounts
 //! GO + mounts ────────────────────────────────▶ unshare, mounts, pivot_root, filters
 //!                          ◀──────────────────  FACTS, or FAILED step errno
@@ -198,6 +198,7 @@ impl Launcher {
         };
         let device = image.as_ref().filter(|_| plan.holds(Layer::Io)).map(|image| image.device.clone());
         group.group.limit(&plan.limits, device.as_deref())?;
+        let entrances = group.group.entrances()?;
 
         let (setup, setup_child) = packet::pair().step("make a socket")?;
         let (warden, warden_child) = packet::pair().step("make a socket")?;
@@ -218,12 +219,12 @@ impl Launcher {
                     cgroup: group.group.v2_fd().map(AsFd::as_fd),
                     program: self.init.as_fd(),
                 };
-                child(&plan, &self.filter, &handover, &setup_child)
+                child(&plan, &self.filter, &handover, &setup_child, &entrances)
             }
             Forked::Parent { pid, pidfd } => {
                 let mut group = group;
                 group.child = Some(Child { pid, pidfd });
-                drop((setup_child, warden_child, server_child));
+                drop((setup_child, warden_child, server_child, entrances));
                 let mut starting = Starting {
                     plan,
                     cleanup: group,
@@ -240,12 +241,11 @@ impl Launcher {
         }
     }
 
-    /// Maps the ids, moves the process to its cgroups, and hands it its mounts.
+    /// Maps the ids and hands the process its mounts.
     fn send_go(&self, starting: &mut Starting, image: Option<OwnedFd>) -> Result<(), LaunchError> {
         let pid = starting.pid().as_raw_pid();
         let plan = &starting.plan;
         let proc = |file: &str| format!("/proc/{pid}/{file}");
-        starting.cleanup.group.attach(pid)?;
         match plan.ids {
             Ids::Range { base } => {
                 let map = format!("0 {base} {IDS_PER_SANDBOX}");
@@ -296,7 +296,11 @@ fn read_only(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, 
 }
 
 /// The new process: everything up to its exec. Never returns.
-fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &OwnedFd) -> ! {
+fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &OwnedFd, entrances: &[OwnedFd]) -> ! {
+    if let Err(errno) = entrances.iter().try_for_each(|entrance| rustix::io::write(entrance, b"0").map(drop)) {
+        tell(setup.as_fd(), &Failed { step: "enter the control groups", errno });
+        process::exit(1);
+    }
     let mut buffer = [0; 16];
     let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
     let result = setup::take_identity(plan).and_then(|()| {

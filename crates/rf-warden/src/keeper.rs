@@ -108,6 +108,7 @@ pub fn run(config: WardenConfig) -> Result<(), WardenError> {
     let _lock = door::lock(&config.own("lock"))?;
     let host = HostReport::probe(&config.base()).map_err(WardenError::step("probe the host"))?;
     host.hierarchies.sweep()?;
+    host.hierarchies.stay_limited()?;
     let signals =
         rf_sandbox::watch_signals(&[Signal::TERM, Signal::INT]).map_err(WardenError::step("watch for signals"))?;
     let templates = Templates::open(&config)?;
