@@ -310,8 +310,13 @@ impl Gate {
         asked: Asked<'_>,
         now: UnixMs,
     ) -> Result<Permit, Fault> {
-        let (limits, usage) = self.standing(who, now)?;
-        let usage = with_execs(usage, self.0.execs.running(who.scope.user()));
+        let limits = self.standing(who, now)?;
+        // The sums are read where they are judged, and nowhere else.
+        let sums = match &asked {
+            Asked::Sandbox(_) => self.0.store.usage(&who.scope)?,
+            Asked::Nothing | Asked::Exec { .. } | Asked::Lease { .. } => Usage::default(),
+        };
+        let usage = with_execs(sums, self.0.execs.running(who.scope.user()));
         judge(&Question { principal: &who.principal, action, request, limits: &limits, usage: &usage, asked })
     }
 
@@ -329,7 +334,7 @@ impl Gate {
         usage: &UserUsage,
         now: UnixMs,
     ) -> Result<Permit, Fault> {
-        let (limits, _) = self.standing(who, now)?;
+        let limits = self.standing(who, now)?;
         judge(&Question { principal: &who.principal, action, request, limits: &limits, usage, asked })
     }
 
@@ -373,9 +378,9 @@ impl Gate {
         root: bool,
         now: UnixMs,
     ) -> Result<(Permit, ExecSlot), Fault> {
-        let (limits, usage) = self.standing(who, now)?;
+        let limits = self.standing(who, now)?;
         self.0.execs.take(who.scope.user(), |running| {
-            let usage = with_execs(usage, running);
+            let usage = with_execs(Usage::default(), running);
             let (action, asked) = (Action::Exec, Asked::Exec { root });
             judge(&Question { principal: &who.principal, action, request, limits: &limits, usage: &usage, asked })
         })
@@ -393,7 +398,7 @@ impl Gate {
     /// What a user has at this moment.
     ///
     /// # Errors
-    /// `store_unavailable`; `not_found` when the user is gone.
+    /// `store_unavailable`.
     pub fn usage(&self, who: &Authenticated) -> Result<UserUsage, Fault> {
         let usage = self.0.store.usage(&who.scope)?;
         Ok(with_execs(usage, self.0.execs.running(who.scope.user())))
@@ -439,8 +444,8 @@ impl Gate {
         })
     }
 
-    /// Reads anew whether the credential still stands, what the user may have, and what they have.
-    fn standing(&self, who: &Authenticated, now: UnixMs) -> Result<(UserLimits, Usage), Fault> {
+    /// Reads anew whether the credential still stands, and what the user may have.
+    fn standing(&self, who: &Authenticated, now: UnixMs) -> Result<UserLimits, Fault> {
         // A provider's token has no row: its end is all there is to it.
         if who.expires.is_some_and(|expires| expires <= now) {
             return Err(Denied::credential("expired credential").fault);
@@ -458,12 +463,9 @@ impl Gate {
             return Err(not_operator());
         }
         match &who.acting {
-            None => Ok((standing.limits, standing.usage)),
+            None => Ok(standing.limits),
             Some(_) if !standing.operator => Err(not_operator()),
-            Some((_, operator)) => {
-                let standing = self.0.store.standing_acted_for(operator, &who.scope)?;
-                Ok((standing.limits, standing.usage))
-            }
+            Some((_, operator)) => Ok(self.0.store.standing_acted_for(operator, &who.scope)?.limits),
         }
     }
 }

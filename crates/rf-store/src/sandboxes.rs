@@ -121,9 +121,10 @@ impl Store {
         }
         let spec = to_json(new.spec)?;
         self.write(|transaction| {
-            let Some((Standing { limits, usage, .. }, false)) = lookup::standing(transaction, scope.user())? else {
+            let Some((Standing { limits, .. }, false)) = lookup::standing(transaction, scope.user())? else {
                 return Err(StoreError::NotFound { what: "user" }.into());
             };
+            let usage = lookup::usage(transaction, scope.user())?;
             let judged = judge(&limits, &usage).map_err(ReserveError::Judged)?;
             let sandbox = Sandbox {
                 id: new.id,
@@ -294,16 +295,21 @@ impl Store {
         page: PageAsk<'_>,
     ) -> Result<Page<Sandbox>, StoreError> {
         let (items, after) = (page.items()?, page.cursor()?);
+        // Two statements, each with its index: one for both would walk all that ever ended to find what lives.
+        let which = if ended_too {
+            "INDEXED BY sandboxes_by_user WHERE user = ?1"
+        } else {
+            "INDEXED BY sandboxes_alive_by_user WHERE user = ?1 AND ended IS NULL"
+        };
         let sql = format!(
-            "SELECT {COLUMNS} FROM sandboxes
-             WHERE user = ?1 AND (?2 OR ended IS NULL) AND (created, id) < (?3, ?4)
-             ORDER BY created DESC, id DESC LIMIT ?5"
+            "SELECT {COLUMNS} FROM sandboxes {which} AND (created, id) < (?2, ?3)
+             ORDER BY created DESC, id DESC LIMIT ?4"
         );
         self.read(|connection| {
             let at = StoreError::at("list sandboxes");
             let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
             let rows = statement
-                .query_map(params![blob(scope.user()), ended_too, after.created, after.id, items + 1], sandbox_of)
+                .query_map(params![blob(scope.user()), after.created, after.id, items + 1], sandbox_of)
                 .map_err(&at)?;
             let sandboxes = rows.collect::<Result<Vec<_>, _>>().map_err(&at)?;
             Ok(Page::cut(sandboxes, items, |sandbox| (sandbox.created, sandbox.id)))
@@ -386,13 +392,12 @@ impl Store {
         })
     }
 
-    /// What the user's live sandboxes may use in all.
+    /// What the user's live sandboxes may use in all; nothing for a user who is gone.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] when the user is gone.
+    /// [`StoreError::Sqlite`].
     pub fn usage(&self, scope: &UserScope) -> Result<Usage, StoreError> {
-        let found = self.read(|connection| lookup::standing(connection, scope.user()))?;
-        found.map(|(standing, _)| standing.usage).ok_or(StoreError::NotFound { what: "user" })
+        self.read(|connection| lookup::usage(connection, scope.user()))
     }
 
     /// Every live sandbox of every user with its user's scope: for adoption at the server's start and for leases.
@@ -405,7 +410,8 @@ impl Store {
             let mut statement = connection
                 .prepare_cached(
                     "SELECT s.id, s.name, s.spec, s.phase, s.created, s.lease_until, s.ended, s.ended_why, u.id, u.name
-                     FROM sandboxes s JOIN users u ON u.id = s.user WHERE s.ended IS NULL ORDER BY s.created, s.id",
+                     FROM sandboxes s INDEXED BY sandboxes_alive_by_user JOIN users u ON u.id = s.user
+                     WHERE s.ended IS NULL ORDER BY s.created, s.id",
                 )
                 .map_err(&at)?;
             let rows = statement
@@ -428,8 +434,8 @@ impl Store {
             let at = StoreError::at("list overdue sandboxes");
             let mut statement = connection
                 .prepare_cached(
-                    "SELECT u.id, u.name, s.id FROM sandboxes s JOIN users u ON u.id = s.user
-                     WHERE s.ended IS NULL AND s.lease_until <= ?1 ORDER BY s.lease_until LIMIT 1000",
+                    "SELECT u.id, u.name, s.id FROM sandboxes s INDEXED BY sandboxes_alive_by_user
+                     JOIN users u ON u.id = s.user WHERE s.ended IS NULL AND s.lease_until <= ?1 ORDER BY s.lease_until LIMIT 1000",
                 )
                 .map_err(&at)?;
             let rows = statement

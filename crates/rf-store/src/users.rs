@@ -194,11 +194,7 @@ impl Store {
         self.write(|transaction| {
             let at = StoreError::at("delete a user");
             another_operator_stays(transaction, user)?;
-            let alive: u32 = transaction
-                .query_row("SELECT count(*) FROM sandboxes WHERE user = ?1 AND ended IS NULL", [blob(user)], |row| {
-                    row.get(0)
-                })
-                .map_err(&at)?;
+            let alive = crate::lookup::usage(transaction, user)?.sandboxes;
             if alive > 0 {
                 return Err(StoreError::Conflict { what: format!("the user still has {alive} sandboxes") });
             }

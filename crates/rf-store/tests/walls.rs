@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use common::{HOUR, NOW, World, enrol, hash, reserve, world};
 use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxPhase, StoreError, UserScope};
-use rf_types::{Preference, SessionId};
+use rf_types::{Preference, SessionId, UserLimits};
 
 /// Makes the call in `who`'s scope on Bob's things; says whether it saw or changed anything of Bob's.
 type Probe = fn(&World, &UserScope) -> bool;
@@ -26,14 +26,16 @@ const PROBES: &[(&str, Probe)] = &[
         let key = w.store.standing(who, Proof::Key(w.bob.key), NOW).unwrap().is_ok();
         let session = w.store.standing(who, Proof::Session(&w.bob.session), NOW).unwrap().is_ok();
         assert_eq!(key, session);
-        reserve(&w.store, &w.bob.scope, None).unwrap();
-        let sums = w.store.standing(who, Proof::Token, NOW).unwrap().unwrap().usage.sandboxes == 2;
-        assert_eq!(key, sums);
+        let limits = UserLimits { execs_max: 7, ..UserLimits::STANDARD };
+        w.store.user_set_limits(&w.operator, w.bob.scope.user(), &limits).unwrap();
+        let read = w.store.standing(who, Proof::Token, NOW).unwrap().unwrap().limits == limits;
+        assert_eq!(key, read);
         key
     }),
     ("standing_acted_for", |w, who| {
-        reserve(&w.store, &w.bob.scope, None).unwrap();
-        w.store.standing_acted_for(&w.operator, who).unwrap().usage.sandboxes == 2
+        let limits = UserLimits { execs_max: 7, ..UserLimits::STANDARD };
+        w.store.user_set_limits(&w.operator, w.bob.scope.user(), &limits).unwrap();
+        w.store.standing_acted_for(&w.operator, who).unwrap().limits == limits
     }),
     ("key_insert", |w, who| {
         let new = NewKey { name: "n", hash: hash("n"), scopes: "read", expires: None };
