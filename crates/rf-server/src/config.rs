@@ -54,9 +54,9 @@ pub struct ServerConfig {
     /// Where metrics are given beside `/metrics` with an operator's key.
     #[serde(default)]
     pub metrics: MetricsConfig,
-    /// Issuers whose JWTs are taken.
+    /// Who gets in: rates, issuers of tokens, the pepper.
     #[serde(default)]
-    pub oidc: Vec<OidcConfig>,
+    pub gate: rf_gate::GateConfig,
 }
 
 /// A certificate by files, read again when they change.
@@ -142,30 +142,8 @@ pub struct MetricsConfig {
     pub listen: Option<SocketAddr>,
 }
 
-/// One issuer of JWTs.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct OidcConfig {
-    /// The `iss` claim, exactly.
-    pub issuer: String,
-    /// The `aud` claim that a token must hold.
-    pub audience: String,
-    /// Where its keys are.
-    pub jwks_url: String,
-    /// The claim that names the user.
-    #[serde(default = "default_username_claim")]
-    pub username_claim: String,
-    /// Whether a user that is not known yet is made at the first good token.
-    #[serde(default)]
-    pub create_users: bool,
-}
-
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7070))
-}
-
-fn default_username_claim() -> String {
-    "sub".to_owned()
 }
 
 /// Why a configuration is refused. Names the key wherever there is one.
@@ -245,7 +223,7 @@ impl ServerConfig {
             door: DoorConfig::default(),
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
-            oidc: Vec::new(),
+            gate: rf_gate::GateConfig::default(),
         }
     }
 
@@ -332,19 +310,7 @@ impl ServerConfig {
         if self.log.filter.parse::<tracing_subscriber::EnvFilter>().is_err() {
             return Err(ConfigError::Value { key: "log.filter", why: format!("`{}` is no filter", self.log.filter) });
         }
-        for issuer in &self.oidc {
-            let empty = [&issuer.issuer, &issuer.audience, &issuer.username_claim].iter().any(|text| text.is_empty());
-            if empty {
-                return Err(ConfigError::Value { key: "oidc", why: "has an empty value".to_owned() });
-            }
-            let plain = issuer.jwks_url.starts_with("http://127.0.0.1") || issuer.jwks_url.starts_with("http://[::1]");
-            if !issuer.jwks_url.starts_with("https://") && !plain {
-                return Err(ConfigError::Value {
-                    key: "oidc.jwks_url",
-                    why: format!("must be https, not `{}`: keys fetched in the open prove nothing", issuer.jwks_url),
-                });
-            }
-        }
+        self.gate.validate().map_err(|why| ConfigError::Value { key: "gate", why })?;
         Ok(())
     }
 }
@@ -432,7 +398,7 @@ mod tests {
             ("public_url = 'https://a/$(id)'", "public_url"),
             ("public_url = 'ftp://a'", "public_url"),
             ("[log]\nfilter = '=='", "log.filter"),
-            ("[[oidc]]\nissuer='i'\naudience='a'\njwks_url='http://x/'", "oidc.jwks_url"),
+            ("[gate]\nsession_ms_max = 1", "gate"),
         ] {
             let refused = parse(more, &[]).unwrap_err();
             assert!(refused.contains(key), "{more}: {refused}");

@@ -24,7 +24,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::{config::DoorConfig, refusal::Refusal, service::Door, tls::Certificate};
+use crate::{app::Peer, config::DoorConfig, refusal::Refusal, service::Door, tls::Certificate};
 
 /// How often certificate files are looked at. Chosen: renewals come days ahead.
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
@@ -139,8 +139,9 @@ async fn connection<S>(
     let seen = Arc::new(AtomicBool::new(false));
     let service = service_fn({
         let (door, seen) = (door.clone(), Arc::clone(&seen));
-        move |request: Request<hyper::body::Incoming>| {
+        move |mut request: Request<hyper::body::Incoming>| {
             seen.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(Peer(peer.ip()));
             let door = door.clone();
             async move { Ok::<_, Infallible>(door.answer(request.map(Body::new)).await) }
         }

@@ -47,10 +47,7 @@ impl Intake {
     /// # Errors
     /// `invalid_request` for what is not JSON of this shape, `too_large`, `timed_out`, `server_busy`.
     pub async fn json<T: DeserializeOwned>(&self, headers: &HeaderMap, body: Body) -> Result<T, Fault> {
-        let bytes = self.bytes(headers, body).await?;
-        // An empty body is the object without fields, so that a call that needs none can be made with none.
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text).map_err(|error| malformed("the body is not what this endpoint takes", &error))
+        parse(&self.bytes(headers, body).await?)
     }
 
     /// Reads a whole body within the bounds for JSON.
@@ -106,6 +103,15 @@ impl Intake {
     }
 }
 
+/// Reads JSON. Nothing at all is the object without fields, so that a call that needs none can be made with none.
+///
+/// # Errors
+/// `invalid_request` naming the field.
+pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    let text: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(text).map_err(|error| malformed("the body is not what this endpoint takes", &error))
+}
+
 /// The fault for a body past a bound.
 #[must_use]
 pub fn too_large(max: u64) -> Fault {
@@ -114,6 +120,12 @@ pub fn too_large(max: u64) -> Fault {
         format!("the body is longer than {max} bytes"),
         "send less; files go to the files endpoints, which stream",
     )
+}
+
+/// The fault for an upload that came to a halt.
+#[must_use]
+pub fn too_slow(idle: Duration) -> Fault {
+    Fault::new(Code::TimedOut, format!("no bytes came for {} ms", idle.as_millis()), "send the body steadily")
 }
 
 /// Reads the query.

@@ -39,6 +39,9 @@ pub struct Metrics {
     pub connections_refused: Counter<u64, AtomicU64>,
     /// Output bytes sent to clients in frames.
     pub stream_bytes: Counter<u64, AtomicU64>,
+    sandboxes: Gauge<i64, AtomicI64>,
+    execs: Gauge<i64, AtomicI64>,
+    machines: Gauge<i64, AtomicI64>,
 }
 
 impl Default for Metrics {
@@ -54,6 +57,9 @@ impl Default for Metrics {
             connections: Gauge::default(),
             connections_refused: Counter::default(),
             stream_bytes: Counter::default(),
+            sandboxes: Gauge::default(),
+            execs: Gauge::default(),
+            machines: Gauge::default(),
         };
         let r = &mut metrics.registry;
         r.register("http_requests", "Requests answered", metrics.requests.clone());
@@ -71,6 +77,9 @@ impl Default for Metrics {
             metrics.connections_refused.clone(),
         );
         r.register("stream_bytes", "Bytes of output sent in frames", metrics.stream_bytes.clone());
+        r.register("sandboxes", "Sandboxes alive", metrics.sandboxes.clone());
+        r.register("execs", "Execs running", metrics.execs.clone());
+        r.register("machines", "Machines connected", metrics.machines.clone());
         metrics
     }
 }
@@ -97,6 +106,14 @@ impl Metrics {
         let labels = OperationLabels { action: action.to_owned(), result: result.to_owned() };
         self.operations.get_or_create(&labels).inc();
         self.operation_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Sets what is counted elsewhere, at the moment of asking.
+    pub fn set_alive(&self, sandboxes: usize, execs: usize, machines: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.sandboxes.set(number(sandboxes));
+        self.execs.set(number(execs));
+        self.machines.set(number(machines));
     }
 
     /// All numbers as OpenMetrics text.

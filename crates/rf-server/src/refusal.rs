@@ -49,8 +49,9 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         // INVARIANT: every code's status is one that HTTP knows.
-        self.status
-            .unwrap_or_else(|| StatusCode::from_u16(self.fault.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR))
+        self.status.unwrap_or_else(|| {
+            StatusCode::from_u16(self.fault.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+        })
     }
 
     /// The answer's body for the request `request_id`.

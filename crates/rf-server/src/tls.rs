@@ -128,9 +128,7 @@ fn read(files: &TlsConfig) -> Result<Arc<CertifiedKey>, TlsError> {
         .map_err(|error| pem(&files.key, "private key", error.to_string()))?;
     let provider = ring::default_provider();
     // Also checks that the key is the certificate's.
-    CertifiedKey::from_der(certificates, key, &provider)
-        .map(Arc::new)
-        .map_err(|error| TlsError::Mismatch { error })
+    CertifiedKey::from_der(certificates, key, &provider).map(Arc::new).map_err(|error| TlsError::Mismatch { error })
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, TlsError> {

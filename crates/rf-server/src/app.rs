@@ -1,0 +1,349 @@
+//! What every handler has: the parts of the server, who calls, and where a call is to run.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, MatchedPath, RawPathParams},
+    http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts},
+};
+use bytes::Bytes;
+use rf_gate::{Authenticated, Gate, Presented};
+use rf_ledger::{Entry, Event, Ledger, LedgerKey, Redactor};
+use rf_places::{Places, machine::MachineHub};
+use rf_store::{OperatorScope, Store, SystemScope};
+use rf_types::{Code, Fault, MachineId, PlaceRef, RequestId, SandboxId, units::UnixMs};
+use serde::Serialize;
+
+use crate::{
+    config::ServerConfig,
+    doors::{sandboxes::Repeats, templates::Images},
+    input::{self, Intake},
+    metrics::Metrics,
+    refusal::{Refusal, to_json},
+};
+
+/// The server's parts; cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+/// What an app is made of.
+pub struct Shared {
+    /// The configuration, checked.
+    pub config: ServerConfig,
+    /// The gate.
+    pub gate: Gate,
+    /// The store.
+    pub store: Store,
+    /// The ledger.
+    pub ledger: Arc<Ledger>,
+    /// The ledger's key, for checking the whole.
+    pub ledger_key: LedgerKey,
+    /// What keeps secrets out of the ledger.
+    pub redactor: Redactor,
+    /// The places.
+    pub places: Places,
+    /// The numbers.
+    pub metrics: Arc<Metrics>,
+    /// The bounds of reading.
+    pub intake: Intake,
+    /// The interface's document, once the routes are made.
+    pub document: OnceLock<Bytes>,
+    /// What was made under an `Idempotency-Key`.
+    pub repeats: Repeats,
+    /// Changes of limits, one after the other.
+    pub limits_turn: tokio::sync::Mutex<()>,
+    /// The machines that dialled in.
+    pub hub: Arc<MachineHub>,
+    /// Images on their way to be templates.
+    pub images: Images,
+    /// Held for as long as the store is open: background work ends with it.
+    pub system: Arc<SystemScope>,
+}
+
+impl App {
+    /// Of these parts.
+    #[must_use]
+    pub fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &ServerConfig {
+        &self.0.config
+    }
+
+    /// The gate.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The ledger.
+    #[must_use]
+    pub fn ledger(&self) -> &Ledger {
+        &self.0.ledger
+    }
+
+    /// The ledger's key.
+    #[must_use]
+    pub fn ledger_key(&self) -> &LedgerKey {
+        &self.0.ledger_key
+    }
+
+    /// What keeps secrets out of the ledger.
+    #[must_use]
+    pub fn redactor(&self) -> &Redactor {
+        &self.0.redactor
+    }
+
+    /// The places.
+    #[must_use]
+    pub fn places(&self) -> &Places {
+        &self.0.places
+    }
+
+    /// The numbers.
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// The bounds of reading.
+    #[must_use]
+    pub fn intake(&self) -> &Intake {
+        &self.0.intake
+    }
+
+    /// The interface's document.
+    #[must_use]
+    pub fn document(&self) -> &OnceLock<Bytes> {
+        &self.0.document
+    }
+
+    /// What was made under an `Idempotency-Key`.
+    #[must_use]
+    pub fn repeats(&self) -> &Repeats {
+        &self.0.repeats
+    }
+
+    /// Changes of limits, one after the other.
+    #[must_use]
+    pub fn limits_turn(&self) -> &tokio::sync::Mutex<()> {
+        &self.0.limits_turn
+    }
+
+    /// The machines that dialled in.
+    #[must_use]
+    pub fn hub(&self) -> &Arc<MachineHub> {
+        &self.0.hub
+    }
+
+    /// Images on their way to be templates.
+    #[must_use]
+    pub fn images(&self) -> &Images {
+        &self.0.images
+    }
+
+    /// The numbers as OpenMetrics text, those that are counted elsewhere as of now.
+    #[must_use]
+    pub fn metrics_text(&self) -> String {
+        let (sandboxes, execs) = (self.places().sandboxes().count(), self.places().execs().running());
+        self.metrics().set_alive(sandboxes, execs, self.hub().connected_count());
+        self.metrics().text()
+    }
+
+    /// Now, by the clock of the host.
+    #[must_use]
+    pub fn now(&self) -> UnixMs {
+        now()
+    }
+}
+
+/// Now, by the clock of the host, milliseconds since 1970.
+#[must_use]
+pub fn now() -> UnixMs {
+    // A clock before 1970 counts as 1970.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The address that a connection came from, as an extension of its requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub IpAddr);
+
+/// Who calls, by a credential that the gate verified.
+pub struct Caller {
+    /// Whom the gate found.
+    pub who: Authenticated,
+    /// The request.
+    pub request: RequestId,
+    /// When it was taken up.
+    pub started: Instant,
+}
+
+impl Caller {
+    /// The same caller in the same request, for what outlives it.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        Self { who: self.who.clone(), request: self.request, started: Instant::now() }
+    }
+
+    /// The operator's scope.
+    ///
+    /// # Errors
+    /// `forbidden` for everybody else. The gate says it before; this is the proof that the store asks for.
+    pub fn operator(&self) -> Result<&OperatorScope, Fault> {
+        self.who
+            .operator()
+            .ok_or_else(|| Fault::new(Code::Forbidden, "this is for operators only", "use an operator's credential"))
+    }
+}
+
+impl FromRequestParts<App> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let started = Instant::now();
+        // Every request that came by the door has one.
+        let request = parts.extensions.get().copied().unwrap_or_else(RequestId::random);
+        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
+        let presented = presented(&parts.headers)?;
+        match app.gate().authenticate(presented, peer, app.now()).await {
+            Ok(who) => Ok(Self { who, request, started }),
+            Err(denied) => {
+                tracing::info!(request_id = %request, reason = denied.reason, "not let in");
+                if denied.fault.code == Code::Unauthenticated {
+                    // Bounded by the gate's rate of failures for each peer: past it the code is another.
+                    let mut entry = Entry::new(app.now(), "authenticate", Event::Decision(Some(denied.fault.code)))
+                        .request(request)
+                        .detail("reason", denied.reason);
+                    if let Some(peer) = peer {
+                        entry = entry.detail("peer", peer.to_string());
+                    }
+                    app.ledger().append(&entry)?.durable().await?;
+                }
+                Err(denied.fault.into())
+            }
+        }
+    }
+}
+
+/// The credential of a request: one, in one of two headers.
+fn presented(headers: &HeaderMap) -> Result<Presented<'_>, Fault> {
+    let missing = || {
+        Fault::new(
+            Code::Unauthenticated,
+            "no valid credential",
+            "send `Authorization: Bearer` with an API key, a session or a provider's token",
+        )
+    };
+    let one = |name| {
+        let mut values = headers.get_all(name).iter();
+        let value: Option<&HeaderValue> = values.next();
+        // Two of them: which one counts must not be a matter of who reads it.
+        if values.next().is_some() { Err(missing()) } else { Ok(value) }
+    };
+    match (one(header::AUTHORIZATION.as_str())?, one("x-api-key")?) {
+        (Some(value), None) => {
+            let text = value.to_str().map_err(|_| missing())?;
+            // The scheme's case does not matter (RFC 9110, section 11.1).
+            let (scheme, rest) = text.split_once(' ').ok_or_else(missing)?;
+            if scheme.eq_ignore_ascii_case("bearer") { Ok(Presented::Bearer(rest.trim())) } else { Err(missing()) }
+        }
+        (None, Some(value)) => Ok(Presented::ApiKey(value.to_str().map_err(|_| missing())?.trim())),
+        (None, None) | (Some(_), Some(_)) => Err(missing()),
+    }
+}
+
+/// Where a call is to run, as its path says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Where {
+    /// As the user prefers.
+    Routed,
+    /// In this sandbox.
+    Sandbox(SandboxId),
+    /// On this machine.
+    Machine(MachineId),
+}
+
+impl Where {
+    /// The place that the path names.
+    #[must_use]
+    pub const fn place(self) -> Option<PlaceRef> {
+        match self {
+            Self::Routed => None,
+            Self::Sandbox(id) => Some(PlaceRef::Sandbox(id)),
+            Self::Machine(id) => Some(PlaceRef::Machine(id)),
+        }
+    }
+}
+
+impl FromRequestParts<App> for Where {
+    type Rejection = Refusal;
+
+    /// Comes after [`Caller`], so that only who is let in learns what is no id.
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        let path = MatchedPath::from_request_parts(parts, app).await.map(|path| path.as_str().to_owned());
+        let path = path.map_err(|_| Fault::new(Code::Internal, "a route without a path", ""))?;
+        let params = RawPathParams::from_request_parts(parts, app).await;
+        let params = params.map_err(|_| Fault::not_found("place"))?;
+        let text = params.iter().find(|(name, _)| *name == "id").map(|(_, text)| text.to_owned());
+        match text {
+            None => Ok(Self::Routed),
+            Some(text) if path.starts_with("/v1/machines/") => Ok(Self::Machine(input::id("machine", &text)?)),
+            Some(text) => Ok(Self::Sandbox(input::id("sandbox", &text)?)),
+        }
+    }
+}
+
+/// An answer of JSON.
+#[must_use]
+pub fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Response<Body> {
+    let mut response = Response::new(Body::from(to_json(value)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_comes_in_one_header_once() {
+        let of = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, value.parse().unwrap());
+            }
+            presented(&headers).map(|presented| match presented {
+                Presented::Bearer(text) => format!("bearer {text}"),
+                Presented::ApiKey(text) => format!("key {text}"),
+            })
+        };
+        assert_eq!(of(&[("authorization", "Bearer x")]).unwrap(), "bearer x");
+        assert_eq!(of(&[("authorization", "bEARER x")]).unwrap(), "bearer x");
+        assert_eq!(of(&[("x-api-key", "x")]).unwrap(), "key x");
+        for wrong in [
+            &[][..],
+            &[("authorization", "x")],
+            &[("authorization", "Basic x")],
+            &[("authorization", "Bearer x"), ("authorization", "Bearer y")],
+            &[("authorization", "Bearer x"), ("x-api-key", "x")],
+            &[("x-api-key", "x"), ("x-api-key", "x")],
+        ] {
+            assert_eq!(of(wrong).unwrap_err().code, Code::Unauthenticated, "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,750 @@
+//! Execs: run and wait, run and stream, run in the background; list, wait, logs, signal, standard input.
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header},
+};
+use bytes::Bytes;
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, Either, select},
+    stream::BoxStream,
+};
+use http_body_util::BodyExt as _;
+use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
+use rf_policy::Action;
+use rf_types::{ExecId, ExecState, Fault, PlaceRef, Program, SandboxId};
+use rf_wire::frames;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    api::{Choice, ExecAnswer, ExecAsk, ExecItem, List, PageQuery, ResizeAsk, RunAsk, SignalAsk, Started, Stdin},
+    app::{App, Caller, Where, json},
+    doors::sandboxes::{self, paged},
+    input,
+    operation::{Ask, Operation},
+    output::{Event, Output},
+    refusal::{Refusal, to_json},
+};
+
+/// How much longer than its command the sandbox of a one-shot lives, milliseconds. Chosen: a slow destruction.
+const RUN_LEASE_MARGIN_MS: u64 = 60_000;
+/// Longest wait for an exec's end in one request, milliseconds.
+const WAIT_MS_MAX: u64 = 3_600_000;
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(exec))
+        .routes(routes!(exec_in_sandbox))
+        .routes(routes!(exec_on_machine))
+        .routes(routes!(run))
+        .routes(routes!(execs))
+        .routes(routes!(exec_read, exec_remove))
+        .routes(routes!(exec_wait))
+        .routes(routes!(exec_logs))
+        .routes(routes!(exec_signal))
+        .routes(routes!(exec_stdin))
+        .routes(routes!(exec_resize))
+}
+
+/// An exec that was judged and runs.
+pub struct Running {
+    /// Its operation.
+    pub operation: Operation,
+    /// Its streams.
+    pub exec: Foreground,
+    /// Where it runs.
+    pub place: PlaceRef,
+    /// What it is given on standard input at once.
+    pub stdin: Stdin,
+}
+
+impl Running {
+    /// What is told of it first.
+    #[must_use]
+    pub fn started(&self) -> Started {
+        Started { id: self.exec.id, place: self.place, pid: self.exec.pid }
+    }
+}
+
+/// What to run, checked, and how to answer.
+struct Wanted {
+    ask: Ask<'static>,
+    spec: rf_types::ExecSpec,
+    stdin: Stdin,
+    choice: Choice,
+    output_bytes_max: usize,
+}
+
+impl App {
+    /// Checks what is asked and writes down what the ledger is to know of it.
+    fn wanted(&self, at: Where, ask: ExecAsk, stdin_open: bool) -> Result<Wanted, Fault> {
+        if at != Where::Routed && ask.place.is_some() {
+            return Err(Fault::invalid("`place` cannot be given where the path says the place"));
+        }
+        let choice = Choice::parse(ask.place.as_deref())?;
+        let most = self.config().door.output_bytes_max;
+        let output_bytes_max = ask.output_bytes_max.map_or(most, |max| most.min(usize::try_from(max).unwrap_or(most)));
+        let (mut spec, stdin) = ask.spec()?;
+        spec.stdin |= stdin_open;
+        let mut record = Ask::of(Action::Exec);
+        record.place = at.place();
+        let redactor = self.redactor();
+        record = match &spec.program {
+            Program::Argv(argv) => record.detail("argv", redactor.argv(argv, &[])),
+            Program::Shell(line) => record.detail("shell", redactor.text(line, &[])),
+        };
+        if !spec.env.is_empty() {
+            record = record.detail("env", redactor.env(&spec.env));
+        }
+        for (name, text) in [("cwd", &spec.cwd), ("as", &spec.user)] {
+            if let Some(text) = text {
+                record = record.detail(name, redactor.text(text, &[]));
+            }
+        }
+        Ok(Wanted { ask: record, spec, stdin, choice, output_bytes_max })
+    }
+
+    /// Judges and starts an exec whose caller waits.
+    ///
+    /// # Errors
+    /// What the gate and the place say.
+    pub async fn start(
+        &self,
+        caller: &Caller,
+        at: Where,
+        ask: ExecAsk,
+        stdin_open: bool,
+    ) -> Result<(Running, usize), Refusal> {
+        let wanted = self.wanted(at, ask, stdin_open)?;
+        let Wanted { ask, spec, stdin, choice, output_bytes_max } = wanted;
+        let id = ExecId::random();
+        let judged = self.claim_exec(caller, is_root(&spec));
+        let (mut operation, claim) = self.begin_judged(caller, ask.subject(id), judged).await?;
+        let place = match self.resolve(caller, &operation, at, choice).await {
+            Ok(place) => place,
+            Err(fault) => return Err(operation.fail(fault).await),
+        };
+        operation.set_place(place.place());
+        match self.places().execs().run(claim, &place, id, &spec).await {
+            Ok(exec) => Ok((Running { operation, exec, place: place.place(), stdin }, output_bytes_max)),
+            Err(fault) => Err(operation.fail(fault).await),
+        }
+    }
+
+    /// Judges and starts an exec that outlives its request.
+    async fn start_background(&self, caller: &Caller, at: Where, ask: ExecAsk) -> Result<ExecItem, Refusal> {
+        let Wanted { ask, spec, stdin, choice, .. } = self.wanted(at, ask, false)?;
+        let ask = ask.detail("background", true);
+        let id = ExecId::random();
+        let judged = self.claim_exec(caller, is_root(&spec));
+        let (mut operation, claim) = self.begin_judged(caller, ask.subject(id), judged).await?;
+        let place = match self.resolve(caller, &operation, at, choice).await {
+            Ok(place) => place,
+            Err(fault) => return Err(operation.fail(fault).await),
+        };
+        operation.set_place(place.place());
+        let started = self.places().execs().run_background(claim, &place, id, &spec).await;
+        let info = operation.finish(started).await?;
+        if let Stdin::Bytes(bytes) = stdin {
+            self.feed_background(caller, id, bytes).await?;
+        }
+        Ok(ExecItem::new(place.place(), info))
+    }
+
+    /// Feeds a background exec what its request brought along, beside the answer, and closes its input.
+    async fn feed_background(&self, caller: &Caller, id: ExecId, bytes: Bytes) -> Result<(), Refusal> {
+        let ask = Ask::of(Action::ExecControl).subject(id).detail("op", "stdin").detail("bytes", bytes.len());
+        let operation = self.begin(caller, ask).await?;
+        let app = self.clone();
+        // A program that does not read must not hold the answer; the bytes are held until it does or ends.
+        tokio::spawn(async move {
+            let execs = app.places().execs();
+            let mut result = execs.write_stdin(operation.permit(), id, &bytes).await;
+            if result.is_ok() {
+                result = execs.close_stdin(operation.permit(), id).await;
+            }
+            if let Err(refusal) = operation.finish(result).await {
+                tracing::debug!(fault = %refusal.fault, exec = %id, "standard input was not taken");
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Whether an exec is to run as `root` inside.
+fn is_root(spec: &rf_types::ExecSpec) -> bool {
+    // By number as well, should a place take one.
+    matches!(spec.user.as_deref(), Some("root" | "0"))
+}
+
+/// Gives an exec its standard input and closes it. Ends early when the program does not want it.
+async fn feed(writer: Option<ByteWriter>, stdin: Stdin) {
+    match (writer, stdin) {
+        (Some(mut writer), Stdin::Bytes(bytes)) => {
+            // A program that closes its input has its reasons.
+            let _ = writer.write_all(&bytes).await;
+            let _ = writer.shutdown().await;
+        }
+        // Dropped: closed.
+        (Some(_) | None, _) => {}
+    }
+}
+
+/// Whether a client asked for frames.
+fn wants_frames(headers: &HeaderMap) -> bool {
+    headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == frames::MEDIA_TYPE.as_bytes())
+}
+
+/// Runs a command where the user's calls go: waits for its end, streams it as frames (`Accept:
+/// application/vnd.ringfence.frames`), or answers at once (`background`).
+#[utoipa::path(post, path = "/v1/exec", operation_id = "exec", request_body = ExecAsk,
+    responses((status = 200, description = "It ended; or its frames",
+            content((ExecAnswer = "application/json"), (String = "application/vnd.ringfence.frames"))),
+        (status = 202, body = ExecItem, description = "It runs in the background")))]
+async fn exec(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    answer(&app, &caller, Where::Routed, &headers, body).await
+}
+
+/// Runs a command in a sandbox; as `POST /v1/exec`.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/exec", operation_id = "sandbox_exec", request_body = ExecAsk,
+    responses((status = 200, description = "It ended; or its frames",
+            content((ExecAnswer = "application/json"), (String = "application/vnd.ringfence.frames"))),
+        (status = 202, body = ExecItem, description = "It runs in the background")))]
+async fn exec_in_sandbox(
+    State(app): State<App>,
+    caller: Caller,
+    at: Where,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    answer(&app, &caller, at, &headers, body).await
+}
+
+/// Runs a command on a machine; as `POST /v1/exec`.
+#[utoipa::path(post, path = "/v1/machines/{id}/exec", operation_id = "machine_exec", request_body = ExecAsk,
+    responses((status = 200, description = "It ended; or its frames",
+            content((ExecAnswer = "application/json"), (String = "application/vnd.ringfence.frames"))),
+        (status = 202, body = ExecItem, description = "It runs in the background")))]
+async fn exec_on_machine(
+    State(app): State<App>,
+    caller: Caller,
+    at: Where,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    answer(&app, &caller, at, &headers, body).await
+}
+
+async fn answer(
+    app: &App,
+    caller: &Caller,
+    at: Where,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let ask: ExecAsk = app.intake().json(headers, body).await?;
+    if ask.background {
+        let item = app.start_background(caller, at, ask).await?;
+        return Ok(json(StatusCode::ACCEPTED, &item));
+    }
+    let (running, output_bytes_max) = app.start(caller, at, ask, false).await?;
+    if wants_frames(headers) {
+        framed(running, caller, async {}.boxed()).await
+    } else {
+        waited(running, output_bytes_max).await
+    }
+}
+
+/// Waits for the end and answers with all of it.
+async fn waited(running: Running, output_bytes_max: usize) -> Result<Response<Body>, Refusal> {
+    let answer = collect(running, output_bytes_max).await?;
+    Ok(json(StatusCode::OK, &answer))
+}
+
+async fn collect(running: Running, output_bytes_max: usize) -> Result<ExecAnswer, Refusal> {
+    let started = running.started();
+    let Running { mut operation, exec, place: _, stdin } = running;
+    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
+    let output = Output::new(stdout, stderr, exit);
+    // Input goes in while output comes out, or both sides could wait for each other.
+    let collecting = std::pin::pin!(output.collect(output_bytes_max));
+    let feeding = std::pin::pin!(feed(writer, stdin));
+    let collected = match select(collecting, feeding).await {
+        Either::Left((collected, _)) => collected,
+        Either::Right(((), collecting)) => collecting.await,
+    };
+    if let Ok(collected) = &collected {
+        operation.set_exit(&collected.exit);
+    }
+    let collected = operation.finish(collected).await?;
+    let (stdout_truncated, stderr_truncated) = (collected.stdout.truncated, collected.stderr.truncated);
+    let (stdout, stdout_encoding) = collected.stdout.encoded();
+    let (stderr, stderr_encoding) = collected.stderr.encoded();
+    Ok(ExecAnswer {
+        started,
+        exit: collected.exit.into(),
+        stdout,
+        stdout_encoding,
+        stdout_truncated,
+        stderr,
+        stderr_encoding,
+        stderr_truncated,
+    })
+}
+
+/// One whole frame of JSON.
+pub fn frame(kind: u8, value: &(impl Serialize + ?Sized)) -> Bytes {
+    frame_of(kind, &to_json(value))
+}
+
+/// One whole frame.
+pub fn frame_of(kind: u8, payload: &[u8]) -> Bytes {
+    let mut bytes = Vec::with_capacity(frames::HEADER_LEN + payload.len());
+    bytes.extend_from_slice(&frames::header(kind, payload.len()));
+    bytes.extend_from_slice(payload);
+    bytes.into()
+}
+
+/// The frames of an exec, from the first to the last; the operation ends before the last one is handed out. Dropped
+/// before, the exec's tree is killed.
+pub fn frames_of(
+    running: Running,
+    caller: &Caller,
+    metrics: std::sync::Arc<crate::metrics::Metrics>,
+) -> BoxStream<'static, Bytes> {
+    struct Streaming {
+        started: Option<Bytes>,
+        operation: Option<Operation>,
+        output: Output,
+        feeding: Option<BoxFuture<'static, ()>>,
+        request: rf_types::RequestId,
+        metrics: std::sync::Arc<crate::metrics::Metrics>,
+    }
+    let started = Some(frame(frames::STARTED, &running.started()));
+    let Running { operation, exec, place: _, stdin } = running;
+    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
+    let output = Output::new(stdout, stderr, exit);
+    let feeding = Some(feed(writer, stdin).boxed());
+    let streaming =
+        Streaming { started, operation: Some(operation), output, feeding, request: caller.request, metrics };
+    futures::stream::unfold(streaming, |mut s| async move {
+        if let Some(started) = s.started.take() {
+            return Some((started, s));
+        }
+        s.operation.as_ref()?;
+        let event = loop {
+            match &mut s.feeding {
+                None => break s.output.next().await,
+                Some(feeding) => tokio::select! {
+                    event = s.output.next() => break event,
+                    () = feeding => s.feeding = None,
+                },
+            }
+        };
+        let last = match event {
+            Some(Event::Output(frame)) => {
+                s.metrics.stream_bytes.inc_by((frame.len() - frames::HEADER_LEN) as u64);
+                return Some((frame, s));
+            }
+            Some(Event::Exit(exit)) => Ok(exit),
+            Some(Event::Fault(fault)) => Err(fault),
+            None => return None,
+        };
+        let mut operation = s.operation.take()?;
+        if let Ok(exit) = &last {
+            operation.set_exit(exit);
+        }
+        let last = match operation.finish(last).await {
+            Ok(exit) => frame(frames::EXIT, &crate::api::ExitAnswer::from(exit)),
+            Err(refusal) => frame_of(frames::FAULT, &refusal.body(s.request)),
+        };
+        Some((last, s))
+    })
+    .boxed()
+}
+
+/// Answers with frames. `after` is done when the last was taken or the client went away.
+async fn framed(
+    mut running: Running,
+    caller: &Caller,
+    after: BoxFuture<'static, ()>,
+) -> Result<Response<Body>, Refusal> {
+    running.operation.durable().await?;
+    let metrics = running.operation.metrics();
+    let frames_out = frames_of(running, caller, metrics);
+    // What comes after must come also when the client does not wait for it.
+    let after = After(Some(after));
+    let stream = frames_out.map(Ok::<_, std::convert::Infallible>).chain(futures::stream::once(async move {
+        drop(after);
+        Ok(Bytes::new())
+    }));
+    let mut response = Response::new(Body::from_stream(stream));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(frames::MEDIA_TYPE));
+    Ok(response)
+}
+
+/// Does something when it is dropped, on the runtime.
+struct After(Option<BoxFuture<'static, ()>>);
+
+impl Drop for After {
+    fn drop(&mut self) {
+        if let Some(after) = self.0.take() {
+            tokio::spawn(after);
+        }
+    }
+}
+
+/// Makes a sandbox, runs a command in it and destroys it: 256 MiB, 1 CPU, 30 s and no network if nothing else is
+/// asked for.
+#[utoipa::path(post, path = "/v1/run", operation_id = "run", request_body = RunAsk,
+    responses((status = 200, description = "It ended; or its frames",
+        content((ExecAnswer = "application/json"), (String = "application/vnd.ringfence.frames")))))]
+async fn run(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let RunAsk { mut exec, mut sandbox } = app.intake().json(&headers, body).await?;
+    if exec.background {
+        return Err(Fault::invalid("a one-shot cannot be in the background: make a sandbox for it").into());
+    }
+    if exec.place.is_some() {
+        return Err(Fault::invalid("a one-shot has a sandbox of its own: `place` cannot be given").into());
+    }
+    let timeout_ms = *exec.timeout_ms.get_or_insert(crate::api::RUN_TIMEOUT_MS_STANDARD);
+    if sandbox.lease_ms.is_none() {
+        sandbox.lease_ms = Some(timeout_ms.saturating_add(RUN_LEASE_MARGIN_MS).max(1_000));
+    }
+    // Found out before a sandbox is made for it.
+    app.wanted(Where::Routed, exec.clone(), false)?;
+    let row = sandboxes::create(&app, &caller, &sandbox, false).await?;
+    // Whatever comes next, also the client's going away, the sandbox is destroyed.
+    let destroy = After(Some(destroy_later(&app, &caller, row.id)));
+    let (running, output_bytes_max) = app.start(&caller, Where::Sandbox(row.id), exec, false).await?;
+    if wants_frames(&headers) {
+        let destroy = async move { drop(destroy) }.boxed();
+        return framed(running, &caller, destroy).await;
+    }
+    let answer = collect(running, output_bytes_max).await?;
+    drop(destroy);
+    Ok(json(StatusCode::OK, &answer))
+}
+
+/// The destruction of a one-shot's sandbox, which nobody waits for: it is recorded like every other.
+fn destroy_later(app: &App, caller: &Caller, id: SandboxId) -> BoxFuture<'static, ()> {
+    let (app, caller) = (app.clone(), caller.again());
+    async move {
+        if let Err(refusal) = sandboxes::destroy(&app, &caller, id).await {
+            // Its lease ends it.
+            tracing::warn!(fault = %refusal.fault, sandbox = %id, "a one-shot's sandbox was not destroyed at once");
+        }
+    }
+    .boxed()
+}
+
+/// Which execs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ExecsQuery {
+    /// Only those in this sandbox.
+    sandbox: Option<String>,
+    /// Only those on this machine.
+    machine: Option<String>,
+    /// The `next` of the page before.
+    after: Option<String>,
+    /// Most items, 1 to 1,000; 100 if not given.
+    items_max: Option<u32>,
+}
+
+/// The user's execs, newest first: those that run, and the last that ended.
+#[utoipa::path(get, path = "/v1/execs", params(ExecsQuery), responses((status = 200, body = List<ExecItem>)))]
+async fn execs(State(app): State<App>, caller: Caller, uri: Uri) -> Result<Response<Body>, Refusal> {
+    let asked: ExecsQuery = input::query(&uri)?;
+    let operation = app.begin(&caller, Ask::of(Action::ExecRead).detail("op", "list")).await?;
+    let user = operation.permit().user();
+    let list = || {
+        let place = match (&asked.sandbox, &asked.machine) {
+            (None, None) => None,
+            (Some(id), None) => Some(PlaceRef::Sandbox(input::id("sandbox", id)?)),
+            (None, Some(id)) => Some(PlaceRef::Machine(input::id("machine", id)?)),
+            (Some(_), Some(_)) => return Err(Fault::invalid("give either `sandbox` or `machine`")),
+        };
+        let page = PageQuery { after: asked.after, items_max: asked.items_max };
+        paged(app.places().execs().list(user, place), &page, |info| info.id.to_string())
+    };
+    let List { items, next } = operation.finish(list()).await?;
+    // One that was let go meanwhile is not there any more.
+    let placed = items.into_iter().filter_map(|info| {
+        let place = app.places().execs().place_of(user, info.id).ok()?;
+        Some(ExecItem::new(place, info))
+    });
+    Ok(json(StatusCode::OK, &List { items: placed.collect(), next }))
+}
+
+impl App {
+    fn exec_item(&self, operation: &Operation, id: ExecId) -> Result<ExecItem, Fault> {
+        let user = operation.permit().user();
+        let info = self.places().execs().info(user, id)?;
+        Ok(ExecItem::new(self.places().execs().place_of(user, id)?, info))
+    }
+}
+
+/// One exec.
+#[utoipa::path(get, path = "/v1/execs/{id}", responses((status = 200, body = ExecItem)))]
+async fn exec_read(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response<Body>, Refusal> {
+    let id: ExecId = input::id("exec", &id)?;
+    let operation = app.begin(&caller, Ask::of(Action::ExecRead).subject(id)).await?;
+    let result = app.exec_item(&operation, id);
+    Ok(json(StatusCode::OK, &operation.finish(result).await?))
+}
+
+/// Forgets an exec that ended, with its output.
+#[utoipa::path(delete, path = "/v1/execs/{id}", responses((status = 204, description = "Forgotten")))]
+async fn exec_remove(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+    let id: ExecId = input::id("exec", &id)?;
+    let operation = app.begin(&caller, Ask::of(Action::ExecControl).subject(id).detail("op", "remove")).await?;
+    let result = app.places().execs().remove(operation.permit(), id);
+    operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
+}
+
+/// How long to wait.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct WaitQuery {
+    /// Milliseconds, at most an hour, which it is if not given. Then the exec is answered as it is.
+    timeout_ms: Option<u64>,
+}
+
+/// Waits until an exec has ended.
+#[utoipa::path(get, path = "/v1/execs/{id}/wait", params(WaitQuery), responses((status = 200, body = ExecItem)))]
+async fn exec_wait(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response<Body>, Refusal> {
+    let asked: WaitQuery = input::query(&uri)?;
+    let id: ExecId = input::id("exec", &id)?;
+    let operation = app.begin(&caller, Ask::of(Action::ExecRead).subject(id).detail("op", "wait")).await?;
+    let most = asked.timeout_ms.unwrap_or(WAIT_MS_MAX).min(WAIT_MS_MAX);
+    let wait = async {
+        let ended = app.places().execs().wait(operation.permit(), id);
+        match tokio::time::timeout(std::time::Duration::from_millis(most), ended).await {
+            Ok(Err(fault)) => Err(fault),
+            // Over or not: as it is now.
+            Ok(Ok(_)) | Err(_) => app.exec_item(&operation, id),
+        }
+    };
+    let result = wait.await;
+    Ok(json(StatusCode::OK, &operation.finish(result).await?))
+}
+
+/// Which output.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct LogsQuery {
+    /// `stdout` (also a terminal's) or `stderr`; `stdout` if not given.
+    stream: Option<LogStream>,
+    /// First byte.
+    #[serde(default)]
+    offset: u64,
+    /// Most bytes; not with `follow`.
+    length: Option<u64>,
+    /// Go on with what it prints until it ends.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// One of two outputs.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum LogStream {
+    /// Standard output, or all that a terminal prints.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What a background exec printed, as bytes; what was dropped for its size is said in `x-ringfence-truncated`.
+#[utoipa::path(get, path = "/v1/execs/{id}/logs", params(LogsQuery),
+    responses((status = 200, content_type = "application/octet-stream", description = "The bytes")))]
+async fn exec_logs(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+) -> Result<Response<Body>, Refusal> {
+    let asked: LogsQuery = input::query(&uri)?;
+    let id: ExecId = input::id("exec", &id)?;
+    let which = match asked.stream {
+        None | Some(LogStream::Stdout) => Which::Stdout,
+        Some(LogStream::Stderr) => Which::Stderr,
+    };
+    let operation = app.begin(&caller, Ask::of(Action::ExecRead).subject(id).detail("op", "logs")).await?;
+    let execs = app.places().execs();
+    let (bytes, truncated) = if asked.follow {
+        let (out, err) = if which == Which::Stdout { (asked.offset, 0) } else { (0, asked.offset) };
+        match execs.attach(operation.permit(), id, out, err, true) {
+            Ok(events) => (only(events, which), false),
+            Err(fault) => return Err(operation.fail(fault).await),
+        }
+    } else {
+        match execs.output(operation.permit(), id, which, asked.offset, asked.length) {
+            Ok(output) => output,
+            Err(fault) => return Err(operation.fail(fault).await),
+        }
+    };
+    let operation = operation.made_durable().await?;
+    let mut response = Response::new(super::files::streamed(operation, bytes, asked.length));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if truncated {
+        headers.insert("x-ringfence-truncated", HeaderValue::from_static("true"));
+    }
+    Ok(response)
+}
+
+/// The bytes of one output.
+fn only(
+    events: BoxStream<'static, Result<ExecEvent, Fault>>,
+    which: Which,
+) -> BoxStream<'static, Result<Bytes, Fault>> {
+    events
+        .filter_map(move |event| async move {
+            match (event, which) {
+                (Ok(ExecEvent::Stdout(bytes)), Which::Stdout) | (Ok(ExecEvent::Stderr(bytes)), Which::Stderr) => {
+                    Some(Ok(bytes))
+                }
+                (Ok(_), _) => None,
+                (Err(fault), _) => Some(Err(fault)),
+            }
+        })
+        .boxed()
+}
+
+/// Sends a signal to a running exec.
+#[utoipa::path(post, path = "/v1/execs/{id}/signal", request_body = SignalAsk,
+    responses((status = 204, description = "Sent")))]
+async fn exec_signal(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let ask: SignalAsk = app.intake().json(&headers, body).await?;
+    let ask = ask.check()?;
+    let id: ExecId = input::id("exec", &id)?;
+    app.signal(&caller, id, ask).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl App {
+    /// Judges and sends a signal.
+    ///
+    /// # Errors
+    /// What the gate and the place say.
+    pub async fn signal(&self, caller: &Caller, id: ExecId, ask: SignalAsk) -> Result<(), Refusal> {
+        let record = Ask::of(Action::ExecControl).subject(id).detail("op", "signal").detail("signal", ask.signal);
+        let operation = self.begin(caller, record).await?;
+        let result = self.places().execs().signal(operation.permit(), id, ask.signal, ask.scope).await;
+        operation.finish(result).await
+    }
+}
+
+/// Whether standard input ends.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct StdinQuery {
+    /// Close it after these bytes.
+    #[serde(default)]
+    end: bool,
+}
+
+/// Gives a background exec bytes on its standard input; answered when it has taken them.
+#[utoipa::path(post, path = "/v1/execs/{id}/stdin", params(StdinQuery),
+    request_body(content_type = "application/octet-stream", description = "The bytes"),
+    responses((status = 204, description = "Taken")))]
+async fn exec_stdin(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    uri: Uri,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let asked: StdinQuery = input::query(&uri)?;
+    let id: ExecId = input::id("exec", &id)?;
+    let mut operation = app.begin(&caller, Ask::of(Action::ExecControl).subject(id).detail("op", "stdin")).await?;
+    let door = &app.config().door;
+    let idle = std::time::Duration::from_millis(door.upload_idle_timeout_ms);
+    let mut taken = 0;
+    let pour = async {
+        let mut body = body;
+        // Also without a byte: whether there is such an exec is said in any case.
+        app.places().execs().info(operation.permit().user(), id)?;
+        loop {
+            let frame = tokio::time::timeout(idle, body.frame()).await;
+            let frame = frame.map_err(|_| input::too_slow(idle))?;
+            let Some(frame) = frame else { break };
+            let frame = frame.map_err(|_| Fault::invalid("the connection broke within the body"))?;
+            let Ok(piece) = frame.into_data() else { continue };
+            taken += piece.len() as u64;
+            if taken > door.upload_bytes_max {
+                return Err(input::too_large(door.upload_bytes_max));
+            }
+            app.places().execs().write_stdin(operation.permit(), id, &piece).await?;
+        }
+        if asked.end { app.places().execs().close_stdin(operation.permit(), id).await } else { Ok(()) }
+    };
+    let result = pour.await;
+    operation.detail("bytes", taken);
+    operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
+}
+
+/// Sets the size of a background exec's terminal.
+#[utoipa::path(post, path = "/v1/execs/{id}/resize", request_body = ResizeAsk,
+    responses((status = 204, description = "Set")))]
+async fn exec_resize(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, Refusal> {
+    let ask: ResizeAsk = app.intake().json(&headers, body).await?;
+    let id: ExecId = input::id("exec", &id)?;
+    let operation = app.begin(&caller, Ask::of(Action::ExecControl).subject(id).detail("op", "resize")).await?;
+    let result = app.places().execs().resize(operation.permit(), id, ask.rows, ask.cols);
+    operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
+}
+
+/// How an exec's last state is told in a stream.
+pub fn end_frame(state: ExecState, request: rf_types::RequestId) -> Bytes {
+    match state {
+        ExecState::Exited(exit) => frame(frames::EXIT, &crate::api::ExitAnswer::from(exit)),
+        ExecState::Lost | ExecState::Running => {
+            let fault = Fault::new(
+                rf_types::Code::PlaceLost,
+                "the place went away, so how the exec ended is not known",
+                "it was not run elsewhere",
+            );
+            frame_of(frames::FAULT, &Refusal::from(fault).body(request))
+        }
+    }
+}

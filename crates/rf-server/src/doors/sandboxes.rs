@@ -1,0 +1,398 @@
+//! Sandboxes: make, list, see, extend, change, destroy.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, Response, StatusCode, Uri},
+};
+use rf_places::{SandboxRow, place::Place as _};
+use rf_policy::{Action, Asked};
+use rf_types::{Code, Enforcement, Fault, LayerReport, SandboxId, SandboxSpec, UserId, units::UnixMs};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    api::{List, PageQuery, SandboxAsk, SandboxPatch},
+    app::{App, Caller, json},
+    input,
+    operation::Ask,
+    refusal::Refusal,
+    rows::DEFAULT_NAME,
+};
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(sandboxes, sandbox_create)).routes(routes!(
+        sandbox,
+        sandbox_change,
+        sandbox_destroy
+    ))
+}
+
+/// A sandbox.
+#[derive(Debug, Serialize, ToSchema)]
+struct SandboxAnswer {
+    /// Its id.
+    #[schema(value_type = String)]
+    id: SandboxId,
+    /// What the user calls it.
+    name: Option<String>,
+    /// Whether calls that name no place go to it.
+    default: bool,
+    /// `running`.
+    state: &'static str,
+    /// As it was asked for, with the limits it has now.
+    #[schema(value_type = Object)]
+    spec: SandboxSpec,
+    /// When it was made, milliseconds since 1970.
+    created_at: UnixMs,
+    /// When its lease ends and it is destroyed.
+    lease_until: UnixMs,
+    /// Whether it was prepared before.
+    pooled: bool,
+    /// What the kernel holds of each layer, read back.
+    #[schema(value_type = EnforcementSchema)]
+    enforcement: Enforcement,
+    /// What it uses now; only when one sandbox is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<SandboxUsage>,
+}
+
+impl From<SandboxRow> for SandboxAnswer {
+    fn from(row: SandboxRow) -> Self {
+        let SandboxRow { id, user: _, name, default, spec, created_at, lease_until, pooled, enforcement } = row;
+        Self { id, name, default, state: "running", spec, created_at, lease_until, pooled, enforcement, usage: None }
+    }
+}
+
+/// What holds a sandbox.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Enforcement)]
+struct EnforcementSchema {
+    /// The level of isolation: `namespaces`.
+    level: String,
+    /// `rooted` or `rootless`.
+    mode: String,
+    /// One report for each layer: `layer`, `held` (`full`, `partial` with what is `missing`, `absent`) and `evidence`.
+    #[schema(value_type = Vec<Object>)]
+    layers: Vec<LayerReport>,
+}
+
+/// What a sandbox uses now.
+#[derive(Debug, Serialize, ToSchema)]
+struct SandboxUsage {
+    /// Memory now, bytes.
+    memory_bytes: u64,
+    /// Memory at most so far, bytes.
+    memory_peak_bytes: u64,
+    /// Processes killed for want of memory so far.
+    oom_kills: u64,
+    /// Tasks now.
+    tasks: u64,
+    /// CPU time so far, microseconds.
+    cpu_us: u64,
+    /// Bytes on the writable root.
+    disk_bytes: u64,
+    /// Inodes on the writable root.
+    inodes: u64,
+}
+
+/// The user's sandboxes, newest first.
+#[utoipa::path(get, path = "/v1/sandboxes", params(PageQuery),
+    responses((status = 200, body = List<SandboxAnswer>)))]
+async fn sandboxes(State(app): State<App>, caller: Caller, uri: Uri) -> Result<Response<Body>, Refusal> {
+    let page: PageQuery = input::query(&uri)?;
+    let operation = app.begin(&caller, Ask::of(Action::SandboxRead).detail("op", "list")).await?;
+    let list = || {
+        let mut rows = app.places().sandboxes().list(operation.permit().user());
+        rows.reverse();
+        paged(rows, &page, |row| row.id.to_string())
+    };
+    let result = list();
+    let list = operation.finish(result).await?;
+    let items = list.items.into_iter().map(SandboxAnswer::from).collect();
+    Ok(json(StatusCode::OK, &List { items, next: list.next }))
+}
+
+/// A page of what is in memory anyway. `after` names the last item of the page before; when that has gone meanwhile,
+/// the list must be begun anew.
+///
+/// # Errors
+/// `invalid_request`.
+pub fn paged<T>(items: Vec<T>, page: &PageQuery, name: impl Fn(&T) -> String) -> Result<List<T>, Fault> {
+    let most = page.items_max.unwrap_or(100);
+    if !(1..=1_000).contains(&most) {
+        return Err(Fault::invalid("`items_max` must be 1 to 1000"));
+    }
+    let start = match &page.after {
+        None => 0,
+        Some(after) => {
+            let found = items.iter().position(|item| name(item) == *after);
+            found.ok_or_else(|| Fault::invalid("`after` is not in the list any more: begin it anew"))? + 1
+        }
+    };
+    let more = items.len() > start + most as usize;
+    let items: Vec<T> = items.into_iter().skip(start).take(most as usize).collect();
+    let next = items.last().filter(|_| more).map(name);
+    Ok(List { items, next })
+}
+
+/// Makes a sandbox. With an `Idempotency-Key` header the same request, repeated within ten minutes and the same life
+/// of the server, is answered with the same sandbox.
+#[utoipa::path(post, path = "/v1/sandboxes", request_body = SandboxAsk,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 128 characters, of the caller's choice")),
+    responses((status = 201, body = SandboxAnswer)))]
+async fn sandbox_create(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let bytes = app.intake().bytes(&headers, body).await?;
+    let ask: SandboxAsk = input::parse(&bytes)?;
+    let row = match key(&headers)? {
+        None => create(&app, &caller, &ask, false).await?,
+        Some(key) => {
+            let slot = app.repeats().slot(caller.who.principal().user, key, app.now());
+            // Whoever comes with the same key waits here for the first.
+            let mut made = slot.lock().await;
+            match &*made {
+                Some((digest, _)) if *digest != bytes => {
+                    let hint = "use a fresh key for another request";
+                    return Err(
+                        Fault::new(Code::Conflict, "this `Idempotency-Key` was used for another body", hint).into()
+                    );
+                }
+                Some((_, id)) => {
+                    let operation = app.begin(&caller, Ask::of(Action::SandboxRead).subject(*id)).await?;
+                    let row = app.places().sandboxes().row(operation.permit().user(), *id);
+                    operation.finish(row).await?
+                }
+                None => {
+                    let row = create(&app, &caller, &ask, false).await?;
+                    *made = Some((bytes, row.id));
+                    row
+                }
+            }
+        }
+    };
+    Ok(json(StatusCode::CREATED, &SandboxAnswer::from(row)))
+}
+
+fn key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let text = value.to_str().ok().filter(|text| (1..=128).contains(&text.len()));
+    text.map(|text| Some(text.to_owned()))
+        .ok_or_else(|| Fault::invalid("`Idempotency-Key` must be 1 to 128 visible characters"))
+}
+
+/// Judges, counts and makes a sandbox.
+///
+/// # Errors
+/// What the gate or the warden says.
+pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool) -> Result<SandboxRow, Refusal> {
+    let spec = ask.spec(caller.who.limits());
+    let mut asked = Ask::of(Action::SandboxCreate)
+        .detail("template", spec.template.as_str())
+        .detail("limits", serde_json::to_value(spec.limits).unwrap_or_default())
+        .detail("lease_ms", spec.lease_ms);
+    asked.asked = Asked::Sandbox(&spec);
+    let judged = app.claim_sandbox(caller, &spec);
+    let (mut operation, claim) = app.begin_judged(caller, asked, judged).await?;
+    let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
+    // Found out before anything is made; the store's own index is what holds it.
+    let free = ask.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name));
+    let made = match free.and_then(|()| app.check_template(caller, &spec.template)) {
+        Ok(()) => app.places().sandboxes().create(claim, ask.name.clone(), default).await,
+        Err(fault) => Err(fault),
+    };
+    let result = made.and_then(|place| {
+        let rf_types::PlaceRef::Sandbox(id) = place.place() else {
+            return Err(Fault::new(Code::Internal, "a sandbox is no sandbox", ""));
+        };
+        let row = app.places().sandboxes().row(place.user(), id)?;
+        operation.set_place(rf_types::PlaceRef::Sandbox(row.id));
+        operation.set_subject(row.id);
+        operation.detail("pooled", row.pooled);
+        operation.set_enforcement(&row.enforcement);
+        Ok(row)
+    });
+    operation.finish(result).await
+}
+
+/// One sandbox with what it uses now.
+#[utoipa::path(get, path = "/v1/sandboxes/{id}", responses((status = 200, body = SandboxAnswer)))]
+async fn sandbox(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response<Body>, Refusal> {
+    let id: SandboxId = input::id("sandbox", &id)?;
+    let operation = app.begin(&caller, Ask::of(Action::SandboxRead).subject(id)).await?;
+    let read = async {
+        let row = app.places().sandboxes().row(operation.permit().user(), id)?;
+        let used = app.places().sandboxes().usage(operation.permit(), id).await?;
+        let usage = SandboxUsage {
+            memory_bytes: used.memory_bytes,
+            memory_peak_bytes: used.memory_peak_bytes,
+            oom_kills: used.oom_kills,
+            tasks: used.tasks,
+            cpu_us: used.cpu_us,
+            disk_bytes: used.disk_bytes,
+            inodes: used.inodes,
+        };
+        Ok(SandboxAnswer { usage: Some(usage), ..row.into() })
+    };
+    let result = read.await;
+    Ok(json(StatusCode::OK, &operation.finish(result).await?))
+}
+
+/// Extends a lease or changes limits.
+#[utoipa::path(patch, path = "/v1/sandboxes/{id}", request_body = SandboxPatch,
+    responses((status = 200, body = SandboxAnswer)))]
+async fn sandbox_change(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let patch: SandboxPatch = app.intake().json(&headers, body).await?;
+    let id: SandboxId = input::id("sandbox", &id)?;
+    let user = caller.who.principal().user;
+    let mut row = None;
+    // Two changes at once would both be judged before either is counted.
+    let _turn = app.limits_turn().lock().await;
+    if let Some(limits) = patch.limits {
+        let ask = Ask::of(Action::SandboxUpdate).subject(id).detail("op", "limits");
+        // Another user's sandbox has no limits here, so the question is one without a quota then.
+        let there = app.places().sandboxes().row(user, id).ok();
+        let judged = match &there {
+            Some(there) => app.judge_limits(&caller, there, limits.over(there.spec.limits)),
+            None => app.permit(&caller, Action::SandboxUpdate).map(|permit| (permit, ())),
+        };
+        let (operation, ()) = app.begin_judged(&caller, ask, judged).await?;
+        let result = match there {
+            Some(there) => {
+                let limits = limits.over(there.spec.limits);
+                app.places().sandboxes().set_limits(operation.permit(), id, limits).await
+            }
+            None => Err(Fault::not_found("sandbox")),
+        };
+        row = Some(operation.finish(result).await?);
+    }
+    if let Some(lease_ms) = patch.lease_ms {
+        if !(1_000..=30 * 86_400_000).contains(&lease_ms) {
+            return Err(Fault::invalid("`lease_ms` must be 1000 to 2592000000").into());
+        }
+        let mut ask = Ask::of(Action::SandboxUpdate).subject(id).detail("op", "lease").detail("lease_ms", lease_ms);
+        ask.asked = Asked::Lease { lease_ms };
+        let operation = app.begin(&caller, ask).await?;
+        let result = app.places().sandboxes().extend(operation.permit(), id, lease_ms).await;
+        row = Some(operation.finish(result).await?);
+    }
+    let row = match row {
+        Some(row) => row,
+        None => {
+            let operation = app.begin(&caller, Ask::of(Action::SandboxRead).subject(id)).await?;
+            let result = app.places().sandboxes().row(user, id);
+            operation.finish(result).await?
+        }
+    };
+    Ok(json(StatusCode::OK, &SandboxAnswer::from(row)))
+}
+
+/// Destroys a sandbox; answered when nothing of it is left.
+#[utoipa::path(delete, path = "/v1/sandboxes/{id}", responses((status = 204, description = "Gone")))]
+async fn sandbox_destroy(
+    State(app): State<App>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let id: SandboxId = input::id("sandbox", &id)?;
+    destroy(&app, &caller, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Judges and destroys.
+///
+/// # Errors
+/// What the gate or the warden says.
+pub async fn destroy(app: &App, caller: &Caller, id: SandboxId) -> Result<(), Refusal> {
+    let ask = Ask::of(Action::SandboxDestroy).subject(id).place(rf_types::PlaceRef::Sandbox(id));
+    let operation = app.begin(caller, ask).await?;
+    let result = app.places().sandboxes().destroy(operation.permit(), id).await;
+    operation.finish(result).await
+}
+
+/// Longest that a repeated request is known, and how many at once. Chosen: retries come within seconds.
+const REPEAT_MS: u64 = 600_000;
+const REPEATS_MAX: usize = 10_000;
+
+/// The body of a request that made a sandbox, and the sandbox.
+type Made = Arc<tokio::sync::Mutex<Option<(bytes::Bytes, SandboxId)>>>;
+
+/// What was made under an `Idempotency-Key`, of each user apart.
+#[derive(Debug, Default)]
+pub struct Repeats(Mutex<RepeatsState>);
+
+#[derive(Debug, Default)]
+struct RepeatsState {
+    made: HashMap<(UserId, String), Made>,
+    order: VecDeque<(UnixMs, (UserId, String))>,
+}
+
+impl Repeats {
+    fn slot(&self, user: UserId, key: String, now: UnixMs) -> Made {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((at, _)) = state.order.front() {
+            if state.order.len() < REPEATS_MAX && at.saturating_add(REPEAT_MS) > now {
+                break;
+            }
+            if let Some((_, old)) = state.order.pop_front() {
+                state.made.remove(&old);
+            }
+        }
+        let key = (user, key);
+        if let Some(slot) = state.made.get(&key) {
+            return Arc::clone(slot);
+        }
+        let slot = Made::default();
+        state.made.insert(key.clone(), Arc::clone(&slot));
+        state.order.push_back((now, key));
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_go_on_after_the_last_item() {
+        let page = |after: Option<&str>| PageQuery { after: after.map(str::to_owned), items_max: Some(2) };
+        let items = vec![1, 2, 3, 4, 5];
+        let name = |item: &i32| item.to_string();
+        let first = paged(items.clone(), &page(None), name).unwrap();
+        assert_eq!((first.items, first.next.as_deref()), (vec![1, 2], Some("2")));
+        let last = paged(items.clone(), &page(Some("4")), name).unwrap();
+        assert_eq!((last.items, last.next), (vec![5], None));
+        assert!(paged(items, &page(Some("9")), name).is_err());
+    }
+
+    #[test]
+    fn repeats_are_each_users_own_and_bounded() {
+        let repeats = Repeats::default();
+        let (ann, bob) = (UserId::from_bits(1), UserId::from_bits(2));
+        let first = repeats.slot(ann, "k".into(), 0);
+        assert!(Arc::ptr_eq(&first, &repeats.slot(ann, "k".into(), 1)));
+        assert!(!Arc::ptr_eq(&first, &repeats.slot(bob, "k".into(), 1)));
+        assert!(!Arc::ptr_eq(&first, &repeats.slot(ann, "k".into(), REPEAT_MS + 2)));
+        for n in 0..2 * REPEATS_MAX {
+            drop(repeats.slot(ann, n.to_string(), 0));
+        }
+        assert!(repeats.0.lock().unwrap().made.len() <= REPEATS_MAX);
+    }
+}

@@ -1,0 +1,341 @@
+//! Templates: list; import from a registry or an uploaded archive, and remove, for operators.
+//!
+//! The server gets an image's layers into blobs whose digests were verified and hands their descriptors to the warden,
+//! whose unpacker has no rights; nothing is unpacked here.
+
+use std::{
+    io::{self, Read},
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    extract::{Path as PathParam, State},
+    http::{HeaderMap, Response, StatusCode, Uri},
+};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use rf_images::{
+    Blobs, Credentials, Image, ImageCaps, ImageError, Progress, Reference, Registry, RegistryOptions, import,
+};
+use rf_policy::Action;
+use rf_store::{NewTemplate, Template};
+use rf_types::{Code, Fault, TemplateName, units::UnixMs};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    api::List,
+    app::{App, Caller, json},
+    doors::account::whole,
+    input,
+    operation::{Ask, Operation},
+    refusal::Refusal,
+};
+
+/// Pieces of an upload that wait for the reader. Chosen: HTTP's pieces are small.
+const PIECES_MAX: usize = 64;
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(templates, template_import)).routes(routes!(template_upload, template_remove))
+}
+
+/// Where images are kept and had from.
+pub struct Images {
+    blobs: Arc<Blobs>,
+    registry: OnceLock<Registry>,
+    /// Imports, one after the other: each may take a disk's and a line's whole time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Images {
+    /// Opens the blobs in `dir`.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(dir: &Path) -> Result<Self, Fault> {
+        let blobs = Arc::new(Blobs::open(dir).map_err(|error| fault(&error))?);
+        Ok(Self { blobs, registry: OnceLock::new(), turn: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Made when it is first needed: it reads the system's certificates.
+    fn registry(&self) -> Result<&Registry, ImageError> {
+        if self.registry.get().is_none() {
+            let registry = Registry::new(RegistryOptions::default())?;
+            // Whoever came first has set one that is as good.
+            let _ = self.registry.set(registry);
+        }
+        self.registry.get().ok_or_else(|| ImageError::Absent(String::new()))
+    }
+}
+
+/// A template.
+#[derive(Debug, Serialize, ToSchema)]
+struct TemplateAnswer {
+    /// Its name.
+    #[schema(value_type = String)]
+    name: TemplateName,
+    /// Digests of its layers, lowest first; none for `host`.
+    layers: Vec<String>,
+    /// What it was made from.
+    source: String,
+    /// The digest that names its content.
+    digest: Option<String>,
+    /// When it was imported, milliseconds since 1970.
+    created_at: Option<UnixMs>,
+}
+
+impl From<Template> for TemplateAnswer {
+    fn from(template: Template) -> Self {
+        let Template { name, layers, source, digest, created } = template;
+        Self { name, layers, source, digest: Some(digest), created_at: Some(created) }
+    }
+}
+
+/// The templates that sandboxes can be made from.
+#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = List<TemplateAnswer>)))]
+async fn templates(State(app): State<App>, caller: Caller) -> Result<Response<Body>, Refusal> {
+    let operation = app.begin(&caller, Ask::of(Action::TemplateRead).detail("op", "list")).await?;
+    let rows = operation.finish(app.store().template_list(caller.who.scope()).map_err(Fault::from)).await?;
+    // Always there, in no store: it is made from what the host has.
+    let host = TemplateAnswer {
+        name: TemplateName::host(),
+        layers: Vec::new(),
+        source: "the server's own /usr and a synthetic /etc".to_owned(),
+        digest: None,
+        created_at: None,
+    };
+    let items = std::iter::once(host).chain(rows.into_iter().map(TemplateAnswer::from));
+    Ok(json(StatusCode::OK, &whole(items)))
+}
+
+/// An image to import from a registry.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct TemplateAsk {
+    /// The template's name; one that is there is replaced for sandboxes made from then on.
+    #[schema(value_type = String)]
+    name: TemplateName,
+    /// The image, such as `docker.io/library/debian:12`.
+    image: String,
+}
+
+/// What a client may know of why an image was not had; the log has the whole chain.
+fn fault(error: &ImageError) -> Fault {
+    tracing::warn!(error = error as &dyn std::error::Error, "an image was not had");
+    error.fault()
+}
+
+fn check_name(name: &TemplateName) -> Result<(), Fault> {
+    if *name == TemplateName::host() {
+        return Err(Fault::new(Code::Conflict, "the template `host` is made by the server", "choose another name"));
+    }
+    Ok(())
+}
+
+/// Imports a template from a registry; answered when it can be used. For operators.
+#[utoipa::path(post, path = "/v1/templates", request_body = TemplateAsk,
+    responses((status = 201, body = TemplateAnswer)))]
+async fn template_import(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let ask: TemplateAsk = app.intake().json(&headers, body).await?;
+    let named = Ask::of(Action::TemplateManage).subject(&ask.name).detail("op", "import");
+    let operation = app.begin(&caller, named.detail("image", app.redactor().text(&ask.image, &[]))).await?;
+    // It goes on when the client does not wait: what came in is not fetched twice.
+    let work = {
+        let app = app.clone();
+        let caller = caller.again();
+        tokio::spawn(async move {
+            let result = pull(&app, &caller, &operation, &ask).await;
+            operation.finish(result).await
+        })
+    };
+    Ok(json(StatusCode::CREATED, &joined(work).await?))
+}
+
+async fn joined(work: tokio::task::JoinHandle<Result<TemplateAnswer, Refusal>>) -> Result<TemplateAnswer, Refusal> {
+    work.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "an import ended early", "").into()))
+}
+
+async fn pull(app: &App, caller: &Caller, operation: &Operation, ask: &TemplateAsk) -> Result<TemplateAnswer, Fault> {
+    check_name(&ask.name)?;
+    let reference: Reference = ask.image.parse().map_err(|error| {
+        Fault::new(Code::InvalidRequest, format!("`image`: {error}"), "give it as `registry/name:tag`")
+    })?;
+    let images = app.images();
+    let _turn = images.turn.lock().await;
+    let silent = |_: Progress| {};
+    let registry = images.registry().map_err(|error| fault(&error))?;
+    let caps = ImageCaps::STANDARD;
+    let image = registry.pull(&reference, &Credentials::Anonymous, &images.blobs, &caps, &silent).await;
+    install(app, caller, operation, &ask.name, &reference.to_string(), &image.map_err(|error| fault(&error))?).await
+}
+
+/// Has the warden unpack what it has not yet, names the template there and here.
+async fn install(
+    app: &App,
+    caller: &Caller,
+    operation: &Operation,
+    name: &TemplateName,
+    source: &str,
+    image: &Image,
+) -> Result<TemplateAnswer, Fault> {
+    operation.permit().require(Action::TemplateManage)?;
+    let warden = app.places().warden();
+    let mut layers = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let blob = app.images().blobs.get(&layer.blob).map_err(|error| fault(&error))?;
+        let missing = || Fault::new(Code::TemplateUnavailable, "a layer of the image went missing", "import it again");
+        warden.unpack_layer(layer.diff_id.to_string(), blob.ok_or_else(missing)?.into()).await?;
+        layers.push(layer.diff_id.to_string());
+    }
+    warden.set_template(name.clone(), layers.clone()).await?;
+    let digest = image.digest.to_string();
+    let new = NewTemplate { name, layers: &layers, source, digest: &digest };
+    Ok(app.store().template_put(caller.operator()?, &new, app.now())?.into())
+}
+
+/// What an upload is.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct UploadQuery {
+    /// `root`: a tar of a root, plain, gzip or zstd (if not given); `image`: what `docker save` writes, or a tar of an
+    /// OCI layout.
+    format: Option<UploadFormat>,
+}
+
+/// What an upload is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum UploadFormat {
+    /// A tar of a root.
+    Root,
+    /// A saved image.
+    Image,
+}
+
+/// Imports a template from an uploaded archive. For operators.
+#[utoipa::path(put, path = "/v1/templates/{name}", params(UploadQuery),
+    request_body(content_type = "application/x-tar", description = "The archive"),
+    responses((status = 201, body = TemplateAnswer)))]
+async fn template_upload(
+    State(app): State<App>,
+    caller: Caller,
+    PathParam(name): PathParam<String>,
+    uri: Uri,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let asked: UploadQuery = input::query(&uri)?;
+    let named = Ask::of(Action::TemplateManage).subject(app.redactor().text(&name, &[])).detail("op", "upload");
+    let operation = app.begin(&caller, named).await?;
+    let result = upload(&app, &caller, &operation, &name, asked.format, body).await;
+    Ok(json(StatusCode::CREATED, &operation.finish(result).await?))
+}
+
+async fn upload(
+    app: &App,
+    caller: &Caller,
+    operation: &Operation,
+    name: &str,
+    format: Option<UploadFormat>,
+    body: Body,
+) -> Result<TemplateAnswer, Fault> {
+    let name: TemplateName = name.parse().map_err(|error| Fault::invalid(format!("{error}")))?;
+    check_name(&name)?;
+    let _turn = app.images().turn.lock().await;
+    let (pieces, queue) = mpsc::channel(PIECES_MAX);
+    let blobs = Arc::clone(&app.images().blobs);
+    let read = tokio::task::spawn_blocking(move || {
+        let mut reader = Pieces { queue, rest: Bytes::new() };
+        let caps = ImageCaps::STANDARD;
+        let silent = |_: Progress| {};
+        match format {
+            None | Some(UploadFormat::Root) => import::tarball(&mut reader, &blobs, &caps, &silent),
+            Some(UploadFormat::Image) => import::archive(&mut reader, None, &blobs, &caps, &silent),
+        }
+    });
+    let door = &app.config().door;
+    let came = send(body, pieces, Duration::from_millis(door.upload_idle_timeout_ms), door.upload_bytes_max).await;
+    let image = read.await.unwrap_or_else(|_| Err(ImageError::Absent("its reader ended early".to_owned())));
+    // What the client did wrong explains what the reader says.
+    came?;
+    install(app, caller, operation, &name, "an upload", &image.map_err(|error| fault(&error))?).await
+}
+
+/// Hands a body to a reader in another thread; ends early when that wants no more.
+async fn send(mut body: Body, pieces: mpsc::Sender<io::Result<Bytes>>, idle: Duration, max: u64) -> Result<(), Fault> {
+    let mut taken = 0;
+    let fault = loop {
+        let Ok(frame) = tokio::time::timeout(idle, body.frame()).await else { break input::too_slow(idle) };
+        let Some(frame) = frame else { return Ok(()) };
+        let Ok(frame) = frame else { break Fault::invalid("the connection broke within the body") };
+        let Ok(piece) = frame.into_data() else { continue };
+        taken += piece.len() as u64;
+        if taken > max {
+            break input::too_large(max);
+        }
+        if pieces.send(Ok(piece)).await.is_err() {
+            return Ok(());
+        }
+    };
+    // So that a body that broke off is not taken for a short archive.
+    let _ = pieces.send(Err(io::Error::other("the upload broke off"))).await;
+    Err(fault)
+}
+
+/// A body as a reader.
+struct Pieces {
+    queue: mpsc::Receiver<io::Result<Bytes>>,
+    rest: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.queue.blocking_recv() {
+                None => return Ok(0),
+                Some(piece) => self.rest = piece?,
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(buffer.len()));
+        buffer[..piece.len()].copy_from_slice(&piece);
+        Ok(piece.len())
+    }
+}
+
+/// Removes a template; sandboxes made from it go on. For operators.
+#[utoipa::path(delete, path = "/v1/templates/{name}", responses((status = 204, description = "Removed")))]
+async fn template_remove(
+    State(app): State<App>,
+    caller: Caller,
+    PathParam(name): PathParam<String>,
+) -> Result<StatusCode, Refusal> {
+    let named = Ask::of(Action::TemplateManage).subject(app.redactor().text(&name, &[])).detail("op", "remove");
+    let operation = app.begin(&caller, named).await?;
+    let remove = async {
+        let name: TemplateName = input::id("template", &name)?;
+        check_name(&name)?;
+        let operator = caller.operator()?;
+        // Known here first: what the warden alone has is left over from a broken import, and none of ours.
+        app.store().template_get(caller.who.scope(), &name)?;
+        match app.places().warden().remove_template(name.clone()).await {
+            Ok(()) => {}
+            Err(fault) if fault.code == Code::NotFound => {}
+            Err(fault) => return Err(fault),
+        }
+        app.store().template_remove(operator, &name)?;
+        Ok(StatusCode::NO_CONTENT)
+    };
+    let result = remove.await;
+    operation.finish(result).await
+}

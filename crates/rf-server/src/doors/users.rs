@@ -1,0 +1,266 @@
+//! Users, for the operator.
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, Response, StatusCode, Uri},
+};
+use rf_policy::Action;
+use rf_store::{NewUser, PageAsk, User};
+use rf_types::{Fault, KeyId, Preference, UserId, UserLimits, Username, units::UnixMs};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    api::{List, PageQuery},
+    app::{App, Caller, json},
+    doors::account::{KeyAnswer, KeyAsk, KeyMadeAnswer, UserLimitsSchema, whole},
+    input,
+    operation::Ask,
+    refusal::Refusal,
+};
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(users, user_make))
+        .routes(routes!(user, user_change, user_delete))
+        .routes(routes!(user_keys, user_key_make))
+        .routes(routes!(user_key_revoke))
+}
+
+/// A user.
+#[derive(Debug, Serialize, ToSchema)]
+struct UserAnswer {
+    /// Their id.
+    #[schema(value_type = String)]
+    id: UserId,
+    /// Their name.
+    #[schema(value_type = String)]
+    name: Username,
+    /// Whether they run this Ringfence.
+    operator: bool,
+    /// What they may have.
+    #[schema(value_type = UserLimitsSchema)]
+    limits: UserLimits,
+    /// Where their calls run unless a call chooses.
+    #[schema(value_type = String)]
+    preference: Preference,
+    /// When they were made, milliseconds since 1970.
+    created_at: UnixMs,
+    /// Since when none of their credentials works.
+    disabled_at: Option<UnixMs>,
+}
+
+impl From<User> for UserAnswer {
+    fn from(user: User) -> Self {
+        let User { id, name, operator, limits, preference, created, disabled } = user;
+        Self { id, name, operator, limits, preference, created_at: created, disabled_at: disabled }
+    }
+}
+
+/// Limits over others.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UserLimitsPatch {
+    /// Sandboxes at once.
+    sandboxes_max: Option<u32>,
+    /// Execs at once.
+    execs_max: Option<u32>,
+    /// Sum of the sandboxes' CPU limits, thousandths of one CPU.
+    cpu_milli_max: Option<u32>,
+    /// Sum of the sandboxes' memory limits, bytes.
+    memory_bytes_max: Option<u64>,
+    /// Sum of the sandboxes' disk limits, bytes.
+    disk_bytes_max: Option<u64>,
+    /// Longest lease, milliseconds.
+    lease_ms_max: Option<u64>,
+    /// Whether `root` inside may be had.
+    root_allowed: Option<bool>,
+}
+
+impl UserLimitsPatch {
+    fn over(self, base: UserLimits) -> UserLimits {
+        UserLimits {
+            sandboxes_max: self.sandboxes_max.unwrap_or(base.sandboxes_max),
+            execs_max: self.execs_max.unwrap_or(base.execs_max),
+            cpu_milli_max: self.cpu_milli_max.unwrap_or(base.cpu_milli_max),
+            memory_bytes_max: self.memory_bytes_max.unwrap_or(base.memory_bytes_max),
+            disk_bytes_max: self.disk_bytes_max.unwrap_or(base.disk_bytes_max),
+            lease_ms_max: self.lease_ms_max.unwrap_or(base.lease_ms_max),
+            root_allowed: self.root_allowed.unwrap_or(base.root_allowed),
+        }
+    }
+}
+
+/// A user to be made.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UserAsk {
+    /// The name, not in use.
+    #[schema(value_type = String)]
+    name: Username,
+    /// Whether they run this Ringfence.
+    #[serde(default)]
+    operator: bool,
+    /// Limits over those of a new user.
+    #[serde(default)]
+    limits: UserLimitsPatch,
+}
+
+/// What to change of a user.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct UserPatch {
+    /// Limits over those that they have.
+    limits: Option<UserLimitsPatch>,
+    /// Whether their credentials stop working.
+    disabled: Option<bool>,
+}
+
+fn name(text: &str) -> Result<Username, Fault> {
+    input::id("user", text)
+}
+
+/// All users, newest first. For operators.
+#[utoipa::path(get, path = "/v1/users", params(PageQuery), responses((status = 200, body = List<UserAnswer>)))]
+async fn users(State(app): State<App>, caller: Caller, uri: Uri) -> Result<Response<Body>, Refusal> {
+    let page: PageQuery = input::query(&uri)?;
+    let operation = app.begin(&caller, Ask::of(Action::Operate).detail("op", "user_list")).await?;
+    let ask = PageAsk { after: page.after.as_deref(), items_max: page.items_max };
+    let result = caller.operator().and_then(|operator| Ok(app.store().user_list(operator, ask)?));
+    let page = operation.finish(result).await?;
+    let items = page.items.into_iter().map(UserAnswer::from).collect();
+    Ok(json(StatusCode::OK, &List { items, next: page.next }))
+}
+
+/// Makes a user. For operators.
+#[utoipa::path(post, path = "/v1/users", request_body = UserAsk, responses((status = 201, body = UserAnswer)))]
+async fn user_make(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let ask: UserAsk = app.intake().json(&headers, body).await?;
+    let named = Ask::of(Action::Operate).subject(&ask.name).detail("op", "user_make");
+    let operation = app.begin(&caller, named.detail("operator", ask.operator)).await?;
+    let new = NewUser { name: ask.name, operator: ask.operator, limits: ask.limits.over(UserLimits::STANDARD) };
+    let result = caller.operator().and_then(|operator| Ok(app.store().user_create(operator, &new, app.now())?.1));
+    Ok(json(StatusCode::CREATED, &UserAnswer::from(operation.finish(result).await?)))
+}
+
+/// One user. For operators.
+#[utoipa::path(get, path = "/v1/users/{name}", responses((status = 200, body = UserAnswer)))]
+async fn user(State(app): State<App>, caller: Caller, Path(text): Path<String>) -> Result<Response<Body>, Refusal> {
+    let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_read");
+    let operation = app.begin(&caller, ask).await?;
+    let find = || Ok(app.store().user_by_name(caller.operator()?, &name(&text)?)?);
+    Ok(json(StatusCode::OK, &UserAnswer::from(operation.finish(find()).await?)))
+}
+
+/// Changes what a user may have, or disables them. For operators.
+#[utoipa::path(patch, path = "/v1/users/{name}", request_body = UserPatch,
+    responses((status = 200, body = UserAnswer)))]
+async fn user_change(
+    State(app): State<App>,
+    caller: Caller,
+    Path(text): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let patch: UserPatch = app.intake().json(&headers, body).await?;
+    let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_change");
+    let operation = app.begin(&caller, ask).await?;
+    let change = || {
+        let (operator, store) = (caller.operator()?, app.store());
+        let user = store.user_by_name(operator, &name(&text)?)?;
+        if let Some(limits) = patch.limits {
+            store.user_set_limits(operator, user.id, &limits.over(user.limits))?;
+        }
+        if let Some(disabled) = patch.disabled {
+            store.user_set_disabled(operator, user.id, disabled.then(|| app.now()))?;
+        }
+        Ok(store.user_get(operator, user.id)?)
+    };
+    Ok(json(StatusCode::OK, &UserAnswer::from(operation.finish(change()).await?)))
+}
+
+/// Deletes a user who has no sandbox left, and every row of theirs. For operators.
+#[utoipa::path(delete, path = "/v1/users/{name}", responses((status = 204, description = "Deleted")))]
+async fn user_delete(State(app): State<App>, caller: Caller, Path(text): Path<String>) -> Result<StatusCode, Refusal> {
+    let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_delete");
+    let operation = app.begin(&caller, ask).await?;
+    let delete = || {
+        let operator = caller.operator()?;
+        let user = app.store().user_by_name(operator, &name(&text)?)?;
+        app.store().user_delete(operator, user.id)?;
+        Ok(StatusCode::NO_CONTENT)
+    };
+    operation.finish(delete()).await
+}
+
+/// A user's keys. For operators.
+#[utoipa::path(get, path = "/v1/users/{name}/keys", responses((status = 200, body = List<KeyAnswer>)))]
+async fn user_keys(
+    State(app): State<App>,
+    caller: Caller,
+    Path(text): Path<String>,
+) -> Result<Response<Body>, Refusal> {
+    let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_key_list");
+    let operation = app.begin(&caller, ask).await?;
+    let list = || {
+        let operator = caller.operator()?;
+        let user = app.store().user_by_name(operator, &name(&text)?)?;
+        Ok(app.store().key_list(&app.store().act_for(operator, user.id)?)?)
+    };
+    let keys = operation.finish(list()).await?;
+    Ok(json(StatusCode::OK, &whole(keys.into_iter().map(KeyAnswer::from))))
+}
+
+/// Makes a key for a user; the answer is the only one that shows it. For operators.
+#[utoipa::path(post, path = "/v1/users/{name}/keys", request_body = KeyAsk,
+    responses((status = 201, body = KeyMadeAnswer)))]
+async fn user_key_make(
+    State(app): State<App>,
+    caller: Caller,
+    Path(text): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    let ask: KeyAsk = app.intake().json(&headers, body).await?;
+    let named = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_key_make");
+    let mut operation = app.begin(&caller, named).await?;
+    let make = || {
+        let operator = caller.operator()?;
+        let user = app.store().user_by_name(operator, &name(&text)?)?;
+        app.gate().key_make_for(operation.permit(), operator, user.id, &ask.asked(), app.now())
+    };
+    let result = make();
+    if let Ok((key, _)) = &result {
+        operation.detail("key", key.id.to_string());
+    }
+    let (key, secret) = operation.finish(result).await?;
+    let answer = KeyMadeAnswer { key: secret.reveal().to_owned(), info: key.into() };
+    Ok(json(StatusCode::CREATED, &answer))
+}
+
+/// Revokes a user's key at once. For operators.
+#[utoipa::path(delete, path = "/v1/users/{name}/keys/{id}", responses((status = 204, description = "Revoked")))]
+async fn user_key_revoke(
+    State(app): State<App>,
+    caller: Caller,
+    Path((text, key)): Path<(String, String)>,
+) -> Result<StatusCode, Refusal> {
+    let named = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_key_revoke");
+    let operation = app.begin(&caller, named).await?;
+    let revoke = || {
+        let operator = caller.operator()?;
+        let user = app.store().user_by_name(operator, &name(&text)?)?;
+        let key: KeyId = input::id("key", &key)?;
+        app.store().key_revoke(&app.store().act_for(operator, user.id)?, key, app.now())?;
+        Ok(StatusCode::NO_CONTENT)
+    };
+    operation.finish(revoke()).await
+}

@@ -1,0 +1,245 @@
+//! The registry's rows on our store, and a user's first use of a sandbox on our gate and ledger.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use rf_places::{Choice, EndedWhy, FirstUse, Rows, SandboxClaim, SandboxRow, place::Place};
+use rf_policy::{Action, Asked, Permit};
+use rf_store::{NewSandbox, Store, StoreError, SystemScope};
+use rf_types::{Enforcement, Fault, Limits, PlaceRef, Preference, SandboxId, SandboxSpec, TemplateName, UserId};
+
+use crate::{
+    api::{self, SandboxAsk},
+    app::{App, Caller, Where, now},
+    operation::{Ask, Operation},
+};
+
+/// The name under which a user's default sandbox is stored; another of that name cannot be made while it lives.
+pub const DEFAULT_NAME: &str = "default";
+
+/// Rows of sandboxes on the store.
+#[derive(Debug)]
+pub struct StoredRows {
+    store: Store,
+    system: Arc<SystemScope>,
+}
+
+impl StoredRows {
+    /// On this store.
+    #[must_use]
+    pub fn new(store: Store, system: Arc<SystemScope>) -> Self {
+        Self { store, system }
+    }
+
+    /// The rows of sandboxes that have not ended, for taking over what lives.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn known(&self) -> Result<Vec<SandboxRow>, StoreError> {
+        let alive = self.store.sandboxes_alive_all(&self.system)?;
+        let row = |(scope, sandbox): (rf_store::UserScope, rf_store::Sandbox)| SandboxRow {
+            id: sandbox.id,
+            user: scope.user(),
+            default: sandbox.name.as_deref() == Some(DEFAULT_NAME),
+            name: sandbox.name,
+            spec: sandbox.spec,
+            created_at: sandbox.created,
+            lease_until: sandbox.lease_until,
+            pooled: false,
+            // Read back anew by the warden when the sandbox is taken over.
+            enforcement: Enforcement { level: String::new(), mode: String::new(), layers: Vec::new() },
+        };
+        Ok(alive.into_iter().map(row).collect())
+    }
+}
+
+impl Rows for StoredRows {
+    fn made(&self, row: &SandboxRow) -> Result<(), Fault> {
+        let name = if row.default { Some(DEFAULT_NAME) } else { row.name.as_deref() };
+        let new = NewSandbox { id: row.id, name, spec: &row.spec };
+        Ok(self.store.sandbox_insert(&self.system, row.user, &new, row.created_at, row.lease_until)?)
+    }
+
+    fn changed(&self, row: &SandboxRow) -> Result<(), Fault> {
+        Ok(self.store.sandbox_change(&self.system, row.user, row.id, &row.spec, row.lease_until)?)
+    }
+
+    fn ended(&self, user: UserId, id: SandboxId, why: EndedWhy) {
+        let why = match why {
+            EndedWhy::Destroyed => "destroyed",
+            EndedWhy::Lease => "its lease ended",
+            EndedWhy::InitDied => "its process 1 died",
+            EndedWhy::Broken => "its process 1 broke the rules",
+            EndedWhy::WardenRestarted => "the warden restarted",
+            EndedWhy::GoneMeanwhile => "gone when the server came back",
+        };
+        match self.store.sandbox_end_of(&self.system, user, id, why, now()) {
+            Ok(()) | Err(StoreError::NotFound { .. }) => {}
+            Err(error) => tracing::error!(%error, sandbox = %id, "the end of a sandbox was not stored"),
+        }
+    }
+}
+
+/// Judges and records the making of a default sandbox within another call.
+struct First<'a> {
+    app: &'a App,
+    caller: &'a Caller,
+    operation: Mutex<Option<Operation>>,
+}
+
+impl FirstUse for First<'_> {
+    fn claim(&self) -> BoxFuture<'_, Result<SandboxClaim, Fault>> {
+        async move {
+            let spec = SandboxAsk::default().spec(self.caller.who.limits());
+            let ask = Ask::of(Action::SandboxCreate).detail("why", "first use").detail("lease_ms", spec.lease_ms);
+            let judged = self.app.claim_sandbox(self.caller, &spec);
+            match self.app.begin_judged(self.caller, ask, judged).await {
+                Ok((operation, claim)) => {
+                    *self.operation.lock().unwrap_or_else(PoisonError::into_inner) = Some(operation);
+                    Ok(claim)
+                }
+                Err(refusal) => Err(refusal.fault),
+            }
+        }
+        .boxed()
+    }
+}
+
+impl App {
+    /// Judges an action that has no quota.
+    ///
+    /// # Errors
+    /// What the gate says.
+    pub fn permit(&self, caller: &Caller, action: Action) -> Result<Permit, Fault> {
+        self.gate().permit(&caller.who, action, caller.request, Asked::Nothing, self.now())
+    }
+
+    /// Judges one more sandbox and counts it.
+    ///
+    /// # Errors
+    /// What the gate says.
+    pub fn claim_sandbox(&self, caller: &Caller, spec: &SandboxSpec) -> Result<(Permit, SandboxClaim), Fault> {
+        let user = caller.who.principal().user;
+        let mut kept = None;
+        let claim = self.places().claim_sandbox(user, spec.clone(), |usage| {
+            let (action, asked) = (Action::SandboxCreate, Asked::Sandbox(spec));
+            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
+            kept = Some(permit.clone());
+            Ok(permit)
+        })?;
+        with_permit(kept, claim)
+    }
+
+    /// Judges one more exec and counts it.
+    ///
+    /// # Errors
+    /// What the gate says.
+    pub fn claim_exec(&self, caller: &Caller, root: bool) -> Result<(Permit, rf_places::ExecClaim), Fault> {
+        let mut kept = None;
+        let claim = self.places().claim_exec(caller.who.principal().user, |usage| {
+            let (action, asked) = (Action::Exec, Asked::Exec { root });
+            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
+            kept = Some(permit.clone());
+            Ok(permit)
+        })?;
+        with_permit(kept, claim)
+    }
+
+    /// Judges other limits of a sandbox that is there, as if it were made anew beside the user's others.
+    ///
+    /// # Errors
+    /// What the gate says.
+    pub fn judge_limits(&self, caller: &Caller, row: &SandboxRow, limits: Limits) -> Result<(Permit, ()), Fault> {
+        let mut usage = self.places().usage(row.user);
+        let old = &row.spec.limits;
+        usage.sandboxes = usage.sandboxes.saturating_sub(1);
+        usage.cpu_milli = usage.cpu_milli.saturating_sub(old.cpu_milli_max);
+        usage.memory_bytes = usage.memory_bytes.saturating_sub(old.memory_bytes_max);
+        usage.disk_bytes = usage.disk_bytes.saturating_sub(old.disk_bytes_max);
+        // The lease and root are not what is asked here: both were judged when they were given.
+        let spec = SandboxSpec { limits, lease_ms: 1_000, root_allowed: false, ..row.spec.clone() };
+        let (action, asked) = (Action::SandboxUpdate, Asked::Sandbox(&spec));
+        let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, &usage, self.now())?;
+        Ok((permit, ()))
+    }
+
+    /// Where a call goes; the user's own sandbox is made, judged and recorded as an operation of its own, at first use.
+    ///
+    /// # Errors
+    /// `no_place`, `not_found`; what the making of a sandbox is refused with.
+    pub async fn resolve(
+        &self,
+        caller: &Caller,
+        operation: &Operation,
+        at: Where,
+        choice: api::Choice,
+    ) -> Result<Arc<dyn Place>, Fault> {
+        let user = operation.permit().user();
+        let choice = match (at, choice) {
+            (Where::Sandbox(id), _) => return self.places().place(user, PlaceRef::Sandbox(id)),
+            (Where::Machine(id), _) => return self.places().place(user, PlaceRef::Machine(id)),
+            (Where::Routed, api::Choice::Default) => None,
+            (Where::Routed, api::Choice::Preferred(preference)) => Some(Choice::Prefer(preference)),
+            (Where::Routed, api::Choice::Place(place)) => Some(Choice::Place(place)),
+        };
+        let preference = caller.who.preference();
+        let sandbox = matches!(choice, Some(Choice::Prefer(Preference::Sandbox) | Choice::Place(_)))
+            || (choice.is_none() && preference == Preference::Sandbox);
+        // Only where it matters, for it is a question to the store.
+        let machine_joined = !sandbox && !self.store().machine_list(caller.who.scope())?.is_empty();
+        let first = First { app: self, caller, operation: Mutex::default() };
+        let resolved = self.places().resolve(operation.permit(), preference, choice, machine_joined, &first).await;
+        let making = first.operation.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut making) = making else { return resolved.map(|resolved| resolved.place) };
+        if let Ok(resolved) = &resolved
+            && let Some(row) = &resolved.made
+        {
+            making.set_place(PlaceRef::Sandbox(row.id));
+            making.set_subject(row.id);
+            making.set_enforcement(&row.enforcement);
+        }
+        // Not waited for apart: what comes after it in the ledger is waited for, and so is this with it.
+        making.finish_later(resolved.map(|resolved| resolved.place))
+    }
+
+    /// Whether no living sandbox of the user's has this name.
+    ///
+    /// # Errors
+    /// `conflict`.
+    pub fn name_is_free(&self, caller: &Caller, name: &str) -> Result<(), Fault> {
+        match self.store().sandbox_by_name(caller.who.scope(), name) {
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(Fault::new(
+                rf_types::Code::Conflict,
+                "a sandbox of that name is alive already",
+                "choose another name, or destroy that one",
+            )),
+        }
+    }
+
+    /// The template that a sandbox is made from must be one that is there; the warden says so too, but later.
+    ///
+    /// # Errors
+    /// `template_unavailable`.
+    pub fn check_template(&self, caller: &Caller, name: &TemplateName) -> Result<(), Fault> {
+        if *name == TemplateName::host() {
+            return Ok(());
+        }
+        match self.store().template_get(caller.who.scope(), name) {
+            Ok(_) => Ok(()),
+            Err(StoreError::NotFound { .. }) => Err(Fault::new(
+                rf_types::Code::TemplateUnavailable,
+                format!("no such template `{name}`"),
+                "see GET /v1/templates; an operator can import one",
+            )),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The permit that a claim was judged with, and the claim.
+fn with_permit<T>(permit: Option<Permit>, claim: T) -> Result<(Permit, T), Fault> {
+    let missing = || Fault::new(rf_types::Code::Internal, "a claim without a judgement", "");
+    permit.map(|permit| (permit, claim)).ok_or_else(missing)
+}
