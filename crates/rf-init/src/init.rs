@@ -1,11 +1,11 @@
 //! The loop of process 1: two sockets, the ends of children, deadlines.
 
 use rf_sys::guest::{
-    Args, FdSlot, Mapping, TakeCell, Waited, close_on_exec_from, default_signal, inherited, monotonic_us,
-    set_signal_mask, signal_fd, wait,
+    Args, FdSlot, Fork, Mapping, TakeCell, Waited, close_on_exec_from, default_signal, exit, fork_into, inherited,
+    monotonic_us, set_signal_mask, signal_fd, wait,
 };
 use rf_wire::init::{
-    HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn, stage,
+    File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn, stage,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -19,7 +19,7 @@ use rustix::{
 use crate::{
     channel::{Answer, Channel, Fds, Listing, Received, Sent, receive},
     exec::{Context, Refused, Streams, at, start_exec},
-    kill, probe,
+    file, kill, probe,
     table::{Exec, Phase, Table},
     users::{self, Rights},
 };
@@ -27,7 +27,12 @@ use crate::{
 /// How much likelier than others a workload is to be chosen when memory runs out (proc_pid_oom_adj(5)); chosen: enough
 /// that init, of a few pages, never is.
 const WORKLOAD_OOM: &[u8] = b"500";
+/// The last signal (signal(7), real-time signals).
+const SIGNAL_MAX: i32 = 64;
 const OWN_OOM: &[u8] = b"0";
+
+/// Most file operations at once; chosen: the limit on tasks of most sandboxes is reached earlier.
+const HELPERS_MAX: usize = 256;
 
 static TABLE: TakeCell<Table> = TakeCell::new(Table::EMPTY);
 static BUFFER: TakeCell<[u8; INLINE_MAX]> = TakeCell::new([0; INLINE_MAX]);
@@ -51,6 +56,8 @@ struct Init {
     rights: Rights,
     /// An ended exec is waiting to be told of.
     untold: bool,
+    /// The pids of the helpers of file operations; 0 is none.
+    helpers: [i32; HELPERS_MAX],
     /// A forgotten exec left its cgroup behind.
     stale_cgroups: bool,
 }
@@ -71,9 +78,11 @@ fn run(args: Args) -> Result<(), Errno> {
     set_no_new_privs(true)?;
     set_name(c"rf-init")?;
     umask(Mode::from_raw_mode(0o022));
-    // Whoever launched us may have ignored them: an ignored SIGCHLD would have the kernel reap our children.
-    default_signal(libc::SIGCHLD)?;
-    default_signal(libc::SIGPIPE)?;
+    // Whoever launched us may have ignored some, and that is passed on through every clone and execve: an ignored
+    // SIGCHLD would even have the kernel reap our children.
+    for signal in (1..=SIGNAL_MAX).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP)) {
+        default_signal(signal)?;
+    }
     set_signal_mask(u64::MAX)?;
     let signals = signal_fd(1 << (libc::SIGCHLD - 1))?;
     let mut flags = args.get(1).map_or(&b""[..], core::ffi::CStr::to_bytes).iter();
@@ -101,6 +110,7 @@ fn run(args: Args) -> Result<(), Errno> {
         null,
         rights: Rights { root, only: one_uid.then_some(ids) },
         untold: false,
+        helpers: [0; HELPERS_MAX],
         stale_cgroups: false,
         cgroups,
     };
@@ -224,6 +234,12 @@ impl Init {
                 self.signal(exec, signal, scope)?;
                 done()
             }
+            order::FILE => {
+                let order = File::read(&mut reader).map_err(malformed)?;
+                let reply = fds.take(0).ok_or(Refused { stage: stage::ORDER, errno: Errno::BADF })?;
+                self.file(tag, &order, &reply, fds.take(1).as_ref())?;
+                Ok(None)
+            }
             order::LIST => {
                 self.channel(from).listing = Some(Listing { tag, next: 0 });
                 self.list_on(from);
@@ -283,9 +299,9 @@ impl Init {
             null: self.null.as_fd(),
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
         };
-        self.set_oom(WORKLOAD_OOM);
+        set_oom(self.oom.as_ref(), WORKLOAD_OOM);
         let started = start_exec(order, &context);
-        self.set_oom(OWN_OOM);
+        set_oom(self.oom.as_ref(), OWN_OOM);
         let pid = started.inspect_err(|_| {
             if let Some(parent) = parent {
                 let _ = kill::remove_cgroup(parent, cgroup_name);
@@ -296,7 +312,7 @@ impl Init {
             // Never 0, which is no deadline: the clock runs since the machine started.
             timeout => started_us.saturating_add(timeout.saturating_mul(1000)).max(1),
         };
-        let pid = pid.as_raw_nonzero().get();
+        let pid = pid.as_raw_pid();
         self.table.put(
             place,
             Exec {
@@ -324,13 +340,24 @@ impl Init {
         Ok(())
     }
 
-    /// Sets our own likelihood to be killed for want of memory, which a child takes over. Lowering it again to what it
-    /// was needs no capability (proc_pid_oom_adj(5)).
-    fn set_oom(&self, value: &[u8]) {
-        if let Some(file) = &self.oom {
-            // Best effort: memory.oom.group and the like are the launcher's affair.
-            let _ = pwrite(file, value, 0);
+    /// Starts the helper of a file operation, which answers on `reply` itself.
+    fn file(&mut self, tag: u64, order: &File<'_>, reply: &OwnedFd, data: Option<&OwnedFd>) -> Result<(), Refused> {
+        let user = users::find(rf_sys::guest::cstr(order.user).to_bytes(), self.rights).map_err(at(stage::USER))?;
+        let free = self.helpers.iter_mut().find(|pid| **pid == 0);
+        let slot = free.ok_or(Refused { stage: stage::FORK, errno: Errno::AGAIN })?;
+        let parent = self.cgroups.as_ref().map(AsFd::as_fd);
+        let cgroup = parent.map(|parent| kill::make_cgroup(parent, c"files")).transpose().map_err(at(stage::CGROUP))?;
+        set_oom(self.oom.as_ref(), WORKLOAD_OOM);
+        let forked = fork_into(cgroup.as_ref().map(AsFd::as_fd));
+        if let Ok(Fork::Child) = forked {
+            file::run(order, tag, &user, self.rights.only.is_some(), reply, data);
+            exit(0)
         }
+        set_oom(self.oom.as_ref(), OWN_OOM);
+        if let Fork::Parent(pid) = forked.map_err(at(stage::FORK))? {
+            *slot = pid.as_raw_pid();
+        }
+        Ok(())
     }
 
     fn signal(&mut self, id: u128, signal: u32, scope: u32) -> Result<(), Refused> {
@@ -404,6 +431,10 @@ impl Init {
     }
 
     fn ended(&mut self, waited: &Waited) {
+        if let Some(helper) = self.helpers.iter_mut().find(|pid| **pid == waited.pid) {
+            *helper = 0;
+            return;
+        }
         let Some((_, exec)) = self.table.of_pid(waited.pid) else { return };
         exec.phase = Phase::Ended;
         exec.status = waited.status;
@@ -487,6 +518,15 @@ impl Init {
         }
         channel.listing = None;
         let _ = channel.answer(Answer::done(listing.tag));
+    }
+}
+
+/// Sets our own likelihood to be killed for want of memory, which a child takes over. Lowering it again to what it was
+/// needs no capability (proc_pid_oom_adj(5)).
+fn set_oom(file: Option<&OwnedFd>, value: &[u8]) {
+    if let Some(file) = file {
+        // Best effort: memory.oom.group and the like are the launcher's affair.
+        let _ = pwrite(file, value, 0);
     }
 }
 

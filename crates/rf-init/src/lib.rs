@@ -22,6 +22,7 @@
 
 mod channel;
 mod exec;
+mod file;
 mod init;
 mod kill;
 mod probe;

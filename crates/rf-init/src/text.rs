@@ -60,6 +60,11 @@ impl<'a> Entries<'a> {
     pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
+
+    /// Bytes not yet gone through.
+    pub(crate) const fn rest(&self) -> usize {
+        self.0.len()
+    }
 }
 
 impl<'a> Iterator for Entries<'a> {

@@ -29,7 +29,8 @@ pub(crate) struct Text<const N: usize> {
 }
 
 impl<const N: usize> Text<N> {
-    const EMPTY: Self = Self { bytes: [0; N], len: 0 };
+    /// No text.
+    pub(crate) const EMPTY: Self = Self { bytes: [0; N], len: 0 };
 
     /// A copy, if it fits with a NUL after it.
     fn of(text: &[u8]) -> Option<Self> {
@@ -124,8 +125,11 @@ pub(crate) fn find(name: &[u8], rights: Rights) -> Result<User, Errno> {
     Ok(user)
 }
 
+/// A name as a tar header has room for, with its NUL.
+pub(crate) type ShortName = Text<32>;
+
 /// The name of a uid or gid in `file`; empty when it has none.
-pub(crate) fn name_of(file: &CStr, id: u32) -> Text<32> {
+pub(crate) fn name_of(file: &CStr, id: u32) -> ShortName {
     let mut found = Text::EMPTY;
     lines(file, &mut |line| {
         let mut fields = line.split(|byte| *byte == b':');

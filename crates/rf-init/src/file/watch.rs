@@ -1,0 +1,352 @@
+//! `WATCH`: tells of changes below a path until the server closes the reply socket, or the path is gone.
+
+use core::{ffi::CStr, mem::MaybeUninit};
+
+use rf_sys::guest::TakeCell;
+use rf_wire::init::{change, file_answer};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fd::{AsFd, OwnedFd},
+    fs::{
+        FileType, fstat,
+        inotify::{self, CreateFlags, ReadFlags, WatchFlags},
+    },
+    io::Errno,
+};
+
+use super::{
+    Told,
+    open::{Place, look, look_at, path_of, place_of},
+    reply::Reply,
+    walk::{WALK, Walk},
+};
+use crate::channel::Sent;
+
+/// Most directories watched at once; chosen. The kernel has a bound for each user of its own (inotify(7)).
+const WATCHES_MAX: usize = 4096;
+/// Room for the paths of them all.
+const PATHS_MAX: usize = 512 * 1024;
+
+/// One watched directory; `wd` 0 is none (the kernel begins at 1).
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    wd: i32,
+    at: u32,
+    len: u32,
+}
+
+#[derive(Debug)]
+struct Watches {
+    list: [Watched; WATCHES_MAX],
+    count: usize,
+    paths: [u8; PATHS_MAX],
+    used: usize,
+    /// A path put together.
+    path: [u8; 8192],
+}
+
+static WATCHES: TakeCell<Watches> = TakeCell::new(Watches {
+    list: [Watched { wd: 0, at: 0, len: 0 }; WATCHES_MAX],
+    count: 0,
+    paths: [0; PATHS_MAX],
+    used: 0,
+    path: [0; 8192],
+});
+
+impl Watches {
+    fn path_of(&self, wd: i32) -> Option<&[u8]> {
+        let watched = self.list[..self.count].iter().find(|watched| watched.wd == wd)?;
+        Some(&self.paths[watched.at as usize..(watched.at + watched.len) as usize])
+    }
+
+    fn add(&mut self, wd: i32, path: &[u8]) -> Result<(), Errno> {
+        // The same directory again: it was renamed, and this is its path now.
+        self.forget(wd);
+        if self.count == WATCHES_MAX || self.used + path.len() > PATHS_MAX {
+            self.compact();
+        }
+        let slot = self.list.get_mut(self.count).ok_or(Errno::NOSPC)?;
+        self.paths.get_mut(self.used..self.used + path.len()).ok_or(Errno::NOSPC)?.copy_from_slice(path);
+        *slot = Watched { wd, at: self.used as u32, len: path.len() as u32 };
+        self.count += 1;
+        self.used += path.len();
+        Ok(())
+    }
+
+    fn forget(&mut self, wd: i32) {
+        if let Some(watched) = self.list[..self.count].iter_mut().find(|watched| watched.wd == wd) {
+            watched.wd = 0;
+        }
+    }
+
+    /// Closes the gaps of what is forgotten. Paths lie in the order of the list, so each moves down.
+    fn compact(&mut self) {
+        let (mut count, mut used) = (0, 0);
+        for index in 0..self.count {
+            let watched = self.list[index];
+            if watched.wd != 0 {
+                let (at, len) = (watched.at as usize, watched.len as usize);
+                self.paths.copy_within(at..at + len, used);
+                self.list[count] = Watched { at: used as u32, ..watched };
+                count += 1;
+                used += len;
+            }
+        }
+        (self.count, self.used) = (count, used);
+    }
+}
+
+struct Watch<'a> {
+    queue: OwnedFd,
+    watches: &'static mut Watches,
+    walk: &'static mut Walk,
+    reply: &'a mut Reply,
+    recursive: bool,
+    /// The watched path, and which file it named. Not held open: the kernel tells of a removal only when nobody holds
+    /// the file any more.
+    path: &'a CStr,
+    place: Place,
+    /// News were lost, and that was not told yet.
+    overflow: bool,
+}
+
+fn interest() -> WatchFlags {
+    WatchFlags::CREATE
+        | WatchFlags::MODIFY
+        | WatchFlags::DELETE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ATTRIB
+        | WatchFlags::EXCL_UNLINK
+}
+
+pub(super) fn watch(path: &CStr, recursive: bool, reply: &mut Reply) -> Result<Told, Errno> {
+    let top = look(path, true)?;
+    let stat = fstat(&top)?;
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let mut watch = Watch {
+        queue: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
+        watches: WATCHES.take().ok_or(Errno::BUSY)?,
+        walk: WALK.take().ok_or(Errno::BUSY)?,
+        reply,
+        recursive: recursive && is_directory,
+        path,
+        place: place_of(&stat),
+        overflow: false,
+    };
+    watch.add_top(&top)?;
+    drop(top);
+    if watch.recursive {
+        watch.add_below(b"", false)?;
+    }
+    watch.reply.done();
+    match watch.follow() {
+        Ok(()) => {}
+        Err(errno) => watch.reply.failed(errno, path.to_bytes()),
+    }
+    Ok(Told::Already)
+}
+
+impl Watch<'_> {
+    /// Watches the named file itself, whatever its path leads to by now.
+    fn add_top(&mut self, top: &OwnedFd) -> Result<(), Errno> {
+        let path = path_of(top.as_fd())?;
+        let wd = inotify::add_watch(&self.queue, path.cstr(), interest())?;
+        self.watches.add(wd, b"")
+    }
+
+    /// Watches every directory below `from`, itself included unless it is the top. With `tell`, tells of all that is
+    /// found, for it was made before it was watched.
+    fn add_below(&mut self, from: &[u8], tell: bool) -> Result<(), Errno> {
+        let top = look(self.path, true).and_then(|top| Ok((place_of(&fstat(&top)?), top)));
+        let Some((_, top)) = top.ok().filter(|(place, _)| *place == self.place) else {
+            // The path names another file by now, and that of ours is somewhere else: look again.
+            self.overflow = true;
+            return self.tell_overflow().map(drop);
+        };
+        let start = if from.is_empty() {
+            look_at(top.as_fd(), c".", false)
+        } else {
+            let mut name = [0; 4096];
+            name[..4095].get_mut(..from.len()).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(from);
+            look_at(top.as_fd(), rf_sys::guest::cstr(&name), false)
+        };
+        let start = match start {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            outcome => outcome?,
+        };
+        if FileType::from_raw_mode(fstat(&start)?.st_mode) != FileType::Directory {
+            return Ok(());
+        }
+        if !from.is_empty() {
+            self.add_directory(&start, from)?;
+        }
+        self.walk.restart(path_of(start.as_fd())?.cstr())?;
+        while self.walk.step()? {
+            let (directory, name) = self.walk.at()?;
+            let Ok(file) = look_at(directory, name, false) else { continue };
+            let Ok(stat) = fstat(&file) else { continue };
+            let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            let below = self.walk.path();
+            let slash: &[u8] = if from.is_empty() { b"" } else { b"/" };
+            let len = join(&mut self.watches.path, &[from, slash, below])?;
+            let mut path = [0; 4096];
+            path.get_mut(..len).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(&self.watches.path[..len]);
+            if tell {
+                let mask = change::CREATE | if is_directory { change::DIRECTORY } else { 0 };
+                if !self.tell(mask, &path[..len])? {
+                    return Ok(());
+                }
+            }
+            if is_directory {
+                self.add_directory(&file, &path[..len])?;
+                match self.walk.descend() {
+                    Ok(()) | Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::LOOP) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add_directory(&mut self, directory: &OwnedFd, path: &[u8]) -> Result<(), Errno> {
+        let name = path_of(directory.as_fd())?;
+        match inotify::add_watch(&self.queue, name.cstr(), interest() | WatchFlags::ONLYDIR) {
+            Ok(wd) => self.watches.add(wd, path),
+            // It may not be read, so nobody could be told of it; or it is gone.
+            Err(Errno::ACCESS | Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Tells of one change; false when the server is gone. One that does not fit in the server's queue is lost, and
+    /// that is told as soon as there is room.
+    fn tell(&mut self, mask: u32, path: &[u8]) -> Result<bool, Errno> {
+        if self.overflow && !self.tell_overflow()? {
+            return Ok(!self.reply.is_abandoned());
+        }
+        let sent = self.reply.try_send(file_answer::CHANGE, None, |writer| {
+            writer.u32(mask);
+            writer.string(path);
+        });
+        match sent {
+            Sent::Yes => Ok(true),
+            Sent::Gone => Ok(false),
+            Sent::Later => {
+                self.overflow = true;
+                Ok(true)
+            }
+            Sent::Refused(errno) => Err(errno),
+        }
+    }
+
+    /// True when the overflow was told.
+    fn tell_overflow(&mut self) -> Result<bool, Errno> {
+        let sent = self.reply.try_send(file_answer::CHANGE, None, |writer| {
+            writer.u32(change::OVERFLOW);
+            writer.string(b"");
+        });
+        match sent {
+            Sent::Yes => {
+                self.overflow = false;
+                Ok(true)
+            }
+            Sent::Later | Sent::Gone => Ok(false),
+            Sent::Refused(errno) => Err(errno),
+        }
+    }
+
+    fn follow(&mut self) -> Result<(), Errno> {
+        let mut buffer = [MaybeUninit::uninit(); 8192];
+        loop {
+            let room = if self.overflow { PollFlags::OUT } else { PollFlags::empty() };
+            let mut fds =
+                [PollFd::new(&self.queue, PollFlags::IN), PollFd::from_borrowed_fd(self.reply.socket(), room)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+            let server = fds[1].revents();
+            if server.intersects(PollFlags::HUP | PollFlags::ERR) {
+                return Ok(());
+            }
+            if server.contains(PollFlags::OUT) {
+                self.tell_overflow()?;
+            }
+            if !self.read_events(&mut buffer)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes what the kernel has to tell; false when nothing more is to come.
+    fn read_events(&mut self, buffer: &mut [MaybeUninit<u8>]) -> Result<bool, Errno> {
+        let queue = rustix::io::dup(&self.queue)?;
+        let mut events = inotify::Reader::new(&queue, buffer);
+        loop {
+            let event = match events.next() {
+                Ok(event) => event,
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
+                Err(errno) => return Err(errno),
+            };
+            let (wd, flags) = (event.wd(), event.events());
+            if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+                self.overflow = true;
+                self.tell_overflow()?;
+                continue;
+            }
+            let name = event.file_name().map_or(&b""[..], CStr::to_bytes);
+            let Some(directory) = self.watches.path_of(wd) else { continue };
+            let is_top = directory.is_empty();
+            let mut path = [0; 4096];
+            let slash: &[u8] = if is_top || name.is_empty() { b"" } else { b"/" };
+            let Ok(len) = join(&mut path, &[directory, slash, name]) else { continue };
+            let path = &path[..len];
+            if flags.contains(ReadFlags::IGNORED) {
+                self.watches.forget(wd);
+                if is_top {
+                    return Ok(false);
+                }
+                continue;
+            }
+            // A watched directory's own changes are told by the directory above it, but for the top.
+            if name.is_empty() && !is_top {
+                continue;
+            }
+            let mask = mask_of(flags);
+            if mask & !change::DIRECTORY != 0 && !self.tell(mask, path)? {
+                return Ok(false);
+            }
+            let came = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
+            if self.recursive && came && flags.contains(ReadFlags::ISDIR) {
+                self.add_below(path, true)?;
+            }
+        }
+    }
+}
+
+/// The bits of [`change`] for what the kernel tells.
+fn mask_of(flags: ReadFlags) -> u32 {
+    [
+        (ReadFlags::CREATE, change::CREATE),
+        (ReadFlags::MODIFY, change::WRITE),
+        (ReadFlags::DELETE | ReadFlags::DELETE_SELF | ReadFlags::UNMOUNT, change::REMOVE),
+        (ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO | ReadFlags::MOVE_SELF, change::RENAME),
+        (ReadFlags::ATTRIB, change::ATTRIBUTES),
+        (ReadFlags::ISDIR, change::DIRECTORY),
+    ]
+    .into_iter()
+    .filter(|(kernel, _)| flags.intersects(*kernel))
+    .fold(0, |mask, (_, bit)| mask | bit)
+}
+
+fn join(buffer: &mut [u8], parts: &[&[u8]]) -> Result<usize, Errno> {
+    let mut len = 0;
+    for part in parts {
+        buffer.get_mut(len..len + part.len()).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(part);
+        len += part.len();
+    }
+    Ok(len)
+}
