@@ -26,9 +26,9 @@ use crate::{
     content::content,
     encode::argv_of,
     foreground::Foreground,
-    place::{ByteWriter, Place, Resize, Spawned},
+    place::{AdoptedExec, ByteWriter, Place, Resize, Spawned},
     quota::{Hold, Quota, of_exec},
-    sandbox::RawSpawned,
+    sandbox::{RawAdopted, RawSpawned},
     sandboxes::now_ms,
     spool::{About, Progress, Spool, Which},
 };
@@ -577,20 +577,34 @@ impl Execs {
     /// # Errors
     /// `place_lost`, `timed_out`.
     pub async fn adopt(&self, user: UserId, place: &Arc<dyn Place>) -> Result<(), Fault> {
-        let found: Vec<(ExecId, bool, u64, RawSpawned)> = match place.sandbox() {
+        let found: Vec<RawAdopted> = match place.sandbox() {
             Some(sandbox) => sandbox.adopt_raw().await?,
             None => {
-                let adopted = place.adopt_execs().await?;
-                adopted.into_iter().map(|found| (found.exec, found.pty, found.wall_us, found.spawned.into())).collect()
+                let adopt = |found: AdoptedExec| RawAdopted {
+                    exec: found.exec,
+                    pty: found.pty,
+                    wall_us: found.wall_us,
+                    running: true,
+                    raw: found.spawned.into(),
+                };
+                place.adopt_execs().await?.into_iter().map(adopt).collect()
             }
         };
-        for (exec, pty, wall_us, raw) in found {
+        for RawAdopted { exec, pty, wall_us, running, raw } in found {
             let spool = Spool::of(&self.inner.config.spool, exec);
             let about = spool.read_about().ok().flatten().filter(|about| about.user == user);
-            if let Some(About { ended_at: Some(_), .. }) = about {
-                // Its end is known and its output is whole: nothing is left to take over.
-                place.forget(exec).await;
-                continue;
+            match &about {
+                // Its end is known and its output is whole, or it had its answer in the foreground of a server that is
+                // no more: nothing is left to take over.
+                Some(About { ended_at: Some(_), .. }) => {
+                    place.forget(exec).await;
+                    continue;
+                }
+                None if !running => {
+                    place.forget(exec).await;
+                    continue;
+                }
+                Some(_) | None => {}
             }
             let known = about.is_some();
             let info = about.map_or_else(

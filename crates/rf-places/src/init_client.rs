@@ -58,13 +58,21 @@ pub(crate) struct Shared {
 struct State {
     tag: u64,
     pending: HashMap<u64, Pending>,
-    exits: HashMap<u128, oneshot::Sender<Result<ExitReport, Fault>>>,
+    exits: HashMap<u128, Ending>,
+    /// Ended execs that init may forget: told in one go now and then, off the way of whoever waits.
+    ended: Vec<u128>,
     /// Until the first `LIST` is answered: news of execs that we do not know yet are in that list.
     adopting: bool,
     probing: bool,
     lost: Option<Fault>,
     /// Called once when the sandbox is lost.
     on_lost: Option<OnLost>,
+}
+
+/// Who waits for the end of an exec.
+struct Ending {
+    kept: bool,
+    waiter: oneshot::Sender<Result<ExitReport, Fault>>,
 }
 
 /// Who is told that a sandbox is lost.
@@ -99,6 +107,7 @@ pub(crate) struct Found {
     pub(crate) exec: ExecId,
     pub(crate) flags: u32,
     pub(crate) wall_us: u64,
+    pub(crate) running: bool,
     pub(crate) started: Started,
 }
 
@@ -206,6 +215,14 @@ impl InitClient {
     /// Lets init forget an ended exec; nobody waits for the answer.
     pub(crate) fn forget(&self, exec: ExecId) {
         self.shared.order_now(order::FORGET, &exec.bits().to_le_bytes());
+    }
+
+    /// Lets init forget the execs that ended since the last time and whose callers have their answer; nobody waits.
+    pub(crate) fn forget_ended(&self) {
+        let ended = std::mem::take(&mut self.shared.state().ended);
+        for exec in ended {
+            self.shared.order_now(order::FORGET, &exec.to_le_bytes());
+        }
     }
 
     /// Lets init close its copies of an exec's descriptors; nobody waits for the answer.
@@ -432,7 +449,7 @@ impl Shared {
         };
         for (_, exit) in exits {
             // Who no longer waits needs no answer.
-            let _ = exit.send(Err(fault.clone()));
+            let _ = exit.waiter.send(Err(fault.clone()));
         }
         // A dropped sender is answered with the reason by whoever holds the other side.
         drop(pending);
@@ -463,8 +480,8 @@ impl Shared {
             return Err(Malformed);
         }
         let Some(Pending::Spawn { keep, waiter, .. }) = state.pending.remove(&tag) else { return Err(Malformed) };
-        let (sender, end) = oneshot::channel();
-        if state.exits.insert(told, sender).is_some() {
+        let (waiter_of_end, end) = oneshot::channel();
+        if state.exits.insert(told, Ending { kept: keep, waiter: waiter_of_end }).is_some() {
             return Err(Malformed);
         }
         drop(state);
@@ -488,11 +505,17 @@ impl Shared {
             // The receiver is right here.
             let _ = sender.send(Ok(report(&listed.exit)));
         } else {
-            state.exits.insert(exec, sender);
+            state.exits.insert(exec, Ending { kept: true, waiter: sender });
         }
         let exit = Exit { shared: Arc::clone(self), exec, kept: true, over: false, end };
         let started = Started { pid: listed.pid, fds, exit };
-        found.push(Found { exec: ExecId::from_bits(exec), flags: listed.flags, wall_us: listed.exit.wall_us, started });
+        found.push(Found {
+            exec: ExecId::from_bits(exec),
+            flags: listed.flags,
+            wall_us: listed.exit.wall_us,
+            running: listed.running != 0,
+            started,
+        });
         Ok(())
     }
 
@@ -500,10 +523,13 @@ impl Shared {
         let exited = Exited::read(body)?;
         let mut state = self.state();
         match state.exits.remove(&exited.exec) {
-            Some(exit) if body.is_empty() => {
+            Some(Ending { kept, waiter }) if body.is_empty() => {
+                if !kept {
+                    state.ended.push(exited.exec);
+                }
                 drop(state);
                 // Who dropped its exec needs no report of its end.
-                let _ = exit.send(Ok(report(&exited)));
+                let _ = waiter.send(Ok(report(&exited)));
                 Ok(())
             }
             None if state.adopting => Ok(()),

@@ -184,6 +184,23 @@ pub(crate) fn file(errno: u32, path: &str) -> Fault {
     }
 }
 
+/// What a file operation whose helper could not be started is answered with.
+pub(crate) fn helper(failed: Failed, path: &str) -> Fault {
+    match (failed.stage, known(failed.errno)) {
+        (stage::USER, Some(Errno::PERM | Errno::ACCESS)) => Fault::new(
+            Code::Forbidden,
+            "this user may not be had in this sandbox",
+            "make the sandbox with `root_allowed`, or ask as the default user",
+        ),
+        (stage::USER, _) => Fault::new(
+            Code::FileFailed,
+            "no such user in the sandbox",
+            "name a user of its /etc/passwd, or leave the user out",
+        ),
+        _ => file(failed.errno, path),
+    }
+}
+
 /// What a signal that could not be sent is answered with.
 pub(crate) fn signal(failed: Failed) -> Fault {
     match (failed.stage, known(failed.errno)) {

@@ -17,7 +17,7 @@ use tokio::io::AsyncWrite;
 
 use crate::{
     encode,
-    init_client::{Exit, InitClient, OnLost, Shared, Started},
+    init_client::{Exit, Found, InitClient, OnLost, Shared, Started},
     pipe::{PipeReader, PipeWriter, Terminal, WrongDescriptor},
     place::{AdoptedExec, ByteReader, ByteWriter, FileAnswer, Place, Resize, Spawned},
     refusal,
@@ -42,6 +42,16 @@ pub(crate) struct RawSpawned {
     pub(crate) stderr: Output,
     pub(crate) resize: Option<Box<dyn Resize>>,
     pub(crate) exit: BoxFuture<'static, Result<ExitReport, Fault>>,
+}
+
+/// An exec found in an adopted sandbox.
+pub(crate) struct RawAdopted {
+    pub(crate) exec: ExecId,
+    pub(crate) pty: bool,
+    pub(crate) wall_us: u64,
+    /// Whether its first process still runs.
+    pub(crate) running: bool,
+    pub(crate) raw: RawSpawned,
 }
 
 /// One output of an exec.
@@ -153,12 +163,13 @@ impl SandboxPlace {
     }
 
     /// As [`Place::adopt_execs`], with the descriptors as they are.
-    pub(crate) async fn adopt_raw(&self) -> Result<Vec<(ExecId, bool, u64, RawSpawned)>, Fault> {
+    pub(crate) async fn adopt_raw(&self) -> Result<Vec<RawAdopted>, Fault> {
         let mut adopted = Vec::new();
         for found in self.init.list().await? {
-            let pty = found.flags & spawn::PTY != 0;
-            let raw = self.streams(found.exec, found.started, found.flags, None)?;
-            adopted.push((found.exec, pty, found.wall_us, raw));
+            let Found { exec, flags, wall_us, running, started } = found;
+            let pty = flags & spawn::PTY != 0;
+            let raw = self.streams(exec, started, flags, None)?;
+            adopted.push(RawAdopted { exec, pty, wall_us, running, raw });
         }
         Ok(adopted)
     }
@@ -294,11 +305,11 @@ impl Place for SandboxPlace {
     fn adopt_execs(&self) -> BoxFuture<'_, Result<Vec<AdoptedExec>, Fault>> {
         Box::pin(async move {
             let raw = self.adopt_raw().await?;
-            let adopt = |(exec, pty, wall_us, raw): (_, _, _, RawSpawned)| AdoptedExec {
-                exec,
-                pty,
-                wall_us,
-                spawned: raw.into(),
+            let adopt = |found: RawAdopted| AdoptedExec {
+                exec: found.exec,
+                pty: found.pty,
+                wall_us: found.wall_us,
+                spawned: found.raw.into(),
             };
             Ok(raw.into_iter().map(adopt).collect())
         })

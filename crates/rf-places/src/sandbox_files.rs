@@ -294,7 +294,7 @@ impl Replies {
                 refused = refused => {
                     self.refused = None;
                     match refused {
-                        Ok(failed) => return Ok(Told::Failed(failed.errno)),
+                        Ok(failed) => return Err(refusal::helper(failed, &self.path)),
                         Err(_) => return Err(refusal::lost("its process 1 is gone")),
                     }
                 }
@@ -304,7 +304,7 @@ impl Replies {
                 Ok(Received::Empty) => guard.clear_ready(),
                 Ok(Received::Closed) => {
                     drop(guard);
-                    return self.ended().await;
+                    return Err(self.ended().await);
                 }
                 Ok(Received::Message(Err(Malformed)) | Received::Broken) | Err(_) => return Err(self.broke_rules()),
             }
@@ -312,7 +312,7 @@ impl Replies {
     }
 
     /// The helper ended without a last word: it was killed, or its sandbox was, or it never came to be.
-    async fn ended(&mut self) -> Result<Told, Fault> {
+    async fn ended(&mut self) -> Fault {
         let refused = async {
             match self.refused.take() {
                 Some(refused) => refused.await.ok(),
@@ -320,16 +320,16 @@ impl Replies {
             }
         };
         if let Ok(Some(failed)) = tokio::time::timeout(END_TIME, refused).await {
-            return Ok(Told::Failed(failed.errno));
+            return refusal::helper(failed, &self.path);
         }
         if self.init.is_lost() {
-            return Err(refusal::lost("its process 1 is gone"));
+            return refusal::lost("its process 1 is gone");
         }
-        Err(Fault::new(
+        Fault::new(
             Code::FileFailed,
             format!("`{}`: the operation was killed inside the sandbox", refusal::shorten(&self.path)),
             "the sandbox may be out of memory",
-        ))
+        )
     }
 
     fn broke_rules(&self) -> Fault {
@@ -536,7 +536,7 @@ impl Sink for FileSink {
             /// Puts the file in its place.
             const COMMIT: &[u8] = &[1];
             if packet::send_waiting(&replies.socket, COMMIT, &[]).await.is_err() {
-                return replies.ended().await.map(|told| replies.unexpected(told)).and_then(Err);
+                return Err(replies.ended().await);
             }
             replies.done(STEP_TIME).await
         })

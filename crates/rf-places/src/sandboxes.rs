@@ -470,6 +470,10 @@ impl Sandboxes {
                 },
                 Some((user, id)) = lost.recv() => self.event(user, id, Event::InitBroken, EndedWhy::InitDied),
                 _ = sweep.tick() => {
+                    let places: Vec<_> = self.live().values().map(|entry| Arc::clone(&entry.place)).collect();
+                    for place in places {
+                        place.init().forget_ended();
+                    }
                     let now = now_ms();
                     let over: Vec<_> = (self.live().iter())
                         .filter(|(_, entry)| entry.row.lease_until.saturating_add(LEASE_GRACE_MS) < now)
