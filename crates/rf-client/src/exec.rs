@@ -105,22 +105,12 @@ impl Client {
         self.get(&format!("/v1/execs/{id}/wait")).await
     }
 
-    /// What a background exec printed so far, as frames; with `follow` also what comes until it ends.
+    /// The kept output of an exec: `stdout` or `stderr`; with `follow` also what comes until it ends.
     ///
     /// # Errors
     /// `not_found`; see [`ClientError`].
-    pub async fn exec_attach(&self, id: ExecId) -> Result<Events, ClientError> {
-        let request = self.request(Method::GET, &format!("/v1/execs/{id}/attach")).header("accept", frames::MEDIA_TYPE);
-        let answer = self.send(request).await?;
-        Ok(Events::new(self.url(), answer.bytes_stream()))
-    }
-
-    /// The kept output of an exec: `stdout` or `stderr`.
-    ///
-    /// # Errors
-    /// `not_found`; see [`ClientError`].
-    pub async fn exec_logs(&self, id: ExecId, stream: &str) -> Result<ByteStream, ClientError> {
-        let pairs = [("stream", stream.to_owned())];
+    pub async fn exec_logs(&self, id: ExecId, stream: &str, follow: bool) -> Result<ByteStream, ClientError> {
+        let pairs = [("stream", stream.to_owned()), ("follow", follow.to_string())];
         let answer = self.send(self.request(Method::GET, &format!("/v1/execs/{id}/logs{}", query(&pairs)))).await?;
         Ok(self.bytes_of(answer))
     }

@@ -15,6 +15,9 @@ use tokio_tungstenite::{
 
 use crate::{client::FaultBody, error::ClientError, types::Started};
 
+/// Bytes of standard input in one message. Chosen: small enough for every server's bound, large enough to be fast.
+const STDIN_PIECE: usize = 256 * 1024;
+
 /// One piece of news of an exec.
 #[derive(Debug)]
 pub enum Event {
@@ -210,7 +213,7 @@ impl ExecWriter {
     /// # Errors
     /// The connection is gone.
     pub async fn stdin(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
-        for piece in bytes.chunks(frames::PAYLOAD_MAX) {
+        for piece in bytes.chunks(STDIN_PIECE) {
             self.frame(frames::STDIN, piece).await?;
         }
         Ok(())

@@ -1,0 +1,137 @@
+//! `ringfence doctor`: what this host can hold and how to get the rest; `--audit`: what each process of ours holds.
+
+use std::{collections::BTreeMap, process::ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use rf_sandbox::host::HostReport;
+use rf_types::{Code, Fault};
+use serde_json::json;
+
+use crate::{
+    cli::Global,
+    output::{self, Output},
+    state::State,
+    supervise::inspect::{self, Audit, Process, Role},
+};
+
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// List every process of the running system with what it holds, and show that none both parses strangers' bytes and
+    /// holds rights.
+    #[arg(long)]
+    audit: bool,
+}
+
+pub(crate) fn doctor(global: &Global, args: &DoctorArgs, out: &Output) -> Result<ExitCode> {
+    if args.audit { audit(global, out) } else { host(out) }
+}
+
+fn host(out: &Output) -> Result<ExitCode> {
+    let report = HostReport::probe("ringfence-doctor").context("cannot probe this host")?;
+    // The probe made groups to see whether it may.
+    report.hierarchies.remove_base();
+    let mode = if report.rooted { "rooted" } else { "rootless" };
+    let layers = report.statuses();
+    let missing = layers.iter().filter(|layer| !layer.available).count();
+    let value = json!({
+        "mode": mode,
+        "kernel": report.kernel,
+        "layers": layers,
+        "disk_image": { "available": report.image.available, "evidence": report.image.evidence, "cure": report.image.cure },
+        "missing": missing,
+    });
+    out.value(&value, |_| {
+        let mark = |available| if available { "yes" } else { "NO" };
+        let rows = layers
+            .iter()
+            .map(|layer| vec![layer.layer.to_string(), mark(layer.available).to_owned(), layer.evidence.clone()])
+            .chain([vec![
+                "disk image".to_owned(),
+                mark(report.image.available).to_owned(),
+                report.image.evidence.clone(),
+            ]]);
+        let mut text = format!(
+            "kernel {}, {mode}\n\n{}\n",
+            report.kernel,
+            output::table(&["layer", "held", "how that is known"], rows)
+        );
+        for layer in layers.iter().filter(|layer| !layer.available) {
+            text.push_str(&format!("\n{} is missing. To get it: {}", layer.layer, layer.cure));
+        }
+        if !report.image.available {
+            text.push_str(&format!("\ndisks on images are not to be had. To get them: {}", report.image.cure));
+        }
+        match missing {
+            0 => text.push_str("\nevery layer can be held: sandboxes start as they should"),
+            _ => text.push_str(&format!(
+                "\n{missing} layers are missing: sandboxes are refused, unless a request accepts that by name"
+            )),
+        }
+        text
+    })?;
+    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn audit(global: &Global, out: &Output) -> Result<ExitCode> {
+    let state = State::locate(global.state.as_deref())?;
+    let Some(running) = state.running() else {
+        bail!(Fault::new(
+            Code::NotFound,
+            format!("nothing runs on `{}`, or another user's", state.root().display()),
+            "start it with `ringfence up`, name its state directory with --state, or run this as who started it",
+        ));
+    };
+    let audit = inspect::audit(running.pid)?;
+    out.value(&audit, text)?;
+    Ok(if audit.holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn text(audit: &Audit) -> String {
+    // Thousands of sandboxes look alike: one line for all that do.
+    let mut alike: BTreeMap<(Role, Vec<String>), Vec<&Process>> = BTreeMap::new();
+    for process in &audit.processes {
+        let cells = vec![
+            if matches!(process.role, Role::Init | Role::Workload) {
+                "own range".to_owned()
+            } else {
+                process.uid.to_string()
+            },
+            match (process.capabilities.count_ones(), process.own_user_namespace) {
+                (0, _) => "none".to_owned(),
+                (count, true) => format!("{count}, in its own namespace"),
+                (count, false) => count.to_string(),
+            },
+            if process.no_new_privs { "yes" } else { "no" }.to_owned(),
+            if process.seccomp == 2 { "filter" } else { "none" }.to_owned(),
+            if process.listens.is_empty() { "-".to_owned() } else { process.listens.join(", ") },
+            if process.parses.is_empty() { "nobody's".to_owned() } else { process.parses.to_owned() },
+        ];
+        alike.entry((process.role, cells)).or_default().push(process);
+    }
+    let rows = alike.iter().map(|((role, cells), processes)| {
+        let which = match processes.as_slice() {
+            [one] => one.pid.to_string(),
+            many => format!("{} of them", many.len()),
+        };
+        [&[format!("{role:?}").to_lowercase(), which][..], cells].concat()
+    });
+    let mut text = output::table(
+        &["role", "pid", "uid", "capabilities", "no new privs", "seccomp", "listens", "parses bytes of"],
+        rows,
+    );
+    text.push_str("\n\n");
+    for process in audit.processes.iter().filter(|process| !process.finding.is_empty()) {
+        text.push_str(&format!("FOUND: {:?} {} {}\n", process.role, process.pid, process.finding));
+    }
+    for finding in &audit.findings {
+        text.push_str(&format!("FOUND: {finding}\n"));
+    }
+    if audit.holds {
+        text.push_str("none of these processes both parses strangers' bytes and holds rights");
+        if !audit.rooted {
+            text.push_str("\nrootless: all of them run as the same person and hold no more than that person does");
+        }
+    }
+    text
+}

@@ -1,0 +1,203 @@
+//! `create`, `ps`, `rm`: sandboxes and machines as things.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use futures::{StreamExt as _, stream};
+use rf_client::types::{LimitsRequest, SandboxRequest};
+use rf_types::{DiskKind, ExecState, Fault, Layer, MachineId, SandboxId, TemplateName};
+use serde_json::json;
+
+use crate::{
+    cli::Global,
+    connect,
+    output::{self, Output, now_ms, parse_bytes, parse_cpu, parse_ms},
+};
+
+/// What a sandbox should be.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SpecArgs {
+    /// What its root is made from.
+    #[arg(long, value_name = "NAME", help_heading = "Sandbox")]
+    template: Option<TemplateName>,
+    /// Memory, such as 256M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Sandbox")]
+    memory: Option<u64>,
+    /// CPUs, such as 1 or 0.5.
+    #[arg(long, value_name = "CPUS", value_parser = parse_cpu, help_heading = "Sandbox")]
+    cpu: Option<u32>,
+    /// Processes and threads at once.
+    #[arg(long, value_name = "COUNT", help_heading = "Sandbox")]
+    tasks: Option<u32>,
+    /// Bytes on its writable disk, such as 128M.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Sandbox")]
+    disk: Option<u64>,
+    /// Files on its writable disk.
+    #[arg(long, value_name = "COUNT", help_heading = "Sandbox")]
+    inodes: Option<u64>,
+    /// Keep its files on an image of its own instead of in memory (the server needs root).
+    #[arg(long, help_heading = "Sandbox")]
+    disk_image: bool,
+    /// Forbid root inside.
+    #[arg(long, help_heading = "Sandbox")]
+    no_root: bool,
+    /// Accept that this layer is missing on the host; may be repeated. The sandbox is weaker without it.
+    #[arg(long, value_name = "LAYER", value_parser = parse_layer, help_heading = "Sandbox")]
+    accept_missing: Vec<Layer>,
+}
+
+/// Reads a layer by its name.
+fn parse_layer(text: &str) -> Result<Layer, String> {
+    Layer::ALL.into_iter().find(|layer| layer.name() == text).ok_or_else(|| {
+        let names: Vec<_> = Layer::ALL.iter().map(|layer| layer.name()).collect();
+        format!("`{text}` is no layer; one of {}", names.join(", "))
+    })
+}
+
+impl SpecArgs {
+    pub(crate) fn request(&self, lease_ms: Option<u64>) -> SandboxRequest {
+        SandboxRequest {
+            name: None,
+            template: self.template.clone(),
+            limits: LimitsRequest {
+                memory_bytes_max: self.memory,
+                cpu_milli_max: self.cpu,
+                tasks_max: self.tasks,
+                disk_bytes_max: self.disk,
+                inodes_max: self.inodes,
+            },
+            disk: self.disk_image.then_some(DiskKind::Image),
+            root_allowed: self.no_root.then_some(false),
+            accept_missing: self.accept_missing.clone(),
+            lease_ms,
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    spec: SpecArgs,
+    /// How long it lives, such as 30m or 2d.
+    #[arg(long, value_name = "TIME", value_parser = parse_ms, help_heading = "Sandbox")]
+    lease: Option<u64>,
+    /// A name that no other living sandbox of the user has.
+    #[arg(long, value_name = "NAME", help_heading = "Sandbox")]
+    name: Option<String>,
+}
+
+pub(crate) fn create(global: &Global, args: CreateArgs, out: &Output) -> Result<ExitCode> {
+    let client = connect::client(global)?;
+    let request = SandboxRequest { name: args.name, ..args.spec.request(args.lease) };
+    let sandbox = connect::runtime()?.block_on(client.sandbox_create(&request))?;
+    out.value(&sandbox, |sandbox| sandbox.id.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PsArgs {
+    /// List the commands of this sandbox.
+    sandbox: Option<SandboxId>,
+    /// List all commands, wherever they run.
+    #[arg(short, long, conflicts_with = "sandbox")]
+    execs: bool,
+}
+
+pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCode> {
+    let client = connect::client(global)?;
+    let runtime = connect::runtime()?;
+    let now = now_ms();
+    if args.execs || args.sandbox.is_some() {
+        let execs = runtime.block_on(client.execs(args.sandbox))?;
+        out.rows(&execs, &["exec", "place", "state", "age", "command"], |exec| {
+            let state = match &exec.state {
+                ExecState::Running => "running".to_owned(),
+                ExecState::Exited(report) => format!("exited {}", report.shell_code()),
+                ExecState::Lost => "lost".to_owned(),
+            };
+            let command: String = exec.argv.join(" ").chars().filter(|c| !c.is_control()).take(60).collect();
+            let age = output::span(now.saturating_sub(exec.started_at));
+            vec![exec.id.to_string(), exec.place.to_string(), state, age, command]
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (sandboxes, machines) = runtime.block_on(async { tokio::join!(client.sandboxes(), client.machines()) });
+    let (sandboxes, machines) = (sandboxes?, machines?);
+    out.value(&json!({ "sandboxes": sandboxes, "machines": machines }), |_| {
+        let boxes = sandboxes.iter().map(|sandbox| {
+            let left = match sandbox.lease_until.saturating_sub(now) {
+                0 => "over".to_owned(),
+                left => output::span(left),
+            };
+            let limits = sandbox.spec.limits;
+            vec![
+                sandbox.id.to_string(),
+                sandbox.state.clone(),
+                sandbox.spec.template.to_string(),
+                output::bytes(limits.memory_bytes_max),
+                format!("{} cpu", f64::from(limits.cpu_milli_max) / 1000.0),
+                left,
+            ]
+        });
+        let machines = machines.iter().map(|machine| {
+            let state = if machine.online { "online" } else { "offline" };
+            let name = machine.hostname.chars().filter(|c| !c.is_control()).take(40).collect();
+            vec![machine.id.to_string(), state.to_owned(), name, String::new(), machine.level.clone(), String::new()]
+        });
+        output::table(&["place", "state", "what", "memory", "limit", "lease"], boxes.chain(machines))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RmArgs {
+    /// Sandboxes (`sbx_…`) to destroy and machines (`mch_…`) to forget.
+    #[arg(required_unless_present = "all")]
+    places: Vec<String>,
+    /// Destroy all of the user's sandboxes.
+    #[arg(long, conflicts_with = "places")]
+    all: bool,
+}
+
+/// A thing to remove.
+enum Removed {
+    Sandbox(SandboxId),
+    Machine(MachineId),
+}
+
+pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCode> {
+    let client = connect::client(global)?;
+    let runtime = connect::runtime()?;
+    let mut places = Vec::new();
+    for text in &args.places {
+        places.push(match (text.parse(), text.parse()) {
+            (Ok(id), _) => Removed::Sandbox(id),
+            (_, Ok(id)) => Removed::Machine(id),
+            _ => bail!(Fault::invalid(format!("`{text}` is neither a sandbox nor a machine"))),
+        });
+    }
+    let bar = out.spinner("removing");
+    let failed = runtime.block_on(async {
+        if args.all {
+            places.extend(client.sandboxes().await?.into_iter().map(|sandbox| Removed::Sandbox(sandbox.id)));
+        }
+        // All are tried, a few at once, before the first failure is told.
+        let results: Vec<_> = stream::iter(&places)
+            .map(|place| async {
+                match place {
+                    Removed::Sandbox(id) => client.sandbox_destroy(*id).await,
+                    Removed::Machine(id) => client.machine_remove(*id).await,
+                }
+            })
+            .buffered(4)
+            .collect()
+            .await;
+        anyhow::Ok(results.into_iter().find_map(Result::err))
+    })?;
+    bar.finish_and_clear();
+    match failed {
+        None => Ok(ExitCode::SUCCESS),
+        Some(error) => Err(error.into()),
+    }
+}

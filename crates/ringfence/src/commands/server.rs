@@ -1,0 +1,121 @@
+//! `ringfence server`: the program without rights. Started by `up`, not by people.
+//!
+//! In this order, while there is one thread: read the configuration, bind the port, drop every right, check that none
+//! is left. Only then is anything started that reads a byte of a stranger's.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+use rf_server::config::ServerConfig;
+use rustix::process::geteuid;
+
+use crate::{
+    cli::Global,
+    state::{SERVER_ID, State},
+    supervise::rights,
+};
+
+#[derive(Args, Debug)]
+pub(crate) struct ServerArgs {
+    /// The supervisor's pid: when it ends, so does this.
+    #[arg(long, value_name = "PID")]
+    supervisor: Option<u32>,
+    /// Where to listen.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// The certificate chain, PEM.
+    #[arg(long, value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Listen on a public address without TLS.
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// How clients reach this server.
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+    /// A configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ServerArgs {
+    /// The configuration file's settings, with the command line's over them.
+    fn config(&self, state: &State, rooted: bool) -> Result<ServerConfig> {
+        let mut table: toml::Table = match &self.config {
+            Some(path) => {
+                let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+                text.parse().with_context(|| format!("`{}`", path.display()))?
+            }
+            None => toml::Table::new(),
+        };
+        let mut set = |key: &str, value: String| table.insert(key.to_owned(), toml::Value::String(value));
+        set("state_dir", path_text(&state.server())?);
+        set("warden_socket", path_text(&state.warden_socket())?);
+        if let Some(listen) = self.listen {
+            set("listen", listen.to_string());
+        }
+        if let Some(url) = &self.public_url {
+            set("public_url", url.clone());
+        }
+        if let (Some(certificate), Some(key)) = (&self.tls_certificate, &self.tls_key) {
+            let tls = [("certificate", certificate), ("key", key)]
+                .into_iter()
+                .map(|(name, path)| {
+                    let path = std::path::absolute(path)?;
+                    Ok((name.to_owned(), toml::Value::String(path_text(&path)?)))
+                })
+                .collect::<Result<toml::Table>>()?;
+            table.insert("tls".to_owned(), toml::Value::Table(tls));
+        }
+        if self.allow_plaintext {
+            table.insert("allow_plaintext_public".to_owned(), toml::Value::Boolean(true));
+        }
+        if rooted {
+            table.insert("require_no_rights".to_owned(), toml::Value::Boolean(true));
+        }
+        Ok(ServerConfig::parse(&toml::to_string(&table)?, std::env::vars())?)
+    }
+}
+
+fn path_text(path: &std::path::Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("`{}` is not UTF-8", path.display()))
+}
+
+pub(crate) fn server(global: &Global, args: &ServerArgs) -> Result<ExitCode> {
+    let state = State::locate(global.state.as_deref())?;
+    let rooted = geteuid().is_root();
+    let config = args.config(&state, rooted)?;
+    // Before the rights go: a port below 1024 takes one.
+    let listener = TcpListener::bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
+    if rooted {
+        rights::drop_to(SERVER_ID)?;
+    }
+    rights::forbid_gaining()?;
+    if let Some(supervisor) = args.supervisor {
+        rights::die_with(supervisor)?;
+    }
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    rf_server::run_on(config, listener, |address| say_ready(scheme, address))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the supervisor, on the pipe that is our standard output, where a client on this machine finds us.
+fn say_ready(scheme: &str, mut address: SocketAddr) {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    // A supervisor that is gone ends us anyway.
+    let _ = writeln!(std::io::stdout(), "ready {scheme}://{address}");
+}

@@ -1,0 +1,92 @@
+//! What the binary says without a server: help, completions, lists, and errors that tell what to do next.
+
+mod support;
+
+use serde_json::Value;
+use support::{Ran, fresh_dir, golden, ringfence};
+
+fn run(args: &[&str]) -> Ran {
+    let home = fresh_dir();
+    let mut command = ringfence(home.path());
+    command.args(args).env("RINGFENCE_STATE", home.path().join("none"));
+    Ran::of(command, b"")
+}
+
+#[test]
+fn the_help_names_every_command() {
+    golden("help.txt", &run(&["--help"]).expect(0), &[]);
+}
+
+#[test]
+fn without_a_server_the_error_says_what_to_do() {
+    let ran = run(&["ps"]);
+    ran.expect(1);
+    golden("no-server.txt", &ran.stderr, &[]);
+    let ran = run(&["--url", "http://127.0.0.1:1", "ps"]);
+    ran.expect(1);
+    golden("no-key.txt", &ran.stderr, &[]);
+    let ran = run(&["--url", "http://127.0.0.1:1", "--key", "k", "ps"]);
+    ran.expect(1);
+    golden("unreachable.txt", &ran.stderr, &[]);
+}
+
+#[test]
+fn errors_are_json_when_that_is_asked_for() {
+    let ran = run(&["--json", "ps"]);
+    ran.expect(1);
+    let error: Value = serde_json::from_str(&ran.stderr).unwrap();
+    assert_eq!(error["code"], "invalid_request");
+    assert!(error["hint"].as_str().unwrap().contains("ringfence up"));
+}
+
+#[test]
+fn what_runs_a_command_fails_with_a_code_of_its_own() {
+    assert_eq!(run(&["run", "true"]).code, 125);
+    assert_eq!(run(&["exec", "true"]).code, 125);
+    // The command line itself is wrong.
+    assert_eq!(run(&["run"]).code, 2);
+    assert_eq!(run(&["run", "--memory", "much", "true"]).code, 2);
+}
+
+#[test]
+fn there_are_completions_for_each_shell() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]).expect(0);
+        assert!(script.contains("ringfence") && script.contains("audit"), "{shell}");
+    }
+}
+
+#[test]
+fn the_list_of_system_calls_is_short_and_every_call_has_a_reason() {
+    let list: Value = serde_json::from_str(&run(&["--json", "seccomp"]).expect(0)).unwrap();
+    let calls = list["calls"].as_array().unwrap();
+    assert_eq!(list["count"], calls.len());
+    assert!(calls.len() <= 300, "{} calls", calls.len());
+    for call in calls {
+        assert!(call["reason"].as_str().is_some_and(|reason| reason.len() > 3), "{call}");
+    }
+    let named = |name: &str| calls.iter().any(|call| call["name"] == name);
+    // A control, and what must not be there.
+    assert!(named("read"));
+    for name in ["bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "mount", "init_module"]
+    {
+        assert!(!named(name), "{name}");
+    }
+}
+
+#[test]
+fn a_key_of_the_command_line_or_environment_is_never_shown() {
+    let home = fresh_dir();
+    let mut command = ringfence(home.path());
+    command.args(["--help"]).env("RINGFENCE_KEY", "rfk_very_secret").env("RINGFENCE_TOKEN", "rft_very_secret");
+    assert!(!Ran::of(command, b"").expect(0).contains("very_secret"));
+    let ran = run(&["--url", "http://127.0.0.1:1", "--key", "rfk_very_secret", "ps"]);
+    assert!(!ran.stderr.contains("very_secret"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_audit_without_a_ledger_fails() {
+    let ran = run(&["audit", "verify"]);
+    ran.expect(1);
+    assert!(ran.stderr.contains("ledger"), "{}", ran.stderr);
+}
