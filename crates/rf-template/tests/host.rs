@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rf_template::host::{HostTemplate, Plan, list};
+use rf_template::host::{HostTemplate, Plan, build_base, list};
 
 /// Every file of a tree, links not followed.
 fn walk(root: &Path) -> Vec<PathBuf> {
@@ -223,6 +223,34 @@ fn extra_directories_get_a_mount_point_where_nothing_of_the_sandbox_stands() {
         assert!(with("/opt/product", to).is_err(), "`{to}` was taken");
     }
     assert!(with("/opt/absent", "/opt/a").is_err());
+}
+
+#[test]
+fn the_base_of_images_has_what_a_sandbox_needs_and_nothing_of_the_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = build_base(dir.path()).unwrap();
+    assert_eq!(build_base(dir.path()).unwrap(), base);
+    for (path, mode) in [
+        ("proc", 0o555),
+        ("sys", 0o555),
+        ("dev", 0o755),
+        ("tmp", 0o1777),
+        ("run", 0o755),
+        ("home/user", 0o755),
+        ("root", 0o700),
+    ] {
+        assert_eq!(base.join(path).metadata().unwrap().mode() & 0o7777, mode, "{path}");
+    }
+    assert!(fs::read_to_string(base.join("etc/passwd")).unwrap().contains("user:x:1000:1000:"));
+    let mut top: Vec<_> = fs::read_dir(&base).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    top.sort();
+    assert_eq!(top, ["dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "var", "workspace"]);
+    // No copy of anything: small files that are made, all of them.
+    assert!(walk(&base).iter().all(|path| path.symlink_metadata().unwrap().len() <= 4096));
+    // The host's tree beside it is another, and neither takes the other for an old one.
+    let host = HostTemplate::build(dir.path(), &[]).unwrap();
+    assert_eq!(host.others(dir.path()).unwrap(), Vec::<PathBuf>::new());
+    assert!(base.is_dir());
 }
 
 #[test]

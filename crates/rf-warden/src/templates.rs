@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! warden/host/host-DIGEST/      the tree of the `host` template
+//! warden/tools/usr/bin/sudo     laid over every root whose user may be `root` inside
 //! warden/layers/HEX/            one unpacked layer; HEX.part while it is being unpacked
 //! warden/templates/NAME.json    the layers of a template, lowest first; `/` in the name is `%`
 //! ```
@@ -12,7 +13,7 @@ use std::{
 };
 
 use rf_sandbox::plan::{Bind, RootSource};
-use rf_template::host::HostTemplate;
+use rf_template::host::{HostTemplate, build_base};
 use rf_types::{Code, Fault, TemplateName};
 use rf_wire::warden::Template;
 
@@ -25,7 +26,10 @@ const LAYERS_MAX: usize = 100;
 pub(crate) struct Templates {
     layers: PathBuf,
     templates: PathBuf,
+    tools: PathBuf,
     host: RootSource,
+    /// Below the layers of every other template.
+    base: PathBuf,
 }
 
 impl Templates {
@@ -42,8 +46,16 @@ impl Templates {
             from: bind.from,
             to: bind.to,
         };
-        let host = RootSource { layers: vec![host.root], binds: host.binds.into_iter().map(bind).collect() };
-        let templates = Self { layers: config.own("layers"), templates: config.own("templates"), host };
+        let tools = config.own("tools");
+        write_tools(&tools).map_err(WardenError::file(&tools))?;
+        let host = RootSource {
+            layers: vec![host.root],
+            binds: host.binds.into_iter().map(bind).collect(),
+            tools: Some(tools.clone()),
+        };
+        let base = build_base(&dir).map_err(WardenError::file(&dir))?;
+        let (layers, templates) = (config.own("layers"), config.own("templates"));
+        let templates = Self { layers, templates, tools, host, base };
         for entry in fs::read_dir(&templates.layers).map_err(WardenError::file(&templates.layers))?.flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "part") {
                 fs::remove_dir_all(entry.path()).map_err(WardenError::file(&entry.path()))?;
@@ -62,8 +74,11 @@ impl Templates {
             Fault::new(Code::TemplateUnavailable, format!("there is no template `{name}`"), hint)
         };
         let layers = self.read(&self.file(name)).ok_or_else(unknown)?;
-        let layers = layers.iter().map(|id| self.layer(id)).collect::<Result<_, _>>()?;
-        Ok(RootSource { layers, binds: Vec::new() })
+        let mut lowest_first = vec![self.base.clone()];
+        for id in &layers {
+            lowest_first.push(self.layer(id)?);
+        }
+        Ok(RootSource { layers: lowest_first, binds: Vec::new(), tools: Some(self.tools.clone()) })
     }
 
     pub(crate) fn list(&self) -> Vec<Template> {
@@ -162,6 +177,23 @@ impl Templates {
     fn read(&self, file: &Path) -> Option<Vec<String>> {
         serde_json::from_slice(&fs::read(file).ok()?).ok()
     }
+}
+
+/// Writes the directory that is laid over roots; anew at each start, since it belongs to this program's version.
+fn write_tools(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    let bin = dir.join("usr/bin");
+    fs::create_dir_all(&bin)?;
+    let sudo = bin.join("sudo");
+    fs::write(&sudo, rf_sandbox::plan::init_program())?;
+    for path in [dir, &dir.join("usr"), &bin, &sudo] {
+        // Whatever the warden's umask is.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
 }
 
 fn stored(error: &io::Error) -> Fault {

@@ -17,10 +17,8 @@ pub(super) fn synthetic(plan: &mut Plan, host: &Path) -> io::Result<()> {
     let shell =
         if host.join("usr/bin/bash").exists() || host.join("bin/bash").exists() { "/bin/bash" } else { "/bin/sh" };
     accounts(plan, shell);
-    plan.file("etc/hostname", 0o644, "sandbox\n");
-    plan.file("etc/hosts", 0o644, list::HOSTS);
-    plan.file("etc/resolv.conf", 0o644, "# This sandbox has no network, so there is no resolver.\n");
-    plan.file("etc/nsswitch.conf", 0o644, list::NSSWITCH);
+    skeleton(plan);
+    names(plan);
     plan.file("etc/host.conf", 0o644, "multi on\n");
     plan.file("etc/networks", 0o644, "loopback 127.0.0.0\n");
     plan.file("etc/profile", 0o644, list::PROFILE);
@@ -35,7 +33,6 @@ pub(super) fn synthetic(plan: &mut Plan, host: &Path) -> io::Result<()> {
     plan.file("etc/default/locale", 0o644, "LANG=C.UTF-8\n");
     plan.file("etc/timezone", 0o644, "Etc/UTC\n");
     plan.link("etc/localtime", "/usr/share/zoneinfo/Etc/UTC");
-    plan.link("etc/mtab", "../proc/self/mounts");
     plan.link("var/run", "/run");
     plan.link("var/lock", "/run/lock");
     plan.link("var/spool/mail", "../mail");
@@ -47,6 +44,20 @@ pub(super) fn synthetic(plan: &mut Plan, host: &Path) -> io::Result<()> {
     }
     packages(plan, host)?;
 
+    processors(plan, host)
+}
+
+/// What the place and its network are called.
+pub(super) fn names(plan: &mut Plan) {
+    plan.file("etc/hostname", 0o644, "sandbox\n");
+    plan.file("etc/hosts", 0o644, list::HOSTS);
+    plan.file("etc/resolv.conf", 0o644, "# This sandbox has no network, so there is no resolver.\n");
+    plan.file("etc/nsswitch.conf", 0o644, list::NSSWITCH);
+    plan.link("etc/mtab", "../proc/self/mounts");
+}
+
+/// How many processors there are, where C libraries and allocators look for it.
+pub(super) fn processors(plan: &mut Plan, host: &Path) -> io::Result<()> {
     for name in ["online", "possible", "present"] {
         let path = format!("sys/devices/system/cpu/{name}");
         let list = text(host, &path)?;
@@ -57,7 +68,7 @@ pub(super) fn synthetic(plan: &mut Plan, host: &Path) -> io::Result<()> {
 }
 
 /// `passwd`, `group` and their shadows. No password fits.
-fn accounts(plan: &mut Plan, shell: &str) {
+pub(super) fn accounts(plan: &mut Plan, shell: &str) {
     let (mut passwd, mut shadow, mut group, mut gshadow) = (String::new(), String::new(), String::new(), String::new());
     for &(name, id, gid, home, login) in list::USERS {
         let shell = if login { shell } else { "/usr/sbin/nologin" };
@@ -74,6 +85,10 @@ fn accounts(plan: &mut Plan, shell: &str) {
     // 42 is the group `shadow`.
     plan.put("etc/shadow", Node::File { mode: 0o640, owner: 0, group: 42, bytes: shadow.into_bytes() });
     plan.put("etc/gshadow", Node::File { mode: 0o640, owner: 0, group: 42, bytes: gshadow.into_bytes() });
+}
+
+/// Start-up files of shells, for new users and in the default user's home.
+fn skeleton(plan: &mut Plan) {
     for (path, text) in [
         (".profile", "[ -n \"$BASH_VERSION\" ] && [ -f \"$HOME/.bashrc\" ] && . \"$HOME/.bashrc\"\n"),
         (".bashrc", "# Commands of interactive shells.\n"),

@@ -81,6 +81,18 @@ impl HostTemplate {
     }
 }
 
+/// Builds the layer that lies below those of every imported template, or finds it: `dir/base-DIGEST`.
+///
+/// An image may lack what a sandbox needs: the places where `/proc`, `/sys` and `/dev` are mounted, `/tmp`, the default
+/// user's home, and names for users. Whatever an image has of these lies above and wins.
+///
+/// # Errors
+/// As [`HostTemplate::build`].
+pub fn build_base(dir: &Path) -> io::Result<PathBuf> {
+    let plan = Plan::base(Path::new("/"))?;
+    write::tree(&plan, dir, "base", &plan.digest())
+}
+
 /// One thing of the tree.
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Node {
@@ -131,6 +143,28 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Decides what lies below the layers of an imported template; see [`build_base`].
+    fn base(host: &Path) -> io::Result<Self> {
+        let mut plan = Self { nodes: BTreeMap::new(), binds: Vec::new() };
+        plan.dir("", 0o755);
+        for &(path, mode) in list::DIRS {
+            let top = Path::new(path).components().next().map(Component::as_os_str);
+            if ["proc", "sys", "dev", "tmp", "run", "home", "root"].iter().any(|name| top == Some(name.as_ref())) {
+                plan.dir(path, mode);
+            }
+        }
+        for (path, mode) in [("etc", 0o755), ("var", 0o755), ("var/tmp", 0o1777)] {
+            plan.dir(path, mode);
+        }
+        for &(path, mode) in list::USER_DIRS {
+            plan.put(path, Node::Dir { mode, owner: USER_ID, group: USER_ID });
+        }
+        etc::accounts(&mut plan, "/bin/sh");
+        etc::names(&mut plan);
+        etc::processors(&mut plan, host)?;
+        Ok(plan)
+    }
+
     /// Names the tree: 64 hex digits. Copied files count by size, mode and time of change, not by content, so that
     /// this takes milliseconds.
     #[must_use]
@@ -173,7 +207,7 @@ impl Plan {
     /// Whatever reading the host or writing `dir` gives.
     pub fn build(&self, dir: &Path) -> io::Result<HostTemplate> {
         let digest = self.digest();
-        let root = write::tree(self, dir, &digest)?;
+        let root = write::tree(self, dir, "host", &digest)?;
         Ok(HostTemplate { root, binds: self.binds.clone(), digest })
     }
 

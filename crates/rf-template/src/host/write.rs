@@ -9,14 +9,14 @@ use std::{
 
 use super::{Node, Plan, collect};
 
-/// Returns `dir/host-DIGEST`, which is made when it is not there.
-pub(super) fn tree(plan: &Plan, dir: &Path, digest: &str) -> io::Result<PathBuf> {
-    let done = dir.join(format!("host-{digest}"));
+/// Returns `dir/KIND-DIGEST`, which is made when it is not there.
+pub(super) fn tree(plan: &Plan, dir: &Path, kind: &str, digest: &str) -> io::Result<PathBuf> {
+    let done = dir.join(format!("{kind}-{digest}"));
     if done.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
         return Ok(done);
     }
-    remove_parts(dir)?;
-    let part = dir.join(format!(".host-{digest}.part"));
+    remove_parts(dir, kind)?;
+    let part = dir.join(format!(".{kind}-{digest}.part"));
     let made = fill(plan, &part).and_then(|()| {
         // One call makes the whole tree durable; a file-by-file fsync of 10,000 files takes a minute.
         rustix::fs::syncfs(File::open(&part)?)?;
@@ -31,10 +31,11 @@ pub(super) fn tree(plan: &Plan, dir: &Path, digest: &str) -> io::Result<PathBuf>
 }
 
 /// Removes what builds that were cut off left.
-fn remove_parts(dir: &Path) -> io::Result<()> {
+fn remove_parts(dir: &Path, kind: &str) -> io::Result<()> {
+    let start = format!(".{kind}-");
     for name in collect::names(dir)? {
         let Some(text) = name.to_str() else { continue };
-        if text.starts_with(".host-") && text.ends_with(".part") {
+        if text.starts_with(&start) && text.ends_with(".part") {
             fs::remove_dir_all(dir.join(name))?;
         }
     }
@@ -66,9 +67,7 @@ fn fill(plan: &Plan, root: &Path) -> io::Result<()> {
             Node::Copy { from, seen } => copy(from, &at, seen).and_then(|()| own(&at, 0, 0)),
             Node::Link { to } => symlink(to, &at).and_then(|()| own(&at, 0, 0)),
         };
-        step.map_err(|e| {
-            io::Error::new(e.kind(), format!("cannot make `{}` of the host template: {e}", path.display()))
-        })?;
+        step.map_err(|e| io::Error::new(e.kind(), format!("cannot make `{}` of the template: {e}", path.display())))?;
     }
     // Deepest first, since a directory may become one that its owner cannot search.
     for (at, mode) in modes.iter().rev() {

@@ -14,6 +14,7 @@
 //! | block or character device | nothing, counted; a device 0:0 is refused: it would be a whiteout in disguise |
 //! | extended attributes | nothing, counted; `*.overlay.*` is refused: it would steer overlayfs |
 //! | set-user-id, set-group-id of a file | cleared: they do nothing in a sandbox |
+//! | `proc`, `sys`, `dev` that is no directory | refused: the sandbox's own file systems are mounted there |
 //! | owner beyond the mapped ids | `nobody` (65534), counted |
 //!
 //! [`stream`] turns compressed bytes into tar bytes, [`entry`] turns those into entries, [`tree`] makes the files.
@@ -54,7 +55,8 @@ pub struct Caps {
     pub header_bytes_max: u32,
     /// How many times more uncompressed than compressed bytes there may be, once there are [`RATIO_FLOOR_BYTES`].
     pub ratio_max: u32,
-    /// Whether files keep the archive's owners, which takes a range of 65536 ids. Without, all are the unpacker's own.
+    /// Whether files keep the archive's owners, which takes a range of 65536 ids. Without, all are the unpacker's own,
+    /// and it may read, write and search every directory, so that it can remove them.
     pub owners_kept: bool,
 }
 

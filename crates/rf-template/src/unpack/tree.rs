@@ -32,6 +32,8 @@ use super::{
 const LINKS_MAX: u32 = 40;
 /// Bytes of all directories' names together, which are kept until the end. Chosen.
 const DIRECTORY_NAMES_BYTES_MAX: u64 = 64 << 20;
+/// Where the sandbox's own file systems are mounted: nothing but a directory may have these names.
+const MOUNT_POINTS: [&[u8]; 3] = [b"proc", b"sys", b"dev"];
 /// Ids that are mapped in the unpacker's user namespace.
 const IDS: u64 = 65_536;
 /// Who gets what belongs to an id beyond.
@@ -104,6 +106,10 @@ impl Tree {
         };
         if above.iter().any(|part| part.starts_with(b".wh.")) {
             return refused("a whiteout is no directory");
+        }
+        let shown = name.strip_prefix(b".wh.").unwrap_or(name);
+        if above.is_empty() && MOUNT_POINTS.contains(&shown) && entry.kind != Kind::Dir {
+            return refused("a mount of the sandbox's own goes there");
         }
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             return self.whiteout(entry, above, hidden);
@@ -179,7 +185,14 @@ impl Tree {
         for (path, meta) in std::mem::take(&mut self.dirs).iter().rev() {
             let named = |errno| UnpackError::Make { name: clean(path), errno };
             match self.beneath(path) {
-                Ok(fd) => self.dress(&fd, *meta, 0o3777).map_err(named)?,
+                Ok(fd) => {
+                    let mut meta = *meta;
+                    if !self.caps.owners_kept {
+                        // All are ours, and without rights we could not remove a full directory that we may not write.
+                        meta.mode |= 0o700;
+                    }
+                    self.dress(&fd, meta, 0o3777).map_err(named)?;
+                }
                 // It was replaced by something else since.
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
                 Err(errno) => return Err(named(errno)),
