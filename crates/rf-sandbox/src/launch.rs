@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// The program of process 1, as built beside this crate.
-static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rf-init"));
+pub(crate) static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/rf-init"));
 
 /// Why a sandbox did not launch. Whatever the variant, nothing is left running.
 #[derive(Debug, thiserror::Error)]
@@ -262,9 +262,8 @@ impl Launcher {
         if matches!(plan.ids, Ids::Range { .. }) {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let namespace = rustix::fs::open(proc("ns/user"), flags, Mode::empty()).step("open the user namespace")?;
-            for path in plan.source.layers.iter().chain(plan.source.binds.iter().map(|bind| &bind.from)) {
-                let mount = read_only(path, Some(namespace.as_fd()))?;
-                mounts.push(mount);
+            for path in plan.source.mounted() {
+                mounts.push(read_only(&path, Some(namespace.as_fd()))?);
             }
             if let Some(dev) = &self.dev {
                 let flags =
@@ -332,7 +331,7 @@ fn take_mounts(plan: &Plan, fds: Vec<OwnedFd>) -> Mounts {
     let mut fds = fds.into_iter();
     match plan.ids {
         Ids::Range { .. } => {
-            let sources = fds.by_ref().take(plan.source.layers.len() + plan.source.binds.len()).collect();
+            let sources = fds.by_ref().take(plan.source.mounted().len()).collect();
             Mounts { sources, dev: fds.next(), image: fds.next() }
         }
         Ids::One { .. } => Mounts { sources: Vec::new(), dev: None, image: None },

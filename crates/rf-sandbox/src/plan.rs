@@ -53,6 +53,34 @@ pub struct RootSource {
     pub layers: Vec<PathBuf>,
     /// Host directories with their place below the root.
     pub binds: Vec<Bind>,
+    /// A directory laid over the root, `usr/bin/sudo` in it, where `root` inside may be had: see [`init_program`].
+    pub tools: Option<PathBuf>,
+}
+
+impl RootSource {
+    /// The lower directories of the root, lowest first.
+    pub(crate) fn root_layers(&self) -> impl Iterator<Item = PathBuf> {
+        // What the tools are laid over is where `/usr` comes from: the root, or a bind of its own.
+        let tools = self.tools.clone().filter(|_| !self.binds.iter().any(Bind::is_usr));
+        self.layers.iter().cloned().chain(tools)
+    }
+
+    /// The lower directories of a bind, lowest first.
+    pub(crate) fn bind_layers(&self, bind: &Bind) -> impl Iterator<Item = PathBuf> {
+        let tools = self.tools.as_ref().filter(|_| bind.is_usr()).map(|tools| tools.join("usr"));
+        std::iter::once(bind.from.clone()).chain(tools)
+    }
+
+    /// Every directory that is mounted, in the order in which the new process takes them.
+    pub(crate) fn mounted(&self) -> Vec<PathBuf> {
+        self.root_layers().chain(self.binds.iter().flat_map(|bind| self.bind_layers(bind))).collect()
+    }
+}
+
+/// The program that is process 1 in every sandbox and, under the name `sudo`, asks process 1 for a command as `root`.
+#[must_use]
+pub fn init_program() -> &'static [u8] {
+    crate::launch::INIT
 }
 
 /// A host directory or file in the root.
@@ -64,6 +92,12 @@ pub struct Bind {
     pub to: PathBuf,
     /// Writable through an overlay of its own, the host's files staying as they are; else read-only.
     pub overlay: bool,
+}
+
+impl Bind {
+    fn is_usr(&self) -> bool {
+        self.overlay && below_root(&self.to) == Path::new("usr")
+    }
 }
 
 /// Whose ids a sandbox has.
@@ -135,7 +169,7 @@ impl Plan {
         id: SandboxId,
         spec: &SandboxSpec,
         host: &HostReport,
-        source: RootSource,
+        mut source: RootSource,
         ids: Ids,
     ) -> Result<Self, PlanError> {
         spec.validate()?;
@@ -161,12 +195,16 @@ impl Plan {
             }
             absent.push(layer);
         }
+        // With one id there is no second user to be.
+        let root_allowed = spec.root_allowed && matches!(ids, Ids::Range { .. });
+        if !root_allowed {
+            source.tools = None;
+        }
         Ok(Self {
             id,
             limits: spec.limits,
             disk: spec.disk,
-            // With one id there is no second user to be.
-            root_allowed: spec.root_allowed && matches!(ids, Ids::Range { .. }),
+            root_allowed,
             ids,
             source,
             absent,
@@ -228,7 +266,7 @@ impl fmt::Display for Plan {
             DiskKind::Image => "image",
         };
         writeln!(f, "disk: {disk} bytes {} inodes {}", l.disk_bytes_max, l.inodes_max)?;
-        for layer in &self.source.layers {
+        for layer in self.source.root_layers() {
             writeln!(f, "lower: {}", layer.display())?;
         }
         for bind in &self.source.binds {

@@ -57,7 +57,7 @@ impl<T> Step<T> for Result<T, Errno> {
 /// The mounts that the warden made ready, detached, ids mapped.
 #[derive(Debug)]
 pub(crate) struct Mounts {
-    /// As in the plan's source: layers, then binds.
+    /// As [`crate::plan::RootSource::mounted`] has them.
     pub(crate) sources: Vec<OwnedFd>,
     /// The shared read-only `/dev`; without one the devices are bound one by one.
     pub(crate) dev: Option<OwnedFd>,
@@ -236,41 +236,47 @@ fn build_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
     // mkdir's mode is cut by the umask.
     rustix::fs::chmod("shm", Mode::from_raw_mode(0o1777)).step("make /dev/shm")?;
 
-    let (layers, binds) = mounts.sources.split_at(plan.source.layers.len().min(mounts.sources.len()));
-    let mut lowerdir = Vec::new();
-    for (index, layer) in layers.iter().enumerate() {
-        let name = format!("lower/{index}");
-        mkdir(&name, 0o755).step("make a layer's directory")?;
-        attach(layer, Path::new(&name)).step("attach a layer")?;
-        // Overlay wants the uppermost first.
-        lowerdir.insert(0, name);
-    }
-    let root = overlay(&lowerdir.join(":"), "upper", "work").step("mount the root")?;
+    let mut sources = mounts.sources.iter();
+    let lower = attach_layers("lower", sources.by_ref().take(plan.source.root_layers().count()))?;
+    let root = overlay(&lower, "upper", "work").step("mount the root")?;
     attach(root, Path::new("root")).step("attach the root")?;
 
-    for (index, (bind, mount)) in plan.source.binds.iter().zip(binds).enumerate() {
+    for (index, bind) in plan.source.binds.iter().enumerate() {
         let target = Path::new("root").join(below_root(&bind.to));
+        let mut layers = sources.by_ref().take(plan.source.bind_layers(bind).count());
         if bind.overlay {
-            let (lower, upper, work) = (format!("lower/b{index}"), format!("upper{index}"), format!("work{index}"));
+            let (lower, upper, work) = (format!("lower{index}"), format!("upper{index}"), format!("work{index}"));
             for dir in [&lower, &upper, &work] {
                 mkdir(dir, 0o755).step("make an overlay's directories")?;
             }
-            attach(mount, Path::new(&lower)).step("attach a bind's lower directory")?;
+            let lower = attach_layers(&lower, layers)?;
             let merged = overlay(&lower, &upper, &work).step("mount a bind's overlay")?;
             attach(merged, &target).step("attach a bind's overlay")?;
-        } else {
+        } else if let Some(mount) = layers.next() {
             attach(mount, &target).step("attach a bind")?;
         }
     }
     mount_proc(plan).and_then(|()| mount_dev(mounts))
 }
 
+/// Attaches layers, lowest first, below `dir`, and names them as overlay wants them: the uppermost first.
+fn attach_layers<'a>(dir: &str, layers: impl Iterator<Item = &'a OwnedFd>) -> Result<String, Failed> {
+    let mut names = Vec::new();
+    for (index, layer) in layers.enumerate() {
+        let name = format!("{dir}/{index}");
+        mkdir(&name, 0o755).step("make a layer's directory")?;
+        attach(layer, Path::new(&name)).step("attach a layer")?;
+        names.insert(0, name);
+    }
+    Ok(names.join(":"))
+}
+
 /// What a warden with rights opens from outside, opened from inside: with one id, whoever made this process may read
 /// no more than it, so nothing is gained by either.
 fn own_mounts(plan: &Plan) -> Result<Mounts, Failed> {
     let mut sources = Vec::new();
-    for path in plan.source.layers.iter().chain(plan.source.binds.iter().map(|bind| &bind.from)) {
-        let mount = copy_of(path).step("copy a directory of the root")?;
+    for path in plan.source.mounted() {
+        let mount = copy_of(&path).step("copy a directory of the root")?;
         let set = attribute::RDONLY | attribute::NOSUID | attribute::NODEV;
         set_attributes(mount.as_fd(), set, false, None).step("make a directory of the root read-only")?;
         sources.push(mount);
