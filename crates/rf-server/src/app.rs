@@ -8,7 +8,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, MatchedPath, RawPathParams},
+    extract::{FromRequestParts, MatchedPath, Path, RawPathParams},
     http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts},
 };
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use rf_ledger::{Entry, Event, Ledger, LedgerKey, Redactor};
 use rf_places::{Places, machine::MachineHub};
 use rf_store::{OperatorScope, Store, SystemScope};
 use rf_types::{Code, Fault, MachineId, PlaceRef, RequestId, SandboxId, units::UnixMs};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     config::ServerConfig,
@@ -154,6 +154,12 @@ impl App {
     #[must_use]
     pub fn images(&self) -> &Images {
         &self.0.images
+    }
+
+    /// The server's own work, for tests and the like; no request comes here.
+    #[must_use]
+    pub fn system(&self) -> &SystemScope {
+        &self.0.system
     }
 
     /// The numbers as OpenMetrics text, those that are counted elsewhere as of now.
@@ -297,13 +303,26 @@ impl FromRequestParts<App> for Where {
         let path = MatchedPath::from_request_parts(parts, app).await.map(|path| path.as_str().to_owned());
         let path = path.map_err(|_| Fault::new(Code::Internal, "a route without a path", ""))?;
         let params = RawPathParams::from_request_parts(parts, app).await;
-        let params = params.map_err(|_| Fault::not_found("place"))?;
+        let params = params.map_err(|_| Fault::not_found("thing"))?;
         let text = params.iter().find(|(name, _)| *name == "id").map(|(_, text)| text.to_owned());
         match text {
             None => Ok(Self::Routed),
             Some(text) if path.starts_with("/v1/machines/") => Ok(Self::Machine(input::id("machine", &text)?)),
             Some(text) => Ok(Self::Sandbox(input::id("sandbox", &text)?)),
         }
+    }
+}
+
+/// What stands in the path where the route has a name.
+pub struct Named<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<App> for Named<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Refusal> {
+        // What is no text names nothing.
+        let path = Path::<T>::from_request_parts(parts, app).await;
+        path.map(|Path(value)| Self(value)).map_err(|_| Fault::not_found("thing").into())
     }
 }
 

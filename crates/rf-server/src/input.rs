@@ -109,6 +109,10 @@ impl Intake {
 /// `invalid_request` naming the field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     let text: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
+    // A list of values in the order of our fields would be taken too, and would break with the next field.
+    if text.iter().find(|b| !b.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(Fault::invalid("the body must be one JSON object"));
+    }
     serde_json::from_slice(text).map_err(|error| malformed("the body is not what this endpoint takes", &error))
 }
 
@@ -155,8 +159,19 @@ fn source<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::err
     at
 }
 
+/// Takes the names of our types out of a message: they mean nothing to a client.
+fn without_types(text: &str) -> String {
+    match text.split_once("expected struct ") {
+        None => text.to_owned(),
+        Some((before, after)) => {
+            let rest = after.find(" at line").map_or("", |at| &after[at..]);
+            format!("{before}expected an object{rest}")
+        }
+    }
+}
+
 fn malformed(what: &str, why: &dyn std::fmt::Display) -> Fault {
-    let mut message = format!("{what}: {why}");
+    let mut message = format!("{what}: {}", without_types(&why.to_string()));
     if let Some((cut, _)) = message.char_indices().nth(MESSAGE_CHARS_MAX) {
         message.truncate(cut);
         message.push('…');
@@ -209,6 +224,21 @@ mod tests {
         drop(all);
         assert!(intake.bytes(&HeaderMap::new(), body()).await.is_ok());
         assert_eq!(intake.room.available_permits(), LARGE_KIB_MAX as usize);
+    }
+
+    #[test]
+    fn no_message_names_a_type_of_ours() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Secretive {
+            #[serde(rename = "inner")]
+            _inner: Option<Inner>,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        struct Inner {}
+        for wrong in ["[]", "null", "7", r#"{"inner":7}"#, r#"{"inner":"x"}"#] {
+            let fault = parse::<Secretive>(wrong.as_bytes()).unwrap_err();
+            assert!(!fault.message.contains("Inner") && !fault.message.contains("Secretive"), "{}", fault.message);
+        }
     }
 
     #[tokio::test]

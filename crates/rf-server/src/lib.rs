@@ -29,4 +29,4 @@ pub mod service;
 pub mod tls;
 
 pub use config::ServerConfig;
-pub use run::{RunError, run};
+pub use run::{RunError, run, run_on};

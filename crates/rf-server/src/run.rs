@@ -41,6 +41,8 @@ use crate::{
 /// Worker threads of the runtime. Measured: more do not serve one machine's clients faster, fewer let a hash of a large
 /// body hold up everybody.
 const WORKERS: usize = 2;
+/// How often it is looked whether every part is ready, at the start. Chosen.
+const READY_PERIOD: Duration = Duration::from_millis(10);
 /// How often what ended long ago is let go, and how long ago that is.
 const PRUNE_PERIOD: Duration = Duration::from_secs(3_600);
 const PRUNE_AFTER_MS: u64 = 30 * 86_400_000;
@@ -105,6 +107,21 @@ impl From<Fault> for RunError {
 /// # Errors
 /// See [`RunError`].
 pub fn run(config: ServerConfig) -> Result<(), RunError> {
+    let address = config.listen;
+    let listener = std::net::TcpListener::bind(address).map_err(|error| RunError::Listen { address, error })?;
+    run_on(config, listener, |_| {})
+}
+
+/// As [`run`], on a listener that was bound while there were rights for it. `ready` is called once, with the address,
+/// when every part can serve.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run_on(
+    config: ServerConfig,
+    listener: std::net::TcpListener,
+    ready: impl FnOnce(SocketAddr) + Send + 'static,
+) -> Result<(), RunError> {
     config.validate()?;
     logs::start(&config.log);
     if config.require_no_rights {
@@ -118,8 +135,17 @@ pub fn run(config: ServerConfig) -> Result<(), RunError> {
     let served = runtime.block_on(async {
         let mut term = signal(SignalKind::terminate()).map_err(RunError::Runtime)?;
         let mut int = signal(SignalKind::interrupt()).map_err(RunError::Runtime)?;
-        let server = Server::start(config).await?;
-        tracing::info!(address = %server.address(), "listening");
+        let server = Server::start_on(config, listener).await?;
+        let address = server.address();
+        tracing::info!(%address, "listening");
+        let app = server.app().clone();
+        tokio::spawn(async move {
+            while !app.places().is_ready() {
+                tokio::time::sleep(READY_PERIOD).await;
+            }
+            tracing::info!(%address, "ready");
+            ready(address);
+        });
         let told = async move {
             tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
             tracing::info!("ending");
@@ -148,9 +174,22 @@ impl Server {
     /// # Errors
     /// See [`RunError`].
     pub async fn start(config: ServerConfig) -> Result<Self, RunError> {
+        let address = config.listen;
+        let failed = |error| RunError::Listen { address, error };
+        let listener = listen(address).await?.into_std().map_err(failed)?;
+        Self::start_on(config, listener).await
+    }
+
+    /// As [`Self::start`], on a listener that is bound already.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn start_on(config: ServerConfig, listener: std::net::TcpListener) -> Result<Self, RunError> {
         let certificate = config.tls.clone().map(Certificate::load).transpose()?;
-        let listener = listen(config.listen).await?;
-        let address = listener.local_addr().map_err(|error| RunError::Listen { address: config.listen, error })?;
+        let failed = |error| RunError::Listen { address: config.listen, error };
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = TcpListener::from_std(listener).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
         let metrics_listener = match config.metrics.listen {
             Some(address) => Some(listen(address).await?),
             None => None,
@@ -206,8 +245,11 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
     TcpListener::bind(address).await.map_err(|error| RunError::Listen { address, error })
 }
 
-/// Opens what the server keeps, and makes its parts.
-fn open(config: ServerConfig) -> Result<App, RunError> {
+/// Opens what the server keeps, and makes its parts. Must be called in a runtime.
+///
+/// # Errors
+/// See [`RunError`].
+pub fn open(config: ServerConfig) -> Result<App, RunError> {
     let dir = config.state_dir.clone();
     DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(|error| RunError::File {
         step: "make the directory",

@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Response, StatusCode},
 };
 use rf_gate::{KeyAsked, KeyForm};
@@ -15,7 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::List,
-    app::{App, Caller, json},
+    app::{App, Caller, Named, json},
     input,
     operation::Ask,
     refusal::Refusal,
@@ -249,7 +249,7 @@ async fn key_make(
 
 /// Revokes a key at once; also the one in use.
 #[utoipa::path(delete, path = "/v1/keys/{id}", responses((status = 204, description = "Revoked")))]
-async fn key_revoke(State(app): State<App>, caller: Caller, Path(key): Path<String>) -> Result<StatusCode, Refusal> {
+async fn key_revoke(State(app): State<App>, caller: Caller, Named(key): Named<String>) -> Result<StatusCode, Refusal> {
     let key: KeyId = input::id("key", &key)?;
     let operation = app.begin(&caller, Ask::of(Action::KeyManage).subject(key).detail("op", "revoke")).await?;
     let result = app.gate().key_revoke(operation.permit(), &caller.who, key, app.now());
@@ -334,7 +334,7 @@ async fn session_begin(
 async fn session_end(
     State(app): State<App>,
     caller: Caller,
-    Path(session): Path<String>,
+    Named(session): Named<String>,
 ) -> Result<StatusCode, Refusal> {
     let session: SessionId = input::id("session", &session)?;
     let operation = app.begin(&caller, Ask::of(Action::SessionManage).subject(&session).detail("op", "end")).await?;

@@ -47,6 +47,7 @@ struct AuditQuery {
     /// Before this time.
     until: Option<UnixMs>,
     /// `newest` first (if not given) or `oldest` first.
+    #[param(inline)]
     order: Option<AuditOrder>,
     /// The `next` of the page before.
     after: Option<u64>,

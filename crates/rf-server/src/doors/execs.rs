@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, HeaderValue, Response, StatusCode, Uri, header},
 };
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{Choice, ExecAnswer, ExecAsk, ExecItem, List, PageQuery, ResizeAsk, RunAsk, SignalAsk, Started, Stdin},
-    app::{App, Caller, Where, json},
+    app::{App, Caller, Named, Where, json},
     doors::sandboxes::{self, paged},
     input,
     operation::{Ask, Operation},
@@ -504,7 +504,7 @@ impl App {
 
 /// One exec.
 #[utoipa::path(get, path = "/v1/execs/{id}", responses((status = 200, body = ExecItem)))]
-async fn exec_read(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response<Body>, Refusal> {
+async fn exec_read(State(app): State<App>, caller: Caller, Named(id): Named<String>) -> Result<Response<Body>, Refusal> {
     let id: ExecId = input::id("exec", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::ExecRead).subject(id)).await?;
     let result = app.exec_item(&operation, id);
@@ -513,7 +513,7 @@ async fn exec_read(State(app): State<App>, caller: Caller, Path(id): Path<String
 
 /// Forgets an exec that ended, with its output.
 #[utoipa::path(delete, path = "/v1/execs/{id}", responses((status = 204, description = "Forgotten")))]
-async fn exec_remove(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+async fn exec_remove(State(app): State<App>, caller: Caller, Named(id): Named<String>) -> Result<StatusCode, Refusal> {
     let id: ExecId = input::id("exec", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::ExecControl).subject(id).detail("op", "remove")).await?;
     let result = app.places().execs().remove(operation.permit(), id);
@@ -534,7 +534,7 @@ struct WaitQuery {
 async fn exec_wait(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     uri: Uri,
 ) -> Result<Response<Body>, Refusal> {
     let asked: WaitQuery = input::query(&uri)?;
@@ -559,6 +559,7 @@ async fn exec_wait(
 #[into_params(parameter_in = Query)]
 struct LogsQuery {
     /// `stdout` (also a terminal's) or `stderr`; `stdout` if not given.
+    #[param(inline)]
     stream: Option<LogStream>,
     /// First byte.
     #[serde(default)]
@@ -586,7 +587,7 @@ enum LogStream {
 async fn exec_logs(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     uri: Uri,
 ) -> Result<Response<Body>, Refusal> {
     let asked: LogsQuery = input::query(&uri)?;
@@ -643,7 +644,7 @@ fn only(
 async fn exec_signal(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
@@ -684,7 +685,7 @@ struct StdinQuery {
 async fn exec_stdin(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     uri: Uri,
     body: Body,
 ) -> Result<StatusCode, Refusal> {
@@ -723,7 +724,7 @@ async fn exec_stdin(
 async fn exec_resize(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Refusal> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{
-        Path, State,
+        State,
         ws::{Message, WebSocket},
     },
     http::{HeaderMap, HeaderValue, Response, StatusCode, header},
@@ -31,7 +31,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::List,
-    app::{App, Caller, json, now},
+    app::{App, Caller, Named, json, now},
     doors::{account::whole, stream::Socket},
     input,
     operation::Ask,
@@ -97,7 +97,7 @@ async fn machines(State(app): State<App>, caller: Caller) -> Result<Response<Bod
 
 /// Removes a machine: its key is worth nothing from then on, and what runs through it ends.
 #[utoipa::path(delete, path = "/v1/machines/{id}", responses((status = 204, description = "Removed")))]
-async fn machine_remove(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Refusal> {
+async fn machine_remove(State(app): State<App>, caller: Caller, Named(id): Named<String>) -> Result<StatusCode, Refusal> {
     let id: MachineId = input::id("machine", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::MachineManage).subject(id).detail("op", "remove")).await?;
     let user = operation.permit().user();

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
 use rf_places::{SandboxRow, place::Place as _};
@@ -19,7 +19,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{List, PageQuery, SandboxAsk, SandboxPatch},
-    app::{App, Caller, json},
+    app::{App, Caller, Named, json},
     input,
     operation::Ask,
     refusal::Refusal,
@@ -228,7 +228,7 @@ pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool)
 
 /// One sandbox with what it uses now.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}", responses((status = 200, body = SandboxAnswer)))]
-async fn sandbox(State(app): State<App>, caller: Caller, Path(id): Path<String>) -> Result<Response<Body>, Refusal> {
+async fn sandbox(State(app): State<App>, caller: Caller, Named(id): Named<String>) -> Result<Response<Body>, Refusal> {
     let id: SandboxId = input::id("sandbox", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::SandboxRead).subject(id)).await?;
     let read = async {
@@ -255,7 +255,7 @@ async fn sandbox(State(app): State<App>, caller: Caller, Path(id): Path<String>)
 async fn sandbox_change(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Refusal> {
@@ -309,7 +309,7 @@ async fn sandbox_change(
 async fn sandbox_destroy(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
 ) -> Result<StatusCode, Refusal> {
     let id: SandboxId = input::id("sandbox", &id)?;
     destroy(&app, &caller, id).await?;

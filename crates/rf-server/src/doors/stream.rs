@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::{
     body::Body,
     extract::{
-        FromRequestParts, Path, State,
+        FromRequestParts, State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code},
     },
     http::{HeaderValue, Response, StatusCode, Uri, header, request::Parts},
@@ -29,7 +29,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{ExecAsk, ResizeAsk, SignalAsk, Started, Stdin},
-    app::{App, Caller, Where},
+    app::{App, Caller, Named, Where},
     doors::execs::{Running, end_frame, frame, frame_of, frames_of},
     input,
     operation::{Ask, Operation},
@@ -425,7 +425,7 @@ fn yes() -> bool {
 async fn exec_attach(
     State(app): State<App>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     uri: Uri,
     socket: Socket,
 ) -> Result<Response<Body>, Refusal> {

@@ -12,7 +12,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::{Path as PathParam, State},
+    extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::List,
-    app::{App, Caller, json},
+    app::{App, Caller, Named, json},
     doors::account::whole,
     input,
     operation::{Ask, Operation},
@@ -211,6 +211,7 @@ async fn install(
 struct UploadQuery {
     /// `root`: a tar of a root, plain, gzip or zstd (if not given); `image`: what `docker save` writes, or a tar of an
     /// OCI layout.
+    #[param(inline)]
     format: Option<UploadFormat>,
 }
 
@@ -231,7 +232,7 @@ enum UploadFormat {
 async fn template_upload(
     State(app): State<App>,
     caller: Caller,
-    PathParam(name): PathParam<String>,
+    Named(name): Named<String>,
     uri: Uri,
     body: Body,
 ) -> Result<Response<Body>, Refusal> {
@@ -318,7 +319,7 @@ impl Read for Pieces {
 async fn template_remove(
     State(app): State<App>,
     caller: Caller,
-    PathParam(name): PathParam<String>,
+    Named(name): Named<String>,
 ) -> Result<StatusCode, Refusal> {
     let named = Ask::of(Action::TemplateManage).subject(app.redactor().text(&name, &[])).detail("op", "remove");
     let operation = app.begin(&caller, named).await?;

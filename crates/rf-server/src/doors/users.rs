@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
 use rf_policy::Action;
@@ -14,7 +14,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{List, PageQuery},
-    app::{App, Caller, json},
+    app::{App, Caller, Named, json},
     doors::account::{KeyAnswer, KeyAsk, KeyMadeAnswer, UserLimitsSchema, whole},
     input,
     operation::Ask,
@@ -153,7 +153,7 @@ async fn user_make(
 
 /// One user. For operators.
 #[utoipa::path(get, path = "/v1/users/{name}", responses((status = 200, body = UserAnswer)))]
-async fn user(State(app): State<App>, caller: Caller, Path(text): Path<String>) -> Result<Response<Body>, Refusal> {
+async fn user(State(app): State<App>, caller: Caller, Named(text): Named<String>) -> Result<Response<Body>, Refusal> {
     let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_read");
     let operation = app.begin(&caller, ask).await?;
     let find = || Ok(app.store().user_by_name(caller.operator()?, &name(&text)?)?);
@@ -166,7 +166,7 @@ async fn user(State(app): State<App>, caller: Caller, Path(text): Path<String>) 
 async fn user_change(
     State(app): State<App>,
     caller: Caller,
-    Path(text): Path<String>,
+    Named(text): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Refusal> {
@@ -189,7 +189,7 @@ async fn user_change(
 
 /// Deletes a user who has no sandbox left, and every row of theirs. For operators.
 #[utoipa::path(delete, path = "/v1/users/{name}", responses((status = 204, description = "Deleted")))]
-async fn user_delete(State(app): State<App>, caller: Caller, Path(text): Path<String>) -> Result<StatusCode, Refusal> {
+async fn user_delete(State(app): State<App>, caller: Caller, Named(text): Named<String>) -> Result<StatusCode, Refusal> {
     let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_delete");
     let operation = app.begin(&caller, ask).await?;
     let delete = || {
@@ -206,7 +206,7 @@ async fn user_delete(State(app): State<App>, caller: Caller, Path(text): Path<St
 async fn user_keys(
     State(app): State<App>,
     caller: Caller,
-    Path(text): Path<String>,
+    Named(text): Named<String>,
 ) -> Result<Response<Body>, Refusal> {
     let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_key_list");
     let operation = app.begin(&caller, ask).await?;
@@ -225,7 +225,7 @@ async fn user_keys(
 async fn user_key_make(
     State(app): State<App>,
     caller: Caller,
-    Path(text): Path<String>,
+    Named(text): Named<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response<Body>, Refusal> {
@@ -251,7 +251,7 @@ async fn user_key_make(
 async fn user_key_revoke(
     State(app): State<App>,
     caller: Caller,
-    Path((text, key)): Path<(String, String)>,
+    Named((text, key)): Named<(String, String)>,
 ) -> Result<StatusCode, Refusal> {
     let named = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_key_revoke");
     let operation = app.begin(&caller, named).await?;

@@ -1,0 +1,449 @@
+//! The interface as a whole: its document, who may call what, and what every error looks like.
+
+mod support;
+
+use std::{collections::BTreeMap, path::Path};
+
+use axum::{
+    body::Body,
+    http::{Method, Request, StatusCode},
+};
+use serde_json::{Value, json};
+use support::{World, golden, whole};
+
+fn root() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+#[test]
+fn the_document_is_the_committed_one() {
+    let document = rf_server::doors::document();
+    let parsed: Value = serde_json::from_str(&document).unwrap();
+    assert_eq!(parsed["openapi"], "3.1.0");
+    golden(root().join("docs/openapi.json"), &document);
+}
+
+/// Every operation of the document: method and path.
+fn operations() -> Vec<(Method, String)> {
+    let document: Value = serde_json::from_str(&rf_server::doors::document()).unwrap();
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            let method = method.to_uppercase().parse::<Method>();
+            operations.extend(method.map(|method| (method, path.clone())));
+        }
+    }
+    operations
+}
+
+#[test]
+fn operation_ids_are_unique_and_every_reference_leads_somewhere() {
+    let document: Value = serde_json::from_str(&rf_server::doors::document()).unwrap();
+    let mut ids = BTreeMap::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{method} {path} has no id"));
+            assert!(ids.insert(id.to_owned(), path.clone()).is_none(), "`{id}` is there twice");
+        }
+    }
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => {
+                found.extend(map.get("$ref").and_then(Value::as_str).map(str::to_owned));
+                map.values().for_each(|value| references(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| references(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(!found.is_empty());
+    for reference in found {
+        let pointer = reference.strip_prefix('#').unwrap();
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+/// What another user must not learn: how each operation on a thing is called for a thing of ann's.
+///
+/// `None` is an operation that names no thing; the reason stands beside it. An operation of the document that is not
+/// here fails the test below. Edited by hand.
+fn table(things: &Things) -> Vec<(&'static str, &'static str, Option<Call>)> {
+    let Things { sandbox, exec, key, session, machine, .. } = things;
+    let empty = || Body::empty();
+    let json = |value: Value| Body::from(value.to_string());
+    let call = |path: String, body: Body| Some(Call { path, body });
+    let sandbox_files = format!("/v1/sandboxes/{sandbox}/files");
+    let machine_files = format!("/v1/machines/{machine}/files");
+    let mut table = vec![
+        ("GET", "/v1/health/live", None),
+        ("GET", "/v1/health/ready", None),
+        // Operators only: the table of roles below.
+        ("GET", "/v1/health/host", None),
+        ("GET", "/metrics", None),
+        ("GET", "/v1/openapi.json", None),
+        // The caller's own.
+        ("GET", "/v1/me", None),
+        ("PUT", "/v1/me/preference", None),
+        ("GET", "/v1/keys", None),
+        ("POST", "/v1/keys", None),
+        ("DELETE", "/v1/keys/{id}", call(format!("/v1/keys/{key}"), empty())),
+        ("GET", "/v1/sessions", None),
+        ("POST", "/v1/sessions", None),
+        ("DELETE", "/v1/sessions/{id}", call(format!("/v1/sessions/{session}"), empty())),
+        // Operators only.
+        ("GET", "/v1/users", None),
+        ("POST", "/v1/users", None),
+        ("GET", "/v1/users/{name}", None),
+        ("PATCH", "/v1/users/{name}", None),
+        ("DELETE", "/v1/users/{name}", None),
+        ("GET", "/v1/users/{name}/keys", None),
+        ("POST", "/v1/users/{name}/keys", None),
+        ("DELETE", "/v1/users/{name}/keys/{id}", None),
+        // The caller's own list, or a new thing of the caller's.
+        ("GET", "/v1/sandboxes", None),
+        ("POST", "/v1/sandboxes", None),
+        ("GET", "/v1/sandboxes/{id}", call(format!("/v1/sandboxes/{sandbox}"), empty())),
+        (
+            "PATCH",
+            "/v1/sandboxes/{id}",
+            call(format!("/v1/sandboxes/{sandbox}"), json(json!({"lease_ms": 60_000, "limits": {"tasks_max": 50}}))),
+        ),
+        ("DELETE", "/v1/sandboxes/{id}", call(format!("/v1/sandboxes/{sandbox}"), empty())),
+        ("POST", "/v1/exec", call("/v1/exec".into(), json(json!({"argv": ["true"], "place": sandbox})))),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/exec",
+            call(format!("/v1/sandboxes/{sandbox}/exec"), json(json!({"argv": ["true"]}))),
+        ),
+        (
+            "POST",
+            "/v1/machines/{id}/exec",
+            call(format!("/v1/machines/{machine}/exec"), json(json!({"argv": ["true"]}))),
+        ),
+        // A sandbox of the caller's own, made for it.
+        ("POST", "/v1/run", None),
+        // The first message names the place: tests/streams.rs.
+        ("GET", "/v1/exec/stream", None),
+        ("GET", "/v1/sandboxes/{id}/exec/stream", call(format!("/v1/sandboxes/{sandbox}/exec/stream"), empty())),
+        ("GET", "/v1/machines/{id}/exec/stream", call(format!("/v1/machines/{machine}/exec/stream"), empty())),
+        ("GET", "/v1/execs", None),
+        ("GET", "/v1/execs/{id}", call(format!("/v1/execs/{exec}"), empty())),
+        ("DELETE", "/v1/execs/{id}", call(format!("/v1/execs/{exec}"), empty())),
+        ("GET", "/v1/execs/{id}/wait", call(format!("/v1/execs/{exec}/wait?timeout_ms=1"), empty())),
+        ("GET", "/v1/execs/{id}/logs", call(format!("/v1/execs/{exec}/logs"), empty())),
+        ("GET", "/v1/execs/{id}/attach", call(format!("/v1/execs/{exec}/attach?follow=false"), empty())),
+        ("POST", "/v1/execs/{id}/signal", call(format!("/v1/execs/{exec}/signal"), json(json!({"signal": 9})))),
+        ("POST", "/v1/execs/{id}/stdin", call(format!("/v1/execs/{exec}/stdin"), Body::from("x"))),
+        (
+            "POST",
+            "/v1/execs/{id}/resize",
+            call(format!("/v1/execs/{exec}/resize"), json(json!({"rows": 2, "cols": 2}))),
+        ),
+        ("GET", "/v1/machines", None),
+        ("DELETE", "/v1/machines/{id}", call(format!("/v1/machines/{machine}"), empty())),
+        ("POST", "/v1/machines/enrol", None),
+        ("GET", "/v1/machines/install", None),
+        ("GET", "/v1/machines/binary", None),
+        ("GET", "/v1/machines/connect", None),
+        // Shared by all users; changed by operators only.
+        ("GET", "/v1/templates", None),
+        ("POST", "/v1/templates", None),
+        ("PUT", "/v1/templates/{name}", None),
+        ("DELETE", "/v1/templates/{name}", None),
+        // The caller's own part.
+        ("GET", "/v1/audit", None),
+        ("GET", "/v1/audit/verify", None),
+    ];
+    // Routed: they go to a place of the caller's own.
+    for (method, path) in FILES {
+        table.push((method, leak(format!("/v1/files{path}")), None));
+    }
+    for (below, template) in [(sandbox_files, "/v1/sandboxes/{id}/files"), (machine_files, "/v1/machines/{id}/files")] {
+        for (method, path) in FILES {
+            let body = match path {
+                "/mkdir" => json(json!({"path": "d"})),
+                "/move" => json(json!({"from": "a", "to": "b"})),
+                "/remove" => json(json!({"path": "a"})),
+                "/chmod" => json(json!({"path": "a", "permissions": "600"})),
+                _ => empty(),
+            };
+            let query = if method == "POST" { "" } else { "?path=a" };
+            table.push((method, leak(format!("{template}{path}")), call(format!("{below}{path}{query}"), body)));
+        }
+    }
+    table
+}
+
+const FILES: [(&str, &str); 11] = [
+    ("GET", ""),
+    ("PUT", ""),
+    ("GET", "/list"),
+    ("GET", "/stat"),
+    ("POST", "/mkdir"),
+    ("POST", "/move"),
+    ("POST", "/remove"),
+    ("POST", "/chmod"),
+    ("GET", "/tar"),
+    ("PUT", "/tar"),
+    ("GET", "/watch"),
+];
+
+fn leak(text: String) -> &'static str {
+    Box::leak(text.into_boxed_str())
+}
+
+struct Call {
+    path: String,
+    body: Body,
+}
+
+/// Ids of ann's things, or of things that nobody has.
+struct Things {
+    sandbox: String,
+    exec: String,
+    key: String,
+    session: String,
+    machine: String,
+}
+
+impl Things {
+    /// One of each, really there and ann's.
+    async fn of_ann(world: &World) -> Self {
+        let sandbox = world.sandbox(&world.ann).await;
+        let (status, exec) = world
+            .post(
+                &format!("/v1/sandboxes/{sandbox}/exec"),
+                &world.ann,
+                json!({"argv": ["sleep", "1000"], "background": true}),
+            )
+            .await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{exec}");
+        let (_, key) = world.post("/v1/keys", &world.ann, json!({"name": "other"})).await;
+        let (_, session) = world.post("/v1/sessions", &world.ann, json!({})).await;
+        let machine = support::machine(world, "ann");
+        let text = |value: &Value| value["id"].as_str().unwrap_or_else(|| panic!("{value}")).to_owned();
+        Self { sandbox, exec: text(&exec), key: text(&key), session: text(&session), machine }
+    }
+
+    /// Well-formed ids that name nothing.
+    fn of_nobody() -> Self {
+        let zeros = "0".repeat(32);
+        Self {
+            sandbox: format!("sbx_{zeros}"),
+            exec: format!("exe_{zeros}"),
+            key: format!("key_{zeros}"),
+            session: format!("ann_1700000000_{zeros}"),
+            machine: format!("mch_{zeros}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_users_thing_answers_exactly_as_one_that_does_not_exist() {
+    let world = World::new().await;
+    let theirs = Things::of_ann(&world).await;
+    let mut listed: Vec<(String, String)> = Vec::new();
+    let mut compared = 0;
+    for ((method, path, theirs), (_, _, nobodys)) in table(&theirs).into_iter().zip(table(&Things::of_nobody())) {
+        listed.push((method.to_owned(), path.to_owned()));
+        let (Some(theirs), Some(nobodys)) = (theirs, nobodys) else { continue };
+        let theirs = answer(&world, method, theirs).await;
+        let nobodys = answer(&world, method, nobodys).await;
+        assert_eq!(theirs, nobodys, "{method} {path}");
+        assert_eq!(theirs.0, StatusCode::NOT_FOUND, "{method} {path}: {}", theirs.2);
+        compared += 1;
+    }
+    assert!(compared > 35, "{compared}");
+    let mut wanted: Vec<_> =
+        operations().into_iter().map(|(method, path)| (method.as_str().to_owned(), path)).collect();
+    wanted.sort();
+    listed.sort();
+    assert_eq!(listed, wanted, "the table and the document differ");
+
+    // Control: the same calls by their owner do something, so the refusal means something.
+    let info = world.get(&format!("/v1/execs/{}", theirs.exec), &world.ann).await;
+    assert_eq!((info.0, &info.1["state"]), (StatusCode::OK, &json!("running")), "nothing of bob's calls reached it");
+    let sandbox = world.get(&format!("/v1/sandboxes/{}", theirs.sandbox), &world.ann).await;
+    assert_eq!(sandbox.0, StatusCode::OK);
+    let machine = world.get(&format!("/v1/machines/{}/files/stat?path=a", theirs.machine), &world.ann).await;
+    assert_eq!(machine.0, StatusCode::OK, "{}", machine.1);
+}
+
+/// Bob's answer: status, headers but for the request's id, body but for it.
+async fn answer(world: &World, method: &str, call: Call) -> (StatusCode, Vec<String>, String) {
+    let request = Request::builder()
+        .method(method)
+        .uri(&call.path)
+        .header("authorization", format!("Bearer {}", world.bob))
+        .body(call.body)
+        .unwrap();
+    let response = world.send(request).await;
+    let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+    let mut headers: Vec<_> = (response.headers().iter())
+        .filter(|(name, _)| *name != "x-request-id")
+        .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
+        .collect();
+    headers.sort();
+    let (status, body) = whole(response).await;
+    let body = String::from_utf8(body.to_vec()).unwrap();
+    assert!(body.contains(&id), "{} does not name its request: {body}", call.path);
+    (status, headers, body.replace(&id, "ID"))
+}
+
+fn filled(path: &str) -> String {
+    let zeros = "0".repeat(32);
+    let id = match path {
+        path if path.starts_with("/v1/machines") => format!("mch_{zeros}"),
+        path if path.starts_with("/v1/execs") => format!("exe_{zeros}"),
+        path if path.contains("/keys") => format!("key_{zeros}"),
+        path if path.starts_with("/v1/sessions") => format!("ann_1_{zeros}"),
+        _ => format!("sbx_{zeros}"),
+    };
+    path.replace("{id}", &id).replace("{name}", "nobody")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_refuses_no_credential_and_a_bad_one() {
+    let world = World::new().await;
+    let open: Vec<&str> = rf_server::openapi::OPEN.iter().map(|(path, _)| *path).collect();
+    let good = world.ann.clone();
+    let mut last = good.clone().into_bytes();
+    *last.last_mut().unwrap() ^= 1;
+    let bad = [
+        None,
+        Some(("authorization", "Bearer".to_owned())),
+        Some(("authorization", format!("Basic {good}"))),
+        Some(("authorization", format!("Bearer {}", String::from_utf8(last).unwrap()))),
+        Some(("authorization", format!("Bearer {}", good.to_uppercase()))),
+        Some(("x-api-key", "rf_0000000000000000000000000000000000000000".to_owned())),
+    ];
+    for (method, path) in operations() {
+        for credential in &bad {
+            let mut request = Request::builder().method(method.clone()).uri(filled(&path));
+            if let Some((name, value)) = credential {
+                request = request.header(*name, value);
+            }
+            let response = world.send(request.body(Body::empty()).unwrap()).await;
+            if open.contains(&path.as_str()) {
+                assert_ne!(response.status(), StatusCode::UNAUTHORIZED, "{method} {path}");
+                continue;
+            }
+            let (status, body) = whole(response).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{method} {path} {credential:?}");
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["code"], "unauthenticated");
+            assert_eq!(body["message"], "no valid credential");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_for_operators_is_forbidden_to_everybody_else() {
+    let world = World::new().await;
+    let operators = [
+        ("GET", "/v1/health/host"),
+        ("GET", "/metrics"),
+        ("GET", "/v1/users"),
+        ("POST", "/v1/users"),
+        ("GET", "/v1/users/ann"),
+        ("PATCH", "/v1/users/ann"),
+        ("DELETE", "/v1/users/ann"),
+        ("GET", "/v1/users/ann/keys"),
+        ("POST", "/v1/users/ann/keys"),
+        ("DELETE", "/v1/users/ann/keys/key_00000000000000000000000000000000"),
+        ("POST", "/v1/templates"),
+        ("PUT", "/v1/templates/x"),
+        ("DELETE", "/v1/templates/x"),
+        ("GET", "/v1/audit?all=true"),
+        ("GET", "/v1/audit/verify"),
+    ];
+    for (method, path) in operators {
+        let body = match (method, path) {
+            ("POST", "/v1/users") => json!({"name": "eve"}),
+            ("POST", "/v1/users/ann/keys") => json!({"name": "k"}),
+            ("POST", "/v1/templates") => json!({"name": "x", "image": "docker.io/library/x:1"}),
+            ("PATCH", _) => json!({"disabled": true}),
+            _ => Value::Null,
+        };
+        let (status, answer) = world.call(method.parse().unwrap(), path, &world.bob, body).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{method} {path}: {answer}");
+        assert_eq!(answer["code"], "forbidden");
+    }
+    // Control: the operator may.
+    assert_eq!(world.get("/v1/users/ann", &world.admin).await.0, StatusCode::OK);
+    assert_eq!(world.get("/v1/audit/verify", &world.admin).await.1["whole"], true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn error_texts_are_the_committed_ones() {
+    let world = World::with(|config| config.door.json_bytes_max = 2048).await;
+    let ann = world.ann.clone();
+    let long = "x".repeat(4096);
+    let sandbox = world.sandbox(&world.ann).await;
+    let calls: Vec<(&str, String, String)> = vec![
+        ("GET", "/nope".into(), String::new()),
+        ("GET", "/v1/nope".into(), String::new()),
+        ("POST", "/v1/me".into(), String::new()),
+        ("TRACE", "/v1/me".into(), String::new()),
+        ("POST", "/v1/sandboxes".into(), "{".into()),
+        ("POST", "/v1/sandboxes".into(), "[]".into()),
+        ("POST", "/v1/sandboxes".into(), "null".into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"nope":1}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"limits":{"memory_bytes_max":1}}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"limits":{"memory_bytes_max":-1}}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"limits":{"memory_bytes_max":1e30}}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"lease_ms":1}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"template":"../etc"}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"template":"nope"}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"disk":"cloud"}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"accept_missing":["all"]}"#.into()),
+        ("POST", "/v1/sandboxes".into(), r#"{"limits":{"memory_bytes_max":1099511627776}}"#.into()),
+        ("POST", "/v1/sandboxes".into(), "\u{feff}{}".into()),
+        ("POST", "/v1/sandboxes".into(), format!("{}{}", "[".repeat(600), "]".repeat(600))),
+        ("POST", "/v1/sandboxes".into(), format!(r#"{{"name":"{long}"}}"#)),
+        ("GET", "/v1/sandboxes?items_max=0".into(), String::new()),
+        ("GET", "/v1/sandboxes?items_max=x".into(), String::new()),
+        ("GET", "/v1/sandboxes?nope=1".into(), String::new()),
+        ("GET", "/v1/sandboxes/nope".into(), String::new()),
+        ("GET", "/v1/sandboxes/%00".into(), String::new()),
+        ("GET", "/v1/sandboxes/%ff".into(), String::new()),
+        ("POST", format!("/v1/sandboxes/{sandbox}/exec"), "{}".into()),
+        ("POST", format!("/v1/sandboxes/{sandbox}/exec"), r#"{"argv":["a"],"shell":"b"}"#.into()),
+        ("POST", format!("/v1/sandboxes/{sandbox}/exec"), r#"{"argv":["a"],"place":"sandbox"}"#.into()),
+        ("POST", format!("/v1/sandboxes/{sandbox}/exec"), r#"{"argv":["\u0000"]}"#.into()),
+        ("POST", "/v1/exec".into(), r#"{"argv":["a"],"place":"host"}"#.into()),
+        ("POST", "/v1/exec".into(), r#"{"argv":["a"],"place":"machine"}"#.into()),
+        ("POST", "/v1/run".into(), r#"{"exec":{"argv":["a"],"background":true}}"#.into()),
+        ("GET", format!("/v1/sandboxes/{sandbox}/files"), String::new()),
+        ("GET", format!("/v1/sandboxes/{sandbox}/files?path=%00"), String::new()),
+        ("GET", format!("/v1/sandboxes/{sandbox}/files/list?path=a&depth=65"), String::new()),
+        ("PUT", format!("/v1/sandboxes/{sandbox}/files?path=a&permissions=9"), String::new()),
+        ("PUT", format!("/v1/sandboxes/{sandbox}/files?path=a&mode=magic"), String::new()),
+        ("GET", "/v1/exec/stream".into(), String::new()),
+        ("GET", "/v1/machines/connect".into(), String::new()),
+        ("POST", "/v1/execs/exe_00000000000000000000000000000000/signal".into(), r#"{"signal":65}"#.into()),
+        ("POST", "/v1/keys".into(), r#"{"name":""}"#.into()),
+        ("POST", "/v1/keys".into(), r#"{"name":"k","scopes":["operate"]}"#.into()),
+        ("POST", "/v1/keys".into(), r#"{"name":"k","scopes":[]}"#.into()),
+        ("POST", "/v1/keys".into(), r#"{"name":"k","expires_at":1}"#.into()),
+        ("POST", "/v1/sessions".into(), r#"{"ttl_ms":1}"#.into()),
+        ("POST", "/v1/machines/enrol".into(), r#"{"ttl_ms":999999999}"#.into()),
+        ("GET", "/v1/audit?place=x".into(), String::new()),
+        ("GET", "/v1/audit?limit=0".into(), String::new()),
+        ("GET", "/v1/users".into(), String::new()),
+    ];
+    let mut text = String::new();
+    for (method, path, body) in calls {
+        let shown = if body.len() > 120 { format!("{}... {} bytes", &body[..20], body.len()) } else { body.clone() };
+        let (status, answer) = world.raw(method.parse().unwrap(), &path, &ann, Body::from(body)).await;
+        let mut answer: Value = serde_json::from_slice(&answer).unwrap_or_else(|_| panic!("{method} {path}"));
+        let fields = answer.as_object_mut().unwrap();
+        assert!(fields.remove("request_id").is_some(), "{method} {path}");
+        let fields: Vec<String> = fields.iter().map(|(name, value)| format!("  {name}: {value}")).collect();
+        let path = path.replace(&sandbox, "SANDBOX");
+        text.push_str(&format!("{method} {path} {shown}\n{}\n{}\n\n", status.as_u16(), fields.join("\n")));
+    }
+    golden(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/errors.txt"), &text);
+}
