@@ -177,6 +177,11 @@ async fn act(
         ann_saw.contains(&ann.secret) && ben_saw.contains(&ben.secret),
         "in `env`".to_owned(),
     );
+    let tree =
+        |pick: fn(&Row) -> &Seen| rows.iter().find(|row| row.question == "ps aux").map_or("", |row| &pick(row).output);
+    let own =
+        tree(|row| &row.with_machine).contains(&ann.secret) && tree(|row| &row.without_machine).contains(&ben.secret);
+    check("each user sees their own process", own, "in `ps aux`".to_owned());
     check("the user with a machine saw nothing of the other", !ann_saw.contains(&ben.secret), String::new());
     check("the user without one saw nothing of the other", !ben_saw.contains(&ann.secret), String::new());
     check("the sandbox saw no process, file or variable of the host", !ben_saw.contains(&host.secret), String::new());

@@ -1,6 +1,6 @@
 //! A whole system for one test: the real binary, a state directory of its own, a port of its own; gone at the end.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::{
     fs,
