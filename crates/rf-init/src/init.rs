@@ -12,7 +12,7 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{CWD, Mode, OFlags, openat},
     io::{Errno, fcntl_dupfd_cloexec, pread, pwrite, read},
-    process::{DumpableBehavior, Signal, kill_process, set_dumpable_behavior, umask},
+    process::{DumpableBehavior, Signal, kill_process, kill_process_group, set_dumpable_behavior, umask},
     thread::{set_name, set_no_new_privs},
 };
 
@@ -20,6 +20,7 @@ use crate::{
     channel::{Answer, Channel, Fds, Listing, Received, Sent, receive},
     exec::{Context, Refused, Streams, at, start_exec},
     file, kill, probe,
+    sudo::server::{Event, Request, SESSIONS_MAX, Sudo},
     table::{Exec, Phase, Table},
     users::{self, Rights},
 };
@@ -33,6 +34,11 @@ const OWN_OOM: &[u8] = b"0";
 
 /// Most file operations at once; chosen: the limit on tasks of most sandboxes is reached earlier.
 const HELPERS_MAX: usize = 256;
+
+/// Descriptors that are always waited on: signals, warden, server, `sudo`'s listener.
+const FIXED: usize = 4;
+/// Added to the number of a command of `sudo` for its id: not of the kind that the server makes, which are random.
+const SUDO_IDS: u128 = 0x7375_646f << 96;
 
 static TABLE: TakeCell<Table> = TakeCell::new(Table::EMPTY);
 static BUFFER: TakeCell<[u8; INLINE_MAX]> = TakeCell::new([0; INLINE_MAX]);
@@ -58,6 +64,12 @@ struct Init {
     untold: bool,
     /// The pids of the helpers of file operations; 0 is none.
     helpers: [i32; HELPERS_MAX],
+    /// Where `sudo` asks; only where root may be had.
+    sudo: Option<Sudo>,
+    /// How many commands `sudo` has started.
+    sudo_count: u128,
+    /// An exec ended since the last look at cgroups.
+    just_ended: bool,
     /// A forgotten exec left its cgroup behind.
     stale_cgroups: bool,
 }
@@ -110,6 +122,10 @@ fn run(args: Args) -> Result<(), Errno> {
         null,
         rights: Rights { root, only: one_uid.then_some(ids) },
         untold: false,
+        // Where there is nowhere to listen, nobody can ask.
+        sudo: if root && !one_uid { Sudo::listen().ok() } else { None },
+        sudo_count: 0,
+        just_ended: false,
         helpers: [0; HELPERS_MAX],
         stale_cgroups: false,
         cgroups,
@@ -126,30 +142,115 @@ impl Init {
         loop {
             let wait_for = |channel: &Channel| if channel.blocked { PollFlags::OUT } else { PollFlags::IN };
             let Some(warden) = self.warden.socket() else { return Ok(()) };
-            // In place of a server that is not there stands the warden, watched for nothing.
-            let server = self.server.socket().unwrap_or(warden);
-            let server_events = self.server.socket().map_or(PollFlags::empty(), |_| wait_for(&self.server));
-            let mut fds = [
-                PollFd::from_borrowed_fd(signals, PollFlags::IN),
-                PollFd::from_borrowed_fd(warden, wait_for(&self.warden)),
-                PollFd::from_borrowed_fd(server, server_events),
-            ];
-            let timeout = self.table.nearest_deadline().map(|deadline| until(deadline));
-            match poll(&mut fds, timeout.as_ref()) {
+            // In place of what is not there stands the warden, watched for nothing.
+            let watched = |socket: Option<BorrowedFd<'_>>, events| socket.map_or(PollFlags::empty(), |_| events);
+            let server = self.server.socket();
+            let listener = self.sudo.as_ref().and_then(Sudo::listener);
+            let mut fds: [_; FIXED + SESSIONS_MAX] =
+                core::array::from_fn(|_| PollFd::from_borrowed_fd(warden, PollFlags::empty()));
+            fds[0] = PollFd::from_borrowed_fd(signals, PollFlags::IN);
+            fds[1] = PollFd::from_borrowed_fd(warden, wait_for(&self.warden));
+            fds[2] = PollFd::from_borrowed_fd(server.unwrap_or(warden), watched(server, wait_for(&self.server)));
+            fds[3] = PollFd::from_borrowed_fd(listener.unwrap_or(warden), watched(listener, PollFlags::IN));
+            let mut places = [0; SESSIONS_MAX];
+            let mut count = 0;
+            for (place, socket) in self.sudo.iter().flat_map(Sudo::sockets) {
+                fds[FIXED + count] = PollFd::from_borrowed_fd(socket, PollFlags::IN);
+                places[count] = place;
+                count += 1;
+            }
+            let timeout = self.table.nearest_deadline().map(until);
+            match poll(&mut fds[..FIXED + count], timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
-            let [ended, warden, server] = fds.each_ref().map(PollFd::revents);
-            if !ended.is_empty() {
+            let events = fds.each_ref().map(PollFd::revents);
+            if !events[0].is_empty() {
                 self.reap(signals);
             }
             self.kill_overdue();
-            self.attend(From::Warden, warden, buffer);
-            if self.server.socket().is_some() {
-                self.attend(From::Server, server, buffer);
-            }
             self.tell_ended();
+            self.remove_ended_cgroups();
+            self.attend(From::Warden, events[1], buffer);
+            if self.server.socket().is_some() {
+                self.attend(From::Server, events[2], buffer);
+            }
+            for (place, _) in places[..count].iter().zip(&events[FIXED..]).filter(|(_, events)| !events.is_empty()) {
+                self.attend_sudo(*place, buffer);
+            }
+            if events[3].contains(PollFlags::IN)
+                && let Some(sudo) = &mut self.sudo
+            {
+                sudo.accept();
+            }
         }
+    }
+
+    /// Attends to one connection of `sudo`.
+    fn attend_sudo(&mut self, place: usize, buffer: &mut [u8]) {
+        let Some(sudo) = &mut self.sudo else { return };
+        match sudo.attend(place, buffer) {
+            Event::None => {}
+            Event::Run(request) => {
+                let started = self.spawn_for_sudo(&request);
+                let Some(sudo) = &mut self.sudo else { return };
+                match started {
+                    Ok(pid) => sudo.runs(request.session, pid),
+                    Err(refused) => sudo.refused(request.session, refused),
+                }
+            }
+            Event::Abandoned(pid) => {
+                if let Some(pid) = self.table.of_pid(pid).and_then(|(_, exec)| exec.live_pid()) {
+                    // As when a terminal goes: it may tidy up.
+                    let _ = kill_process_group(pid, Signal::HUP);
+                }
+            }
+        }
+    }
+
+    /// Starts a command of `sudo`: in the cgroup of the exec that asks for it, so that it is killed with it; else in one
+    /// of its own.
+    fn spawn_for_sudo(&mut self, request: &Request<'_>) -> Result<i32, Refused> {
+        let order = &request.order;
+        let user = users::find(rf_sys::guest::cstr(order.user).to_bytes(), self.rights).map_err(at(stage::USER))?;
+        let no_room = Refused { stage: stage::TABLE, errno: Errno::AGAIN };
+        let (place, evicted) = self.table.place().ok_or(no_room)?;
+        if let Some(evicted) = evicted {
+            self.clean_up(&evicted);
+        }
+        self.sudo_count += 1;
+        let mut exec = Exec { hidden: true, id: SUDO_IDS | self.sudo_count, ..Exec::FREE };
+        let mut cgroup = None;
+        if let Some(parent) = &self.cgroups {
+            let parent = parent.as_fd();
+            let mut execs = self.table.iter().filter(|(_, exec)| exec.cgroup);
+            let asker = execs.find(|(_, exec)| {
+                kill::is_in_cgroup(parent, kill::name_cstr(&kill::cgroup_name(exec.id)), request.pid)
+            });
+            exec.cgroup = asker.is_none();
+            let name = kill::cgroup_name(asker.map_or(exec.id, |(_, asker)| asker.id));
+            cgroup = Some(kill::make_cgroup(parent, kill::name_cstr(&name)).map_err(at(stage::CGROUP))?);
+        }
+        let context = Context {
+            user: &user,
+            one_uid: false,
+            streams: &request.streams,
+            null: self.null.as_fd(),
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        };
+        exec.started_us = monotonic_us();
+        set_oom(self.oom.as_ref(), WORKLOAD_OOM);
+        let started = start_exec(order, &context);
+        set_oom(self.oom.as_ref(), OWN_OOM);
+        let pid = match started {
+            Ok(pid) => pid.as_raw_pid(),
+            Err(refused) => {
+                self.clean_up(&exec);
+                return Err(refused);
+            }
+        };
+        self.table.put(place, Exec { phase: Phase::Running, pid, ..exec });
+        Ok(pid)
     }
 
     fn channel(&mut self, from: From) -> &mut Channel {
@@ -444,14 +545,32 @@ impl Init {
         exec.wall_us = monotonic_us().saturating_sub(exec.started_us);
         self.untold = true;
         // Without a cgroup nothing tells whether others of its tree live, so its time ends with it.
-        let mut tree_is_gone = true;
-        if let Some(parent) = self.cgroups.as_ref().filter(|_| exec.cgroup) {
-            let name = kill::cgroup_name(exec.id);
-            tree_is_gone = kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&name)).is_ok();
-            exec.cgroup = !tree_is_gone;
-        }
-        if tree_is_gone {
+        if !exec.cgroup {
             exec.deadline_us = 0;
+        }
+        exec.just_ended = exec.cgroup;
+        self.just_ended |= exec.cgroup;
+        if exec.hidden
+            && let Some(sudo) = &mut self.sudo
+        {
+            sudo.ended(waited.pid, waited.status);
+        }
+    }
+
+    /// Removes the cgroups of those that ended since, where nothing of their tree is left. After the news of it were
+    /// sent, for nobody waits for this.
+    fn remove_ended_cgroups(&mut self) {
+        let Some(parent) = self.cgroups.as_ref().filter(|_| self.just_ended) else { return };
+        self.just_ended = false;
+        let mut next = 0;
+        while let Some(place) = self.table.first(next, |exec| exec.just_ended) {
+            let Some(exec) = self.table.get_mut(place) else { break };
+            exec.just_ended = false;
+            if kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(exec.id))).is_ok() {
+                exec.cgroup = false;
+                exec.deadline_us = 0;
+            }
+            next = place + 1;
         }
     }
 

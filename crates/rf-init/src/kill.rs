@@ -48,28 +48,42 @@ pub(crate) fn kill_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Err
 
 /// Sends a signal to every process in a cgroup. A process made meanwhile may be missed, as with kill(2) of a group.
 pub(crate) fn signal_cgroup(parent: BorrowedFd<'_>, name: &CStr, signal: Signal) -> Result<(), Errno> {
+    let mut sent = false;
+    pids(parent, name, &mut |pid| sent |= kill_process(pid, signal).is_ok())?;
+    if sent { Ok(()) } else { Err(Errno::SRCH) }
+}
+
+/// Whether a process is in a cgroup.
+pub(crate) fn is_in_cgroup(parent: BorrowedFd<'_>, name: &CStr, wanted: i32) -> bool {
+    let mut found = false;
+    // One that cannot be read has nobody in it.
+    let _ = pids(parent, name, &mut |pid| found |= pid.as_raw_pid() == wanted);
+    found
+}
+
+/// Every process of a cgroup.
+fn pids(parent: BorrowedFd<'_>, name: &CStr, visit: &mut dyn FnMut(Pid)) -> Result<(), Errno> {
     let file = open_below(parent, name, b"cgroup.procs", OFlags::RDONLY)?;
     let mut buffer = [0; 2048];
-    let (mut pid, mut sent) = (0_i32, false);
+    let mut number = 0_i32;
     loop {
         let len = read(&file, &mut buffer)?;
         if len == 0 {
-            break;
+            return Ok(());
         }
         for byte in &buffer[..len] {
             match byte {
-                b'0'..=b'9' => pid = pid.saturating_mul(10).saturating_add(i32::from(byte - b'0')),
+                b'0'..=b'9' => number = number.saturating_mul(10).saturating_add(i32::from(byte - b'0')),
                 _ => {
                     // 0 is a process of another pid namespace: not ours.
-                    if let Some(pid) = Pid::from_raw(pid) {
-                        sent |= kill_process(pid, signal).is_ok();
+                    if let Some(pid) = Pid::from_raw(number) {
+                        visit(pid);
                     }
-                    pid = 0;
+                    number = 0;
                 }
             }
         }
     }
-    if sent { Ok(()) } else { Err(Errno::SRCH) }
 }
 
 /// One process as `/proc/PID/stat` has it.

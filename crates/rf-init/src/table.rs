@@ -26,7 +26,9 @@ pub(crate) struct Exec {
     pub(crate) timed_out: bool,
     /// Whether it has a cgroup directory.
     pub(crate) cgroup: bool,
-    /// Whether the server knows of it; not when it was started by `sudo`.
+    /// Whether it ended since the last look at cgroups.
+    pub(crate) just_ended: bool,
+    /// Whether the server does not know of it: it was started by `sudo`.
     pub(crate) hidden: bool,
     pub(crate) flags: u32,
     pub(crate) pid: i32,
@@ -51,6 +53,7 @@ impl Exec {
         told: false,
         timed_out: false,
         cgroup: false,
+        just_ended: false,
         hidden: false,
         flags: 0,
         pid: 0,

@@ -9,6 +9,9 @@ use rf_sys::guest::cstr;
 pub(crate) struct Name<const N: usize>([u8; N]);
 
 impl<const N: usize> Name<N> {
+    /// No text.
+    pub(crate) const EMPTY: Self = Self([0; N]);
+
     /// The parts one after the other, if they fit with a NUL.
     pub(crate) fn of(parts: &[&[u8]]) -> Option<Self> {
         let mut name = [0; N];

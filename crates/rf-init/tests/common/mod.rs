@@ -6,7 +6,10 @@ use std::{
     fs,
     io::{IoSlice, IoSliceMut, Read},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::PermissionsExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
@@ -238,6 +241,8 @@ pub struct Options {
     pub cgroups: bool,
     /// Root may be had.
     pub root: bool,
+    /// Many uids, so that execs run as the default user, 1000: needs to be root on the machine.
+    pub users: bool,
 }
 
 impl Field {
@@ -250,7 +255,7 @@ impl Field {
         let (warden_inside, warden) = peers();
         let (server_inside, server) = peers();
         let dir = tempfile::tempdir().unwrap();
-        let mut flags = String::from("u");
+        let mut flags = String::from(if options.users { "" } else { "u" });
         let mut cgroup = None;
         let stderr = if options.cgroups {
             flags.push('c');
@@ -266,10 +271,20 @@ impl Field {
             flags.push('r');
         }
         let script = "exec 3<&0 4<&1; test $CG = 0 || exec 5<&2; exec 0</dev/null 1>/dev/null; exec \"$@\"";
-        let child = Command::new("/bin/sh")
-            .args(["-c", script, "sh", "unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"])
-            .args(["--mount-proc", "--ipc", "--net", "--", "sh", "-c"])
-            .arg("ip link set lo up 2>/dev/null; exec \"$0\" \"$1\"")
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script, "sh", "unshare"]);
+        let mut setup = String::from("ip link set lo up 2>/dev/null; ");
+        if options.users {
+            assert!(rustix::process::geteuid().is_root(), "this test needs root, for its many uids");
+            // What init makes there is for these namespaces only.
+            setup += "mount -t tmpfs -o mode=755 none /run && ";
+            fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        } else {
+            command.args(["--user", "--map-root-user"]);
+        }
+        let child = command
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--net", "--", "sh", "-c"])
+            .arg(setup + "exec \"$0\" \"$1\"")
             .arg(program())
             .arg(&flags)
             .env("CG", if options.cgroups { "1" } else { "0" })

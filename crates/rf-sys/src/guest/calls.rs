@@ -110,6 +110,18 @@ pub fn inherited(number: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
+/// Standard input, output or error, which this program never closes; `None` when it was started without.
+#[must_use]
+pub fn standard_stream(number: i32) -> Option<BorrowedFd<'static>> {
+    if !(0..=2).contains(&number) {
+        return None;
+    }
+    // SAFETY: F_GETFD takes numbers only.
+    let is_open = unsafe { call(libc::SYS_fcntl, [number as usize, libc::F_GETFD as usize, 0, 0, 0, 0]) }.is_ok();
+    // SAFETY: it is open, and nothing of this program owns it, so nothing closes it.
+    is_open.then(|| unsafe { BorrowedFd::borrow_raw(number) })
+}
+
 /// Marks every descriptor from `first` on to be closed at an execve. See close_range(2).
 ///
 /// # Errors
@@ -151,6 +163,16 @@ pub fn keep_only(first: BorrowedFd<'_>, second: Option<BorrowedFd<'_>>) -> Resul
 pub fn chdir(path: &CStr) -> Result<(), Errno> {
     // SAFETY: the kernel reads a string with a NUL.
     unsafe { call(libc::SYS_chdir, [path.as_ptr() as usize, 0, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// The path of the working directory. See getcwd(2).
+///
+/// # Errors
+/// `ERANGE` when the buffer is too short; `ENOENT` when it was removed.
+pub fn current_directory(buffer: &mut [u8]) -> Result<&CStr, Errno> {
+    // SAFETY: the kernel writes at most `buffer.len()` bytes there, a NUL among them.
+    unsafe { call(libc::SYS_getcwd, [buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0, 0]) }?;
+    Ok(super::cstr(buffer))
 }
 
 /// Takes on another identity for ever; see [`Identity`].

@@ -1,0 +1,208 @@
+//! Who execs and file operations run as, and `sudo`. Needs root on the machine: a single uid has nobody to change to.
+
+mod common;
+
+use std::{fs, io::Write, os::unix::fs::PermissionsExt};
+
+use common::{Exec, Field, FileOrder, Options, finish, read_all};
+use rf_wire::init::{file_op, order, spawn, stage};
+use rustix::io::Errno;
+
+const USERS: Options = Options { cgroups: false, root: false, users: true };
+const ROOT: Options = Options { root: true, ..USERS };
+
+fn field(options: Options) -> Field {
+    let field = Field::with(options);
+    fs::copy(common::program(), field.dir.path().join("sudo")).unwrap();
+    field
+}
+
+/// A line with `sudo` in its path.
+fn line(field: &Field, id: u128, line: &str) -> Exec {
+    let mut exec = Exec::shell(id, line);
+    exec.env.push(format!("PATH={}:/usr/bin:/bin", field.dir.path().display()).into_bytes());
+    exec
+}
+
+fn text(field: &Field, id: u128, what: &str) -> String {
+    field.run(&line(field, id, what)).text()
+}
+
+#[test]
+fn the_default_user_has_no_rights_and_root_only_where_it_may_be_had() {
+    let without = field(USERS);
+    let who = "id -u; id -g; grep -E '^Cap(Inh|Prm|Eff|Amb)' /proc/self/status | sort -u -k2 | wc -l; grep CapEff /proc/self/status";
+    assert_eq!(text(&without, 1, who), "1000\n1000\n1\nCapEff:\t0000000000000000\n");
+    let root = Exec { user: "root".into(), ..Exec::new(2, &["id", "-u"]) };
+    assert_eq!(without.spawn(&root).failed(), (Errno::PERM.raw_os_error(), stage::USER));
+    let with = field(ROOT);
+    assert_eq!(with.run(&root).text(), "0\n");
+    let caps = with.run(&Exec {
+        user: "root".into(),
+        ..Exec::shell(3, "grep -E '^Cap(Inh|Amb)' /proc/self/status; grep CapEff /proc/self/status")
+    });
+    let caps = caps.text();
+    assert!(caps.starts_with("CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n"), "{caps}");
+    assert!(!caps.contains("CapEff:\t0000000000000000"), "{caps}");
+    let other = Exec { user: "nobody".into(), ..Exec::shell(4, "id -un; echo $USER $LOGNAME; id -G") };
+    assert_eq!(without.run(&other).text(), "nobody\nnobody nobody\n65534\n");
+}
+
+#[test]
+fn streams_belong_to_the_user_and_can_be_opened_again() {
+    let field = field(USERS);
+    let exec = line(&field, 1, "cat /dev/stdin > /dev/stdout; echo err > /dev/stderr").flags(spawn::STDIN);
+    let mut fds = field.spawned(&exec).fds.into_iter();
+    fs::File::from(fds.next().unwrap()).write_all(b"again").unwrap();
+    assert_eq!((read_all(fds.next().unwrap()), read_all(fds.next().unwrap())), (b"again".to_vec(), b"err\n".to_vec()));
+    assert_eq!(field.server.next().exited().status, 0);
+    let exec = line(&field, 2, "stat -c %u $(tty); echo again > $(tty)").flags(spawn::PTY);
+    let mut master = fs::File::from(field.spawned(&exec).fds.remove(0));
+    let mut printed = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut master, &mut printed);
+    assert_eq!(String::from_utf8_lossy(&printed), "1000\r\nagain\r\n");
+}
+
+#[test]
+fn init_can_neither_be_seen_into_nor_signalled_nor_traced() {
+    let field = field(USERS);
+    let line =
+        "cat /proc/1/environ /proc/1/maps 2>/dev/null | wc -c; readlink /proc/1/fd/3 || echo no; kill -9 1 || echo no";
+    let done = field.run(&Exec::shell(1, line));
+    assert_eq!(done.text(), "0\nno\nno\n");
+}
+
+#[test]
+fn file_operations_have_the_rights_of_their_user_only() {
+    let field = field(ROOT);
+    let dir = field.dir.path();
+    fs::write(dir.join("roots"), "secret").unwrap();
+    fs::set_permissions(dir.join("roots"), PermissionsExt::from_mode(0o600)).unwrap();
+    let path = field.path("roots");
+    assert_eq!(field.read(&path), Err(Errno::ACCESS.raw_os_error()));
+    // Control: root inside may.
+    let as_root = FileOrder { op: file_op::READ, user: "root", a: &path, ..FileOrder::default() };
+    let (mut file, _) = field.open(as_root).unwrap();
+    let mut content = String::new();
+    std::io::Read::read_to_string(&mut file, &mut content).unwrap();
+    assert_eq!(content, "secret");
+    let made = field.path("made");
+    let write = FileOrder { op: file_op::WRITE, permissions: 0o600, a: &made, ..FileOrder::default() };
+    drop(field.open(write).unwrap());
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(dir.join("made")).unwrap());
+    assert_eq!(owner, 1000);
+    // A replace by root leaves the owner.
+    let (_, reply) = field.open(FileOrder { mode: 3, user: "root", ..write }).unwrap();
+    reply.send(&[1], &[]);
+    finish(&reply).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::uid(&fs::metadata(dir.join("made")).unwrap()), 1000);
+}
+
+#[test]
+fn sudo_runs_as_root_with_streams_directory_and_code() {
+    let field = field(ROOT);
+    assert_eq!(text(&field, 1, "id -u; sudo id -u; echo in | sudo cat; cd /usr && sudo pwd"), "1000\n0\nin\n/usr\n");
+    let done = field.run(&line(&field, 2, "sudo sh -c 'echo out; echo err >&2; exit 7'; echo $?"));
+    assert_eq!((&done.stdout[..], &done.stderr[..]), (&b"out\n7\n"[..], &b"err\n"[..]));
+    assert_eq!(
+        text(&field, 3, "sudo -u nobody id -un; sudo --user=nobody -n -- id -un; sudo -nu nobody id -un"),
+        "nobody\n".repeat(3)
+    );
+    assert_eq!(text(&field, 4, "sudo sh -c 'kill -TERM $$'; echo $?"), "143\n");
+    assert_eq!(text(&field, 5, "sudo -v && sudo -k && sudo -V 2>&1 | grep -c rf-init; sudo true; echo $?"), "1\n0\n");
+}
+
+#[test]
+fn sudo_gives_the_command_a_clean_environment() {
+    let field = field(ROOT);
+    let names = |options: &str| {
+        let line = format!("A=1 LC_X=2 TERM=t sudo {options} env | cut -d= -f1 | sort | tr '\\n' ' '");
+        text(&field, u128::from(options.len() as u32) + 10, &line)
+    };
+    let base = "HOME LANG LC_X LOGNAME PATH SHELL SUDO_GID SUDO_UID SUDO_USER TERM USER ";
+    assert_eq!(names(""), base);
+    assert_eq!(names("B=2"), format!("B {base}"));
+    assert!(names("-E").starts_with("A ") && names("-E -H").starts_with("A "));
+    assert_eq!(
+        text(&field, 30, "sudo sh -c 'echo $HOME $USER $PATH'"),
+        "/root root /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    );
+    assert_eq!(text(&field, 31, "sudo -i pwd; sudo -s echo 'a  b;' '*'"), "/root\na  b; *\n");
+}
+
+#[test]
+fn sudo_says_what_it_cannot_do() {
+    let with = field(ROOT);
+    let say = |field: &Field, id, what: &str| {
+        let done = field.run(&line(field, id, what));
+        (done.exited.status >> 8, String::from_utf8(done.stderr).unwrap())
+    };
+    assert_eq!(say(&with, 1, "sudo no-such-thing"), (1, "sudo: no-such-thing: command not found\n".into()));
+    assert_eq!(say(&with, 2, "sudo -u nobody-here id"), (1, "sudo: unknown user nobody-here\n".into()));
+    assert!(say(&with, 3, "sudo -Z id").1.starts_with("sudo: unknown option -Z\n"));
+    assert!(say(&with, 4, "sudo").1.starts_with("usage: sudo"));
+    let without = field(USERS);
+    assert_eq!(say(&without, 1, "sudo id"), (1, "sudo: root cannot be had in this sandbox\n".into()));
+}
+
+#[test]
+fn sudo_passes_signals_on() {
+    let field = field(ROOT);
+    let what = "sudo sh -c 'trap \"echo got; exit 5\" TERM; echo ready; while :; do sleep 0.01; done' > $OUT & \
+                until grep -q ready $OUT; do sleep 0.01; done; kill -TERM $!; wait $!; echo $?; cat $OUT";
+    let mut exec = line(&field, 1, what);
+    exec.env.push([&b"OUT="[..], &field.path("out")].concat());
+    fs::write(field.dir.path().join("out"), "").unwrap();
+    fs::set_permissions(field.dir.path().join("out"), PermissionsExt::from_mode(0o666)).unwrap();
+    assert_eq!(field.run(&exec).text(), "5\nready\ngot\n");
+}
+
+#[test]
+fn killing_an_exec_kills_what_sudo_started_for_it() {
+    let field = field(Options { cgroups: true, ..ROOT });
+    let answer = field.spawned(&line(&field, 1, "sudo sh -c 'echo started; exec sleep 1000'"));
+    let mut fds = answer.fds.into_iter();
+    let mut out = fs::File::from(fds.next().unwrap());
+    let mut word = [0; 8];
+    std::io::Read::read_exact(&mut out, &mut word).unwrap();
+    let body = |writer: &mut rf_wire::init::Writer<'_>| {
+        writer.u128(1);
+        writer.u32(9);
+        writer.u32(1);
+    };
+    field.server.order(order::SIGNAL, 2, body, &[]);
+    assert_eq!(field.server.next().kind, rf_wire::init::answer::DONE);
+    assert_eq!(field.server.next().exited().status, 9);
+    assert_eq!(read_all(out.into()), b"");
+    // Nothing of it is listed, for the server never asked for it.
+    field.server.order(order::FORGET, 3, |writer| writer.u128(1), &[]);
+    assert_eq!(field.server.next().kind, rf_wire::init::answer::DONE);
+    field.server.order(order::LIST, 4, |_| (), &[]);
+    assert_eq!(field.server.next().kind, rf_wire::init::answer::DONE);
+}
+
+/// Attack: a workload that talks to process 1 over `sudo`'s socket itself.
+#[test]
+fn strangers_at_sudos_socket_neither_crash_nor_block_it() {
+    let field = field(ROOT);
+    let script = "
+import socket, os, random, array
+random.seed(1)
+def connect():
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.settimeout(20); s.connect('/run/rf-init.sock'); return s
+idle = [connect() for _ in range(8)]
+for i in range(300):
+    s = connect()
+    kind = random.choice([160, 160, 161, 162, 1, 8, 0x8000 | 160])
+    body = kind.to_bytes(2, 'little') + (1).to_bytes(2, 'little') + bytes(8) + random.randbytes(random.randrange(200))
+    fds = array.array('i', [0] * random.randrange(5))
+    s.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if len(fds) else [])
+    if i % 3 == 0:
+        try: s.recv(100)
+        except OSError: pass
+    s.close()
+print('done')
+";
+    assert_eq!(field.run(&Exec::new(1, &["python3", "-c", script])).text(), "done\n");
+    assert_eq!(text(&field, 2, "sudo id -u"), "0\n");
+}
