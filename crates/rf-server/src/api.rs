@@ -9,7 +9,6 @@ use bytes::Bytes;
 use rf_types::{
     Code, DiskKind, ExecId, ExecInfo, ExecSpec, ExecState, ExitReport, Fault, Layer, Limits, MachineId, Network,
     PlaceRef, Preference, Program, Pty, Rlimits, SandboxId, SandboxSpec, SignalScope, TemplateName, UserLimits,
-    units::UnixMs,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -449,7 +448,7 @@ pub struct ExecItem {
     /// Whether it has a terminal.
     pub pty: bool,
     /// When it started, milliseconds since 1970.
-    pub started_at: UnixMs,
+    pub started_at: u64,
     /// `running`, `exited` or `lost`.
     pub state: &'static str,
     /// How it ended, if it did.

@@ -8,7 +8,7 @@ use axum::{
 use rf_gate::{KeyAsked, KeyForm};
 use rf_policy::{Action, Credential, Scope, UserUsage};
 use rf_store::{Key, Session};
-use rf_types::{Fault, KeyId, Preference, SessionId, UserId, UserLimits, Username, units::UnixMs};
+use rf_types::{Fault, KeyId, Preference, SessionId, UserId, UserLimits, Username};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -154,13 +154,13 @@ pub struct KeyAnswer {
     /// What it may be used for.
     pub scopes: Vec<String>,
     /// When it was made, milliseconds since 1970.
-    pub created_at: UnixMs,
+    pub created_at: u64,
     /// When it ends by itself.
-    pub expires_at: Option<UnixMs>,
+    pub expires_at: Option<u64>,
     /// When it was revoked.
-    pub revoked_at: Option<UnixMs>,
+    pub revoked_at: Option<u64>,
     /// When it was last used, to five minutes.
-    pub last_used_at: Option<UnixMs>,
+    pub last_used_at: Option<u64>,
 }
 
 impl From<Key> for KeyAnswer {
@@ -200,7 +200,7 @@ pub struct KeyAsk {
     #[schema(value_type = Option<Vec<String>>)]
     pub scopes: Option<Vec<Scope>>,
     /// When it ends by itself, milliseconds since 1970; never if not given.
-    pub expires_at: Option<UnixMs>,
+    pub expires_at: Option<u64>,
     /// In the form that E2B's clients insist on.
     #[serde(default)]
     pub e2b: bool,
@@ -265,9 +265,9 @@ struct SessionAnswer {
     /// What it may be used for.
     scopes: Vec<String>,
     /// When it began, milliseconds since 1970.
-    created_at: UnixMs,
+    created_at: u64,
     /// When it ends by itself.
-    expires_at: UnixMs,
+    expires_at: u64,
 }
 
 impl From<Session> for SessionAnswer {

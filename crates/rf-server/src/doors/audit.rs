@@ -7,7 +7,7 @@ use axum::{
 };
 use rf_ledger::{Filter, Kind, Order, Query, Record, Report};
 use rf_policy::Action;
-use rf_types::{Code, Fault, MachineId, PlaceRef, RequestId, SandboxId, units::UnixMs};
+use rf_types::{Code, Fault, MachineId, PlaceRef, RequestId, SandboxId};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -43,9 +43,9 @@ struct AuditQuery {
     #[param(value_type = Option<String>)]
     request: Option<RequestId>,
     /// At this time or later, milliseconds since 1970.
-    since: Option<UnixMs>,
+    since: Option<u64>,
     /// Before this time.
-    until: Option<UnixMs>,
+    until: Option<u64>,
     /// `newest` first (if not given) or `oldest` first.
     #[param(inline)]
     order: Option<AuditOrder>,

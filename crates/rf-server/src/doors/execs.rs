@@ -504,7 +504,11 @@ impl App {
 
 /// One exec.
 #[utoipa::path(get, path = "/v1/execs/{id}", responses((status = 200, body = ExecItem)))]
-async fn exec_read(State(app): State<App>, caller: Caller, Named(id): Named<String>) -> Result<Response<Body>, Refusal> {
+async fn exec_read(
+    State(app): State<App>,
+    caller: Caller,
+    Named(id): Named<String>,
+) -> Result<Response<Body>, Refusal> {
     let id: ExecId = input::id("exec", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::ExecRead).subject(id)).await?;
     let result = app.exec_item(&operation, id);

@@ -21,7 +21,7 @@ use rf_places::{
 };
 use rf_policy::Action;
 use rf_store::{NewMachine, Store, SystemScope};
-use rf_types::{Code, Fault, MachineId, UserId, units::UnixMs};
+use rf_types::{Code, Fault, MachineId, UserId};
 use rf_wire::machine::Facts;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -72,9 +72,9 @@ struct MachineAnswer {
     /// Whether it is connected now.
     online: bool,
     /// When it joined, milliseconds since 1970.
-    joined_at: UnixMs,
+    joined_at: u64,
     /// When it was last heard of, coarsely.
-    last_seen_at: UnixMs,
+    last_seen_at: u64,
 }
 
 /// The user's machines.
@@ -97,7 +97,11 @@ async fn machines(State(app): State<App>, caller: Caller) -> Result<Response<Bod
 
 /// Removes a machine: its key is worth nothing from then on, and what runs through it ends.
 #[utoipa::path(delete, path = "/v1/machines/{id}", responses((status = 204, description = "Removed")))]
-async fn machine_remove(State(app): State<App>, caller: Caller, Named(id): Named<String>) -> Result<StatusCode, Refusal> {
+async fn machine_remove(
+    State(app): State<App>,
+    caller: Caller,
+    Named(id): Named<String>,
+) -> Result<StatusCode, Refusal> {
     let id: MachineId = input::id("machine", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::MachineManage).subject(id).detail("op", "remove")).await?;
     let user = operation.permit().user();
@@ -124,7 +128,7 @@ struct EnrolAnswer {
     /// The token, good for one machine.
     token: String,
     /// When it ends, milliseconds since 1970.
-    expires_at: UnixMs,
+    expires_at: u64,
     /// What to type on the machine to install the program.
     install: String,
     /// What to type on the machine to join it.

@@ -51,9 +51,9 @@ struct SandboxAnswer {
     #[schema(value_type = Object)]
     spec: SandboxSpec,
     /// When it was made, milliseconds since 1970.
-    created_at: UnixMs,
+    created_at: u64,
     /// When its lease ends and it is destroyed.
-    lease_until: UnixMs,
+    lease_until: u64,
     /// Whether it was prepared before.
     pooled: bool,
     /// What the kernel holds of each layer, read back.

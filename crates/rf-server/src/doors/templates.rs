@@ -22,7 +22,7 @@ use rf_images::{
 };
 use rf_policy::Action;
 use rf_store::{NewTemplate, Template};
-use rf_types::{Code, Fault, TemplateName, units::UnixMs};
+use rf_types::{Code, Fault, TemplateName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use utoipa::{IntoParams, ToSchema};
@@ -87,7 +87,7 @@ struct TemplateAnswer {
     /// The digest that names its content.
     digest: Option<String>,
     /// When it was imported, milliseconds since 1970.
-    created_at: Option<UnixMs>,
+    created_at: Option<u64>,
 }
 
 impl From<Template> for TemplateAnswer {

@@ -7,7 +7,7 @@ use axum::{
 };
 use rf_policy::Action;
 use rf_store::{NewUser, PageAsk, User};
-use rf_types::{Fault, KeyId, Preference, UserId, UserLimits, Username, units::UnixMs};
+use rf_types::{Fault, KeyId, Preference, UserId, UserLimits, Username};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -48,9 +48,9 @@ struct UserAnswer {
     #[schema(value_type = String)]
     preference: Preference,
     /// When they were made, milliseconds since 1970.
-    created_at: UnixMs,
+    created_at: u64,
     /// Since when none of their credentials works.
-    disabled_at: Option<UnixMs>,
+    disabled_at: Option<u64>,
 }
 
 impl From<User> for UserAnswer {
@@ -189,7 +189,11 @@ async fn user_change(
 
 /// Deletes a user who has no sandbox left, and every row of theirs. For operators.
 #[utoipa::path(delete, path = "/v1/users/{name}", responses((status = 204, description = "Deleted")))]
-async fn user_delete(State(app): State<App>, caller: Caller, Named(text): Named<String>) -> Result<StatusCode, Refusal> {
+async fn user_delete(
+    State(app): State<App>,
+    caller: Caller,
+    Named(text): Named<String>,
+) -> Result<StatusCode, Refusal> {
     let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_delete");
     let operation = app.begin(&caller, ask).await?;
     let delete = || {

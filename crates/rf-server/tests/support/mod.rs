@@ -14,8 +14,7 @@ use axum::{
 use bytes::Bytes;
 use places::FakeWarden;
 use rf_server::{
-    ServerConfig,
-    doors,
+    ServerConfig, doors,
     run::{Server, open},
     service::Door,
 };
@@ -178,14 +177,18 @@ pub fn golden(path: PathBuf, found: &str) {
     );
 }
 
-
 /// A machine of the user's that is connected, and answers every file operation with one file's description.
 pub fn machine(world: &World, user: &str) -> String {
     let id = rf_types::MachineId::random();
     let (system, store) = (world.app.system(), world.app.store());
     let alive = store.sandboxes_alive_all(system).unwrap();
-    let scope = alive.into_iter().find(|(scope, _)| scope.username().as_str() == user).expect("the user has a sandbox").0;
-    world.app.places().add_machine(scope.user(), std::sync::Arc::new(FakeMachine { id, user: scope.user() }), json!({}));
+    let scope =
+        alive.into_iter().find(|(scope, _)| scope.username().as_str() == user).expect("the user has a sandbox").0;
+    world.app.places().add_machine(
+        scope.user(),
+        std::sync::Arc::new(FakeMachine { id, user: scope.user() }),
+        json!({}),
+    );
     id.to_string()
 }
 
@@ -215,13 +218,7 @@ mod fake_machine {
             async { Err(Fault::not_found("program")) }.boxed()
         }
 
-        fn signal<'a>(
-            &'a self,
-            _: &'a Permit,
-            _: ExecId,
-            _: i32,
-            _: SignalScope,
-        ) -> BoxFuture<'a, Result<(), Fault>> {
+        fn signal<'a>(&'a self, _: &'a Permit, _: ExecId, _: i32, _: SignalScope) -> BoxFuture<'a, Result<(), Fault>> {
             async { Err(Fault::not_found("running exec")) }.boxed()
         }
 
