@@ -180,6 +180,8 @@ fn keeper(socket: RawFd, child: libc::pid_t) -> ! {
         libc::pollfd { fd: signals, events: libc::POLLIN, revents: 0 },
     ];
     loop {
+        // Before the first wait too: a command that ended while SIGCHLD was not yet blocked left no signal behind.
+        reap(socket, &mut command, libc::WNOHANG);
         // SAFETY: `polled` is two whole `pollfd`s, written during the call.
         unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) };
         if polled[1].revents != 0 {
@@ -188,7 +190,6 @@ fn keeper(socket: RawFd, child: libc::pid_t) -> ! {
             // block.
             unsafe { libc::read(signals, info.as_mut_ptr().cast(), info.len()) };
         }
-        reap(socket, &mut command, libc::WNOHANG);
         if polled[0].revents != 0 {
             let mut order = [0u8; 2];
             // SAFETY: at most 2 bytes are written to `order`.
