@@ -158,7 +158,7 @@ impl InitClient {
     /// # Errors
     /// When the socket cannot be registered with the reactor (`ENOMEM`, `ENOSPC`: epoll_ctl(2)).
     pub(crate) fn new(socket: OwnedFd, adopted: bool, on_lost: OnLost) -> io::Result<Self> {
-        let socket = reactor::register_both(socket)?;
+        let socket = reactor::register_socket(socket)?;
         let state = Mutex::new(State { adopting: adopted, on_lost: Some(on_lost), ..State::default() });
         let shared = Arc::new(Shared { socket, state, lost: CancellationToken::new() });
         let reader = tokio::spawn(read_all(Arc::clone(&shared)));

@@ -12,6 +12,9 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::reactor;
 
 thread_local! {
     /// One receive buffer for each thread, not for each socket: thousands of sockets are idle at any moment.
@@ -104,19 +107,17 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// As [`send`], but for `WouldBlock`.
-pub(crate) async fn send_waiting(
-    socket: &tokio::io::unix::AsyncFd<OwnedFd>,
-    bytes: &[u8],
-    fds: &[OwnedFd],
-) -> io::Result<()> {
+pub(crate) async fn send_waiting(socket: &AsyncFd<OwnedFd>, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
     let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    match send(socket.get_ref().as_fd(), bytes, &borrowed) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        done => return done,
+    }
+    // Seldom, so by a second descriptor of the socket, registered for this time only.
+    let second = reactor::register(socket.get_ref().try_clone()?, Interest::WRITABLE)?;
     loop {
-        match send(socket.get_ref().as_fd(), bytes, &borrowed) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            done => return done,
-        }
-        let mut guard = socket.writable().await?;
-        match send(socket.get_ref().as_fd(), bytes, &borrowed) {
+        let mut guard = second.writable().await?;
+        match send(second.get_ref().as_fd(), bytes, &borrowed) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
             done => return done,
         }
@@ -126,6 +127,25 @@ pub(crate) async fn send_waiting(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_finds_no_room_waits_until_there_is_some() {
+        let (a, b) = pair().unwrap();
+        let a = reactor::register_socket(a).unwrap();
+        let long = vec![1; 32 * 1024];
+        let mut sent = 0;
+        while send(a.get_ref().as_fd(), &long, &[]).is_ok() {
+            sent += 1;
+        }
+        let waiting = send_waiting(&a, &long, &[]);
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(futures::poll!(waiting.as_mut()).is_pending());
+        for _ in 0..sent {
+            assert!(matches!(receive(b.as_fd(), |_, _| ()).unwrap(), Received::Message(())));
+        }
+        waiting.await.unwrap();
+        assert!(matches!(receive(b.as_fd(), |_, _| ()).unwrap(), Received::Message(())));
+    }
 
     #[test]
     fn a_message_keeps_its_borders_and_descriptors() {

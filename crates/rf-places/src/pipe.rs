@@ -268,7 +268,7 @@ impl Terminal {
             return Err(WrongDescriptor);
         }
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|_| WrongDescriptor)?;
-        Ok(Self(Arc::new(reactor::register_both(fd).map_err(|_| WrongDescriptor)?)))
+        Ok(Self(Arc::new(reactor::register(fd, Interest::READABLE | Interest::WRITABLE).map_err(|_| WrongDescriptor)?)))
     }
 }
 

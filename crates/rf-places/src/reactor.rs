@@ -17,10 +17,11 @@ pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Ow
     AsyncFd::with_interest(fd, interest)
 }
 
-/// Registers a descriptor that is ours for both directions.
+/// Registers a socket that is ours to be read. Not to be written as well: each message that the other side takes would
+/// wake us for nothing; who finds it full waits as [`crate::packet::send_waiting`] does.
 ///
 /// # Errors
 /// As [`register`].
-pub(crate) fn register_both(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    register(fd, Interest::READABLE | Interest::WRITABLE)
+pub(crate) fn register_socket(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    register(fd, Interest::READABLE)
 }

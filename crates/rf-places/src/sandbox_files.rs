@@ -167,7 +167,7 @@ impl SandboxPlace {
 
     async fn begin(&self, order: &File<'_>, data: Option<OwnedFd>) -> Result<Replies, Fault> {
         let (ours, theirs) = packet::pair().map_err(|error| busy(&error))?;
-        let socket = reactor::register_both(ours).map_err(|error| busy(&error))?;
+        let socket = reactor::register_socket(ours).map_err(|error| busy(&error))?;
         let mut fds = vec![theirs];
         fds.extend(data);
         let refused = Some(self.init().file(order, fds).await?);

@@ -408,7 +408,7 @@ async fn open(path: &Path) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     // Never waits: a full queue is `EAGAIN` (connect(2)), and tried again like every other failure.
     connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let socket = Arc::new(reactor::register_both(socket)?);
+    let socket = Arc::new(reactor::register_socket(socket)?);
     let hello = Request { tag: HELLO_TAG, order: Order::Hello { version: VERSION } };
     packet::send_waiting(&socket, &serde_json::to_vec(&hello)?, &[]).await?;
     let refused = |what: &str| io::Error::other(what.to_owned());
