@@ -67,7 +67,7 @@ impl Streams {
         let mut child = [const { None }; 3];
         let mut server = [const { None }; 3];
         let mut next = 0;
-        for stream in 0..3 {
+        for (stream, child) in child.iter_mut().enumerate() {
             if stream == 0 && flags & spawn::STDIN == 0 {
                 continue;
             }
@@ -80,7 +80,7 @@ impl Streams {
                 // Beyond the user's share of pipe memory the pipe keeps its usual size (pipe(7)).
                 let _ = fcntl_setpipe_size(&ours, PIPE_BYTES);
             }
-            child[stream] = Some(theirs);
+            *child = Some(theirs);
             server[next] = Some(ours);
             next += 1;
         }

@@ -86,7 +86,6 @@ pub(crate) fn main(args: Args) -> i32 {
 }
 
 fn run(args: Args) -> Result<(), Errno> {
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     set_no_new_privs(true)?;
     set_name(c"rf-init")?;
     umask(Mode::from_raw_mode(0o022));
@@ -96,10 +95,9 @@ fn run(args: Args) -> Result<(), Errno> {
         default_signal(signal)?;
     }
     set_signal_mask(u64::MAX)?;
-    let signals = signal_fd(1 << (libc::SIGCHLD - 1))?;
-    let mut flags = args.get(1).map_or(&b""[..], core::ffi::CStr::to_bytes).iter();
+    let flags = args.get(1).map_or(&b""[..], core::ffi::CStr::to_bytes).iter();
     let (mut root, mut one_uid, mut has_cgroups) = (false, false, false);
-    for flag in &mut flags {
+    for flag in flags {
         match flag {
             b'r' => root = true,
             b'u' => one_uid = true,
@@ -107,18 +105,24 @@ fn run(args: Args) -> Result<(), Errno> {
             _ => return Err(Errno::INVAL),
         }
     }
+    // Before anything is opened, which would take the number of one that is not there.
     let null = inherited(0)?;
     let warden = inherited(3)?;
     let server = inherited(4).ok();
     let cgroups = if has_cgroups { Some(inherited(5)?) } else { None };
     close_on_exec_from(3)?;
+    let signals = signal_fd(1 << (libc::SIGCHLD - 1))?;
+    // While it is still ours to open: what is not dumpable belongs to root of its user namespace (proc(5)), and there may
+    // be none.
     let oom_flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let oom = openat(CWD, c"/proc/self/oom_score_adj", oom_flags, Mode::empty()).ok();
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut init = Init {
         warden: Channel::new(Some(warden)),
         server: Channel::new(server),
         table: TABLE.take().ok_or(Errno::BUSY)?,
-        oom: openat(CWD, c"/proc/self/oom_score_adj", oom_flags, Mode::empty()).ok(),
+        oom,
         null,
         rights: Rights { root, only: one_uid.then_some(ids) },
         untold: false,

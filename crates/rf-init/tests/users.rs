@@ -8,7 +8,7 @@ use common::{Exec, Field, FileOrder, Options, finish, read_all};
 use rf_wire::init::{file_op, order, spawn, stage};
 use rustix::io::Errno;
 
-const USERS: Options = Options { cgroups: false, root: false, users: true };
+const USERS: Options = Options { cgroups: false, root: false, users: true, only_user: false };
 const ROOT: Options = Options { root: true, ..USERS };
 
 fn field(options: Options) -> Field {
@@ -46,6 +46,23 @@ fn the_default_user_has_no_rights_and_root_only_where_it_may_be_had() {
     assert!(!caps.contains("CapEff:\t0000000000000000"), "{caps}");
     let other = Exec { user: "nobody".into(), ..Exec::shell(4, "id -un; echo $USER $LOGNAME; id -G") };
     assert_eq!(without.run(&other).text(), "nobody\nnobody nobody\n65534\n");
+}
+
+#[test]
+fn where_there_is_one_uid_only_all_run_as_that() {
+    let field = Field::with(Options { only_user: true, ..Options::default() });
+    let line = "id -u; cat /proc/self/oom_score_adj; grep -E '^Cap(Prm|Eff)' /proc/self/status";
+    let text = field.run(&Exec::shell(1, line)).text();
+    assert_eq!(text, "1000\n500\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n");
+    let path = field.path("a");
+    let write = FileOrder { op: file_op::WRITE, permissions: 0o600, a: &path, ..FileOrder::default() };
+    field.open(write).unwrap().0.write_all(b"x").unwrap();
+    drop(field.open(write).unwrap());
+    assert_eq!(field.read(&path).unwrap(), b"");
+    let root = Exec { user: "root".into(), ..Exec::new(2, &["true"]) };
+    assert_eq!(field.spawn(&root).failed(), (Errno::PERM.raw_os_error(), stage::USER));
+    let chmod = FileOrder { op: file_op::CHMOD, permissions: 0o700, a: &path, ..FileOrder::default() };
+    field.done(chmod).unwrap();
 }
 
 #[test]

@@ -47,7 +47,6 @@ fn connect_to(address: IpAddr, port: u16, reply: &Reply) -> Result<OwnedFd, Errn
             Ok(_) => break,
         }
     }
-    drop(fds);
     match socket_error(&socket)? {
         Ok(()) => Ok(socket),
         Err(errno) => Err(errno),

@@ -80,7 +80,7 @@ fn clear(here: &OwnedFd, reply: &Reply, steps: &mut u32) -> Result<Next, Errno> 
         }
         for entry in Entries::new(&buffer[..len]) {
             *steps += 1;
-            if *steps % STEPS_BETWEEN_LOOKS == 0 && reply.is_abandoned() {
+            if steps.is_multiple_of(STEPS_BETWEEN_LOOKS) && reply.is_abandoned() {
                 return Err(Errno::CANCELED);
             }
             let is_directory = entry.kind == libc::DT_DIR || entry.kind == libc::DT_UNKNOWN;

@@ -189,8 +189,8 @@ mod tests {
     #[test]
     fn an_octal_field_comes_back_or_is_refused() {
         let mut field = [0; 12];
-        assert!(put_octal(&mut field, 0o7_7777_7777_77));
-        assert_eq!(number(&field), Some(0o7_7777_7777_77));
+        assert!(put_octal(&mut field, 0o77_777_777_777));
+        assert_eq!(number(&field), Some(0o77_777_777_777));
         assert!(put_octal(&mut field, (1 << 33) - 1));
         assert!(!put_octal(&mut field, 1 << 33));
     }

@@ -168,7 +168,7 @@ impl Archive {
                 fits &= put_record(self.records, &mut len, key, decimal(value, &mut digits));
             }
         }
-        let fraction = stat.st_mtime_nsec as u64;
+        let fraction = stat.st_mtime_nsec;
         if len > 0 && fraction != 0 && stat.st_mtime >= 0 {
             // As exact as can be where there is an extended header anyway; it has room for one more number.
             let mut digits = [b'0'; 31];

@@ -243,6 +243,8 @@ pub struct Options {
     pub root: bool,
     /// Many uids, so that execs run as the default user, 1000: needs to be root on the machine.
     pub users: bool,
+    /// The one uid that is mapped is 1000 inside.
+    pub only_user: bool,
 }
 
 impl Field {
@@ -279,6 +281,8 @@ impl Field {
             // What init makes there is for these namespaces only.
             setup += "mount -t tmpfs -o mode=755 none /run && ";
             fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        } else if options.only_user {
+            command.args(["--user", "--map-user=1000", "--map-group=1000"]);
         } else {
             command.args(["--user", "--map-root-user"]);
         }
