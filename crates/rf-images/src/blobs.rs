@@ -179,6 +179,19 @@ impl Blobs {
             .map_err(ImageError::files(format!("keep the blob {digest}")))
     }
 
+    /// Removes a blob; nothing happens when it is not there.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(&self, digest: &Digest) -> Result<(), ImageError> {
+        match fs::remove_file(self.path(digest)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(ImageError::files(format!("remove the blob {digest}"))(e))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Removes every blob and part that is not among these; returns how many bytes were freed. No writer may be at
     /// work.
     ///

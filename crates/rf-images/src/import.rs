@@ -197,6 +197,53 @@ pub fn archive(
     from_index(&document("index.json")?, name, blobs, caps, progress, &take)
 }
 
+/// Imports a tarball whose kind nobody told: a saved image or a tar of an `oci-layout` when it looks like one, else a
+/// root. See [`archive`] and [`tarball`].
+///
+/// # Errors
+/// See [`ImageError`].
+pub fn upload(
+    input: &mut dyn Read,
+    name: Option<&str>,
+    blobs: &Blobs,
+    caps: &ImageCaps,
+    progress: ProgressSink<'_>,
+) -> Result<Image, ImageError> {
+    let (blob, size) = blobs.add(&mut Told(input, 0, progress), caps.image_bytes_max)?;
+    let stored = || blobs.get(&blob)?.ok_or_else(|| ImageError::Malformed("the blob was removed meanwhile".to_owned()));
+    if looks_like_an_image(&mut stored()?, caps)? {
+        let image = archive(&mut stored()?, name, blobs, caps, &|_| {});
+        blobs.remove(&blob)?;
+        return image;
+    }
+    root_of(blob, size, blobs, caps)
+}
+
+/// Whether an archive has at its top what saved images have, and nothing that roots have.
+fn looks_like_an_image(input: &mut dyn Read, caps: &ImageCaps) -> Result<bool, ImageError> {
+    let (mut marked, mut rooted) = (false, false);
+    unpack::members(input, &tar_caps(caps), |path, _| {
+        let path = path.strip_prefix(b"./").unwrap_or(path);
+        marked |= [b"oci-layout".as_slice(), b"manifest.json"].contains(&path);
+        let top = path.split(|&byte| byte == b'/').next().unwrap_or_default();
+        rooted |= [b"bin".as_slice(), b"etc", b"lib", b"sbin", b"usr"].contains(&top);
+        Ok::<(), ImageError>(())
+    })?;
+    Ok(marked && !rooted)
+}
+
+/// A reader that tells how far it is.
+struct Told<'t>(&'t mut dyn Read, u64, ProgressSink<'t>);
+
+impl Read for Told<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        self.1 += count as u64;
+        (self.2)(Progress { bytes_done: self.1, bytes_total: 0 });
+        Ok(count)
+    }
+}
+
 /// Imports a tarball of a root, plain, gzip or zstd: an image of one layer without settings.
 ///
 /// # Errors
@@ -207,16 +254,12 @@ pub fn tarball(
     caps: &ImageCaps,
     progress: ProgressSink<'_>,
 ) -> Result<Image, ImageError> {
-    struct Told<'t>(&'t mut dyn Read, u64, ProgressSink<'t>);
-    impl Read for Told<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let count = self.0.read(buffer)?;
-            self.1 += count as u64;
-            (self.2)(Progress { bytes_done: self.1, bytes_total: 0 });
-            Ok(count)
-        }
-    }
     let (blob, size) = blobs.add(&mut Told(input, 0, progress), caps.layer_bytes_max)?;
+    root_of(blob, size, blobs, caps)
+}
+
+/// The image of one layer that a stored tarball is.
+fn root_of(blob: Digest, size: u64, blobs: &Blobs, caps: &ImageCaps) -> Result<Image, ImageError> {
     let stored = blobs.get(&blob)?.ok_or_else(|| ImageError::Malformed("the blob was removed meanwhile".to_owned()))?;
     let diff_id = unpack::diff_id(stored, &tar_caps(caps))?;
     let diff_id = diff_id.parse().map_err(|_| ImageError::Malformed("the layer's digest".to_owned()))?;

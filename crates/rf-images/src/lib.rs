@@ -11,6 +11,7 @@
 //! | an `oci-layout` folder | [`import::layout`] |
 //! | `docker save`, or a tar of an `oci-layout` | [`import::archive`] |
 //! | a tarball of a root, plain, gzip or zstd | [`import::tarball`] |
+//! | a tarball, whatever it is | [`import::upload`] |
 //! | a directory | [`import::directory`] |
 
 mod blobs;

@@ -14,7 +14,7 @@ use crate::{Digest, ImageError};
 pub struct ImageCaps {
     /// Bytes of one manifest, index or configuration.
     pub document_bytes_max: u64,
-    /// Layers, 1 to 128.
+    /// Layers, 1 to 100, which is what the warden takes.
     pub layers_max: u32,
     /// Bytes of one layer as it is stored (compressed).
     pub layer_bytes_max: u64,
@@ -28,7 +28,7 @@ impl ImageCaps {
     /// The caps of an image for which nobody asked for others. Chosen; see `rf_template::unpack::Caps::STANDARD`.
     pub const STANDARD: Self = Self {
         document_bytes_max: 4 << 20,
-        layers_max: 128,
+        layers_max: 100,
         layer_bytes_max: 12 << 30,
         image_bytes_max: 24 << 30,
         files_max: 1_000_000,
@@ -347,7 +347,7 @@ mod tests {
             assert!(matches!(read(&image.replace(LAYERS[0], kind)), Err(ImageError::Unusable(_))), "{kind}");
         }
         assert!(matches!(read(&format!(r#""config":{descriptor},"layers":[]"#)), Err(ImageError::Unusable(_))));
-        let many = vec![descriptor.as_str(); 129].join(",");
+        let many = vec![descriptor.as_str(); 101].join(",");
         assert!(matches!(read(&format!(r#""config":{descriptor},"layers":[{many}]"#)), Err(ImageError::Bound { .. })));
     }
 

@@ -206,6 +206,28 @@ fn saved_archives_of_both_kinds_are_read() {
 }
 
 #[test]
+fn what_an_upload_is_shows_by_what_is_in_it() {
+    let ours = image(ARCH);
+    let all = index(&[(ARCH, &ours.manifest)]);
+    let names: Vec<String> =
+        parts(&ours).iter().map(|part| format!("blobs/sha256/{}", Digest::of(part).hex())).collect();
+    let mut files: Vec<(&str, &[u8])> = names.iter().map(String::as_str).zip(parts(&ours)).collect();
+    files.extend([("index.json", all.as_slice()), ("oci-layout", b"{}")]);
+    let saved = tar_of(&files, &[]);
+    for bytes in [saved.clone(), support::gzip(&saved)] {
+        let (_keep, blobs) = store();
+        check(&import::upload(&mut Cursor::new(&bytes), None, &blobs, &CAPS, &quiet).unwrap(), &ours, &blobs);
+        assert!(blobs.get(&Digest::of(&bytes)).unwrap().is_none(), "the upload itself stays");
+    }
+    // A root stays a root, though it has such a file too.
+    for root in [layer("etc/x", "text"), tar_of(&[("manifest.json", b"[]"), ("usr/bin/x", b"x")], &[])] {
+        let (_keep, blobs) = store();
+        let image = import::upload(&mut Cursor::new(&root), None, &blobs, &CAPS, &quiet).unwrap();
+        assert_eq!(image, import::tarball(&mut Cursor::new(&root), &blobs, &CAPS, &quiet).unwrap());
+    }
+}
+
+#[test]
 fn a_tarball_is_an_image_of_one_layer() {
     let plain = layer("etc/x", "text");
     for bytes in [plain.clone(), support::gzip(&plain), zstd::encode_all(plain.as_slice(), 1).unwrap()] {

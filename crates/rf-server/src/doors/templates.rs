@@ -209,8 +209,8 @@ async fn install(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct UploadQuery {
-    /// `root`: a tar of a root, plain, gzip or zstd (if not given); `image`: what `docker save` writes, or a tar of an
-    /// OCI layout.
+    /// `root`: a tar of a root, plain, gzip or zstd; `image`: what `docker save` writes, or a tar of an OCI layout. If
+    /// not given, it shows by what is in it.
     #[param(inline)]
     format: Option<UploadFormat>,
 }
@@ -261,7 +261,8 @@ async fn upload(
         let caps = ImageCaps::STANDARD;
         let silent = |_: Progress| {};
         match format {
-            None | Some(UploadFormat::Root) => import::tarball(&mut reader, &blobs, &caps, &silent),
+            None => import::upload(&mut reader, None, &blobs, &caps, &silent),
+            Some(UploadFormat::Root) => import::tarball(&mut reader, &blobs, &caps, &silent),
             Some(UploadFormat::Image) => import::archive(&mut reader, None, &blobs, &caps, &silent),
         }
     });

@@ -1,0 +1,173 @@
+//! Templates by the whole system: imported, run in, removed; and those that are made to break out.
+
+mod support;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use sha2::{Digest as _, Sha256};
+use support::System;
+
+/// A root with a shell and the libraries that it needs, and not a directory more.
+fn root(dir: &Path) -> PathBuf {
+    let root = dir.join("root");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy("/bin/sh", root.join("bin/sh")).unwrap();
+    let told = Command::new("ldd").arg("/bin/sh").output().expect("ldd(1) comes with the C library");
+    for word in String::from_utf8(told.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/')) {
+        let to = root.join(word.trim_start_matches('/'));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(word, to).unwrap();
+    }
+    fs::write(root.join("mark"), "mine\n").unwrap();
+    root
+}
+
+fn tar_of_directory(dir: &Path) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.follow_symlinks(false);
+    builder.append_dir_all("", dir).unwrap();
+    builder.into_inner().unwrap()
+}
+
+fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, body) in files {
+        let mut header = tar::Header::new_gnu();
+        // As bytes, since the builder would refuse what the test is about.
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_size(body.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        builder.append(&header, body.as_bytes()).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// An `oci-layout` folder of an image with these layers, lowest first.
+fn layout(dir: &Path, layers: &[Vec<u8>]) -> PathBuf {
+    let folder = dir.join("layout");
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).unwrap();
+    let put = |bytes: &[u8], kind: &str| {
+        fs::write(blobs.join(hex(bytes)), bytes).unwrap();
+        serde_json::json!({ "mediaType": kind, "digest": format!("sha256:{}", hex(bytes)), "size": bytes.len() })
+    };
+    let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", hex(layer))).collect();
+    let config = serde_json::json!({
+        "architecture": arch, "os": "linux", "rootfs": { "type": "layers", "diff_ids": diff_ids },
+    });
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "config": put(config.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json"),
+        "layers": layers.iter().map(|layer| put(layer, "application/vnd.oci.image.layer.v1.tar")).collect::<Vec<_>>(),
+    });
+    let manifest = put(manifest.to_string().as_bytes(), "application/vnd.oci.image.manifest.v1+json");
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [manifest] });
+    fs::write(folder.join("index.json"), index.to_string()).unwrap();
+    fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    folder
+}
+
+fn layers_kept(system: &System) -> usize {
+    fs::read_dir(system.state().join("warden/layers")).unwrap().count()
+}
+
+#[test]
+fn a_root_of_ones_own_becomes_a_template_and_has_nothing_of_the_host() {
+    let system = System::start();
+    let root = root(system.dir());
+    let tarball = system.dir().join("root.tar");
+    fs::write(&tarball, tar_of_directory(&root)).unwrap();
+    for (name, path) in [("directory", &root), ("tarball", &tarball)] {
+        system.ok(&["template", "import", name, path.to_str().unwrap()]);
+        let seen =
+            system.ok(&["run", "--template", name, "--", "/bin/sh", "-c", "read word < /mark; echo $word; echo /*"]);
+        let (mark, top) = seen.split_once('\n').unwrap();
+        assert_eq!(mark, "mine");
+        // What the image lacks a sandbox has all the same; the host's own top level it has not.
+        for needed in ["/bin", "/dev", "/etc", "/home", "/mark", "/proc", "/sys", "/tmp", "/workspace"] {
+            assert!(top.split(' ').any(|entry| entry == needed), "{needed} is not in {top}");
+        }
+        assert_eq!(system.run(&["run", "--template", name, "--", "/usr/bin/env"]).code, 125);
+    }
+    // Control: that program is in the template of the host.
+    system.ok(&["run", "--", "/usr/bin/env"]);
+    let names: Vec<_> =
+        system.json(&["template", "list"]).as_array().unwrap().iter().map(|t| t["name"].clone()).collect();
+    assert_eq!(names, ["host", "directory", "tarball"]);
+    system.ok(&["template", "rm", "tarball"]);
+    system.run(&["run", "--template", "tarball", "--", "/bin/sh", "-c", ":"]).expect(125);
+    system.ok(&["template", "rm", "directory"]);
+    assert_eq!(layers_kept(&system), 0);
+    system.stop();
+}
+
+#[test]
+fn layers_hide_what_their_whiteouts_say_and_are_shared() {
+    let system = System::start();
+    let base = tar_of_directory(&root(system.dir()));
+    let low = tar_of(&[("gone", "low"), ("over", "low"), ("dir/old", "low"), ("kept/old", "low")]);
+    let high = tar_of(&[
+        (".wh.gone", ""),
+        ("over", "high"),
+        ("dir/.wh..wh..opq", ""),
+        ("dir/new", "high"),
+        ("kept/new", "high"),
+    ]);
+    let folder = layout(system.dir(), &[base.clone(), low.clone(), high]);
+    system.ok(&["template", "import", "image", folder.to_str().unwrap()]);
+    let seen = |name: &str| {
+        let script = "read over < /over; echo $over; echo /dir/* /kept/*; [ -e /gone ] && echo there; :";
+        system.ok(&["run", "--template", name, "--", "/bin/sh", "-c", script])
+    };
+    assert_eq!(seen("image"), "high\n/dir/new /kept/new /kept/old");
+    assert_eq!(layers_kept(&system), 3);
+    fs::remove_dir_all(&folder).unwrap();
+    // Control: without the upper layer all of it is there, so its absence above means something.
+    let folder = layout(system.dir(), &[base, low]);
+    system.ok(&["template", "import", "lower", folder.to_str().unwrap()]);
+    assert_eq!(seen("lower"), "low\n/dir/old /kept/old\nthere");
+    assert_eq!(layers_kept(&system), 3, "a layer was unpacked twice");
+    system.ok(&["template", "rm", "image"]);
+    assert_eq!(seen("lower"), "low\n/dir/old /kept/old\nthere");
+    assert_eq!(layers_kept(&system), 2);
+    system.stop();
+}
+
+#[test]
+fn a_layer_that_breaks_out_is_refused_and_leaves_nothing() {
+    let system = System::start();
+    for (name, why) in [
+        ("../escaped", "`..` is in its path"),
+        ("a/../../../../../../../tmp/escaped", "`..` is in its path"),
+        (".wh..", "a whiteout of no name"),
+        ("proc", "a mount of the sandbox's own goes there"),
+    ] {
+        let tarball = system.dir().join("bad.tar");
+        fs::write(&tarball, tar_of(&[("fine", "text"), (name, "text")])).unwrap();
+        let refused = system.run(&["template", "import", "bad", tarball.to_str().unwrap()]);
+        refused.expect(1);
+        assert!(refused.stderr.contains(why), "{name}: {}", refused.stderr);
+        assert_eq!(layers_kept(&system), 0, "{name}");
+    }
+    assert_eq!(system.json(&["template", "list"]).as_array().unwrap().len(), 1);
+    // Control: without the bad entry it is a template.
+    let tarball = system.dir().join("good.tar");
+    fs::write(&tarball, tar_of(&[("fine", "text")])).unwrap();
+    system.ok(&["template", "import", "good", tarball.to_str().unwrap()]);
+    assert_eq!(layers_kept(&system), 1);
+    system.stop();
+}
