@@ -162,16 +162,19 @@ impl Client {
         self.post("/v1/templates", &json!({ "name": name, "image": image })).await
     }
 
-    /// Makes a template from a tar archive of a root, or of an `oci-layout` folder.
+    /// Makes a template from an archive: a tar of a root, or with `image` a saved image or a tar of an `oci-layout`
+    /// folder.
     ///
     /// # Errors
     /// `template_unavailable`, `forbidden`; see [`ClientError`].
     pub async fn template_upload(
         &self,
         name: &TemplateName,
+        image: bool,
         bytes: impl Stream<Item = std::io::Result<bytes::Bytes>> + Send + 'static,
     ) -> Result<Template, ClientError> {
-        let path = format!("/v1/templates/{}", escape(name.as_str()));
+        let format = if image { "image" } else { "root" };
+        let path = format!("/v1/templates/{}?format={format}", escape(name.as_str()));
         let answer = self.send(self.request(Method::PUT, &path).body(Body::wrap_stream(bytes))).await?;
         let body = self.read(answer).await?;
         serde_json::from_slice(&body).map_err(|error| ClientError::Garbled { path, why: error.to_string() })

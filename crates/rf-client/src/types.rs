@@ -327,6 +327,20 @@ pub struct Me {
     pub scopes: Vec<String>,
 }
 
+/// What a machine says of itself. It may say anything.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct MachineFacts {
+    /// Its hostname.
+    #[serde(default)]
+    pub hostname: String,
+    /// Its system, such as `linux`.
+    #[serde(default)]
+    pub os: String,
+    /// The directory that files are held to.
+    #[serde(default)]
+    pub workspace: String,
+}
+
 /// A joined machine.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Machine {
@@ -334,10 +348,10 @@ pub struct Machine {
     pub id: MachineId,
     /// What it calls itself.
     #[serde(default)]
-    pub hostname: String,
-    /// Its system.
+    pub name: String,
+    /// What it announced of itself.
     #[serde(default)]
-    pub os: String,
+    pub facts: MachineFacts,
     /// What its owner allows.
     #[serde(default)]
     pub level: String,

@@ -221,8 +221,8 @@ pub(crate) fn machine(global: &Global, command: MachineCommand, out: &Output) ->
                 vec![
                     machine.id.to_string(),
                     if machine.online { "online" } else { "offline" }.to_owned(),
-                    clean(&machine.hostname),
-                    clean(&machine.os),
+                    clean(&machine.facts.hostname),
+                    clean(&machine.facts.os),
                     clean(&machine.level),
                 ]
             })?;

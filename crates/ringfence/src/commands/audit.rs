@@ -102,7 +102,13 @@ fn list(global: &Global, all: bool, count: u32, out: &Output) -> Result<ExitCode
         let outcome = match record["allowed"].as_bool() {
             Some(true) => "allowed".to_owned(),
             Some(false) => "denied".to_owned(),
-            None => text("code"),
+            None => match (text("code"), text("kind").as_str()) {
+                (code, "result") if code.is_empty() => match text("exit_code") {
+                    exit if exit.is_empty() => "done".to_owned(),
+                    exit => format!("exit {exit}"),
+                },
+                (code, _) => code,
+            },
         };
         let place = record["place"]["id"].as_str().unwrap_or_default().to_owned();
         let age = output::now_ms().saturating_sub(record["at"].as_u64().unwrap_or_default());

@@ -18,13 +18,13 @@ use comfy_table::{ContentArrangement, Table, presets};
 use rf_client::{
     Client,
     stream::{Event, Events},
-    types::ExecRequest,
+    types::{ExecRequest, SandboxRequest},
 };
-use rf_types::{Code, Fault, MachineId, PlaceRef, Program, SandboxId, Username};
+use rf_types::{Code, Fault, Layer, MachineId, PlaceRef, Program, SandboxId, Username};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{cli::Global, connect, output::Output};
+use crate::{cli::Global, commands::sandbox, connect, output::Output};
 
 /// What both are asked.
 const QUESTIONS: [&str; 9] =
@@ -41,6 +41,9 @@ pub(crate) struct DemoArgs {
     /// Show every line of every answer.
     #[arg(long)]
     full: bool,
+    /// Accept that the sandbox lacks this layer on this host; may be repeated.
+    #[arg(long, value_name = "LAYER", value_parser = sandbox::parse_layer)]
+    accept_missing: Vec<Layer>,
 }
 
 /// One answer.
@@ -73,6 +76,8 @@ struct Person {
     client: Client,
     /// A word that only this user's files, processes and environment hold.
     secret: String,
+    /// Exactly where, if not where the user's calls go by themselves.
+    place: Option<String>,
 }
 
 /// What the host has that a sandbox must not see.
@@ -87,20 +92,20 @@ struct Host {
 pub(crate) fn demo(global: &Global, args: &DemoArgs, out: &Output) -> Result<ExitCode> {
     let operator = connect::client(global)?;
     let runtime = connect::runtime()?;
-    let (rows, checks) = runtime.block_on(play(global, &operator, out))?;
+    let (rows, checks) = runtime.block_on(play(global, &operator, args, out))?;
     let holds = checks.iter().all(|check| check.holds);
     out.value(&json!({ "holds": holds, "answers": rows, "checks": checks }), |_| text(&rows, &checks, args.full))?;
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Sets the stage, plays, and clears the stage whatever happened.
-async fn play(global: &Global, operator: &Client, out: &Output) -> Result<(Vec<Row>, Vec<Check>)> {
+async fn play(global: &Global, operator: &Client, args: &DemoArgs, out: &Output) -> Result<(Vec<Row>, Vec<Check>)> {
     let mark = format!("{:08x}", rf_types::RequestId::random().bits() as u32);
     let stage = std::env::temp_dir().join(format!("ringfence-demo-{mark}"));
     fs::create_dir(&stage).with_context(|| format!("cannot make `{}`", stage.display()))?;
     let bar = out.spinner("two users ask the same questions");
     let names = [format!("demo-ann-{mark}"), format!("demo-ben-{mark}")];
-    let result = act(global, operator, &stage, &mark, &names).await;
+    let result = act(global, operator, &args.accept_missing, &stage, &mark, &names).await;
     let cleared = clear(operator, &names).await;
     bar.finish_and_clear();
     fs::remove_dir_all(&stage).with_context(|| format!("cannot remove `{}`", stage.display()))?;
@@ -115,12 +120,13 @@ async fn person(global: &Global, operator: &Client, name: &str, mark: &str) -> R
     let key = operator.user_key_add(&name, "demo").await?;
     let client = connect::with_key(global, operator.url(), key.key.expose(), None)?;
     let secret = format!("secret-of-{name}-{mark}");
-    Ok(Person { name, client, secret })
+    Ok(Person { name, client, secret, place: None })
 }
 
 async fn act(
     global: &Global,
     operator: &Client,
+    accept_missing: &[Layer],
     stage: &Path,
     mark: &str,
     names: &[String; 2],
@@ -130,26 +136,22 @@ async fn act(
     let mut witness = tokio::process::Command::new("sleep");
     let _witness = witness.arg0(&host.secret).arg("300").kill_on_drop(true).spawn().context("cannot start sleep")?;
     let ann = person(global, operator, &names[0], mark).await?;
-    let ben = person(global, operator, &names[1], mark).await?;
+    let mut ben = person(global, operator, &names[1], mark).await?;
+    if !accept_missing.is_empty() {
+        // By name, as always: what the host cannot hold is not left out in silence.
+        let request = SandboxRequest { accept_missing: accept_missing.to_vec(), ..SandboxRequest::default() };
+        ben.place = Some(ben.client.sandbox_create(&request).await?.id.to_string());
+    }
+    let ben = ben;
     let machine = Machine::join(global, &ann, stage).await?;
 
     // Each leaves a file and a process that hold their own secret.
-    let leave = |person: &Person| {
-        let line = format!(
-            "umask 077; echo {0} > demo-secret; (exec -a {0} sleep 300 >/dev/null 2>&1 &) 2>/dev/null; readlink -f demo-secret",
-            person.secret
-        );
-        ask(person.client.clone(), line, person.secret.clone())
-    };
     let (ann_left, ben_left) = tokio::join!(leave(&ann), leave(&ben));
     let (ann_left, ben_left) = (ann_left?, ben_left?);
 
     let mut rows = Vec::new();
     for question in QUESTIONS {
-        let (with, without) = tokio::join!(
-            ask(ann.client.clone(), question.to_owned(), ann.secret.clone()),
-            ask(ben.client.clone(), question.to_owned(), ben.secret.clone())
-        );
+        let (with, without) = tokio::join!(ask(&ann, question.to_owned(), true), ask(&ben, question.to_owned(), true));
         rows.push(Row { question: question.to_owned(), with_machine: with?, without_machine: without? });
     }
 
@@ -209,7 +211,7 @@ async fn act(
         (&ben, host.file.display().to_string(), &host.secret, "the sandbox cannot read a file of the host"),
     ];
     for (person, path, secret, what) in reach {
-        let seen = ask(person.client.clone(), format!("cat '{path}'"), String::new()).await?;
+        let seen = ask(person, format!("cat '{path}'"), false).await?;
         check(what, !path.is_empty() && !seen.output.contains(secret.as_str()), last_line(&seen.output));
     }
     let control = fs::read_to_string(&host.file).is_ok_and(|text| text.contains(&host.secret));
@@ -284,14 +286,24 @@ fn host(stage: &Path, mark: &str) -> Result<Host> {
     Ok(Host { name, secret, file, people })
 }
 
-/// Runs a line as the user, with their secret in the environment, and gathers what it printed.
-async fn ask(client: Client, line: String, secret: String) -> Result<Seen> {
+/// Leaves a file and a process that hold the user's secret; answers with the file's path.
+async fn leave(person: &Person) -> Result<Seen> {
+    let line = format!(
+        "umask 077; echo {0} > demo-secret; (exec -a {0} sleep 300 >/dev/null 2>&1 &); readlink -f demo-secret",
+        person.secret
+    );
+    ask(person, line, true).await
+}
+
+/// Runs a line as the user, with their secret in the environment if so, and gathers what it printed.
+async fn ask(person: &Person, line: String, with_secret: bool) -> Result<Seen> {
     let mut request = ExecRequest::new(Program::Argv(vec!["/bin/bash".to_owned(), "-c".to_owned(), line]));
-    if !secret.is_empty() {
-        request.env.insert("MY_SECRET".to_owned(), secret);
+    if with_secret {
+        request.env.insert("MY_SECRET".to_owned(), person.secret.clone());
     }
+    request.place.clone_from(&person.place);
     request.timeout_ms = Some(15_000);
-    gather(client.exec(&request).await?).await
+    gather(person.client.exec(&request).await?).await
 }
 
 async fn gather(mut events: Events) -> Result<Seen> {

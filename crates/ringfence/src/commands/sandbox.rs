@@ -48,7 +48,7 @@ pub(crate) struct SpecArgs {
 }
 
 /// Reads a layer by its name.
-fn parse_layer(text: &str) -> Result<Layer, String> {
+pub(crate) fn parse_layer(text: &str) -> Result<Layer, String> {
     Layer::ALL.into_iter().find(|layer| layer.name() == text).ok_or_else(|| {
         let names: Vec<_> = Layer::ALL.iter().map(|layer| layer.name()).collect();
         format!("`{text}` is no layer; one of {}", names.join(", "))
@@ -142,7 +142,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
         });
         let machines = machines.iter().map(|machine| {
             let state = if machine.online { "online" } else { "offline" };
-            let name = machine.hostname.chars().filter(|c| !c.is_control()).take(40).collect();
+            let name = machine.facts.hostname.chars().filter(|c| !c.is_control()).take(40).collect();
             vec![machine.id.to_string(), state.to_owned(), name, String::new(), machine.level.clone(), String::new()]
         });
         output::table(&["place", "state", "what", "memory", "limit", "lease"], boxes.chain(machines))

@@ -28,8 +28,11 @@ pub(crate) struct ImportArgs {
     /// An image of a registry, such as `docker.io/library/debian:12`.
     #[arg(long, value_name = "REFERENCE", required_unless_present = "path", conflicts_with = "path")]
     image: Option<String>,
-    /// A directory (a root, or an `oci-layout` folder) or a tarball of one.
+    /// A root as a directory or a tarball, an `oci-layout` folder, or with --saved what `docker save` writes.
     path: Option<PathBuf>,
+    /// The tarball holds an image: what `docker save` writes, or an `oci-layout` folder.
+    #[arg(long, requires = "path")]
+    saved: bool,
 }
 
 pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) -> Result<ExitCode> {
@@ -48,14 +51,15 @@ pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) 
             bar.finish_and_clear();
             out.value(&template, |template| template.name.to_string())?;
         }
-        TemplateCommand::Import(ImportArgs { name, path, .. }) => {
+        TemplateCommand::Import(ImportArgs { name, path, saved, .. }) => {
             let path = path.unwrap_or_else(|| PathBuf::from("."));
             let bar = out.bytes_bar(path.metadata().ok().filter(|m| m.is_file()).map(|m| m.len()), "importing");
+            let image = saved || path.join("oci-layout").is_file();
             let template = if path.is_dir() {
-                runtime.block_on(client.template_upload(&name, transfer::tar_stream(path, bar.clone())))?
+                runtime.block_on(client.template_upload(&name, image, transfer::tar_stream(path, bar.clone())))?
             } else {
                 let file = File::open(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
-                runtime.block_on(client.template_upload(&name, transfer::file_stream(file, bar.clone())))?
+                runtime.block_on(client.template_upload(&name, image, transfer::file_stream(file, bar.clone())))?
             };
             bar.finish_and_clear();
             out.value(&template, |template| template.name.to_string())?;
