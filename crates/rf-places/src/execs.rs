@@ -7,7 +7,7 @@ use std::{
     io,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
@@ -97,8 +97,8 @@ struct UserExecs {
 pub(crate) struct Entry {
     user: UserId,
     place: PlaceRef,
-    /// Not kept alive from here: when the place goes, so do its execs.
-    runs_in: Weak<dyn Place>,
+    /// Where it runs, while it does and somebody follows it.
+    runs_in: Mutex<Option<Arc<dyn Place>>>,
     info: Mutex<ExecInfo>,
     state: watch::Sender<ExecState>,
     hold: Mutex<Option<Hold>>,
@@ -186,7 +186,7 @@ impl Execs {
         Arc::new(Entry {
             user,
             place,
-            runs_in: runs_in.map_or_else(no_place, Arc::downgrade),
+            runs_in: Mutex::new(runs_in.cloned()),
             state: watch::Sender::new(info.state),
             info: Mutex::new(info),
             hold: Mutex::new(hold),
@@ -329,6 +329,7 @@ impl Execs {
         let bytes_max = self.inner.config.bytes_max;
         let this = self.clone();
         let entry = Arc::clone(&entry);
+        let place = lock(&entry.runs_in).clone();
         tokio::spawn(async move {
             let Some(kept) = &entry.kept else { return };
             let out = kept.spool.pump(Which::Stdout, stdout, bytes_max, Arc::clone(&kept.out));
@@ -341,7 +342,7 @@ impl Execs {
             };
             futures::future::join3(out, err, end).await;
             // What the place kept for another server is no longer needed.
-            if let Some(place) = entry.runs_in.upgrade() {
+            if let Some(place) = place {
                 place.forget(exec).await;
             }
         });
@@ -357,6 +358,7 @@ impl Execs {
             tracing::warn!(%error, %exec, "cannot note the end of a background exec");
         }
         drop(lock(&entry.hold).take());
+        drop(lock(&entry.runs_in).take());
         lock(&self.inner.users).entry(entry.user).or_default().ended.push_back((now, exec));
         self.retain(entry.user);
         // Last: who waited finds all of the above done.
@@ -460,7 +462,7 @@ impl Execs {
         if !entry.is_running() {
             return Err(Fault::not_found("running exec"));
         }
-        let place = entry.runs_in.upgrade().ok_or_else(|| crate::refusal::lost("it was destroyed"))?;
+        let place = lock(&entry.runs_in).clone().ok_or_else(|| crate::refusal::lost("it is not connected"))?;
         place.signal(permit, exec, signal, scope).await
     }
 
@@ -596,7 +598,7 @@ impl Execs {
             match &about {
                 // Its end is known and its output is whole, or it had its answer in the foreground of a server that is
                 // no more: nothing is left to take over.
-                Some(About { ended_at: Some(_), .. }) => {
+                Some(About { ended_at: Some(_), info, .. }) if info.state != ExecState::Lost || !running => {
                     place.forget(exec).await;
                     continue;
                 }
@@ -617,7 +619,8 @@ impl Execs {
                     started_at: now_ms().saturating_sub(wall_us / 1000),
                     state: ExecState::Running,
                 },
-                |about| ExecInfo { pid: raw.pid, ..about.info },
+                // One that was given up as lost is found again.
+                |about| ExecInfo { pid: raw.pid, state: ExecState::Running, ..about.info },
             );
             if !known && let Err(error) = spool.make() {
                 tracing::warn!(%error, %exec, "the output of an exec that is taken over cannot be kept");
@@ -625,7 +628,12 @@ impl Execs {
             let hold = Some(self.inner.quota.hold(user, of_exec()));
             let progress = |which| spool.progress(which);
             let entry = self.entry(user, place.place(), Some(place), info, hold, Some(&spool), progress);
-            lock(&self.inner.users).entry(user).or_default().execs.insert(exec, Arc::clone(&entry));
+            {
+                let mut users = lock(&self.inner.users);
+                let execs = users.entry(user).or_default();
+                execs.ended.retain(|(_, ended)| *ended != exec);
+                execs.execs.insert(exec, Arc::clone(&entry));
+            }
             // As with a start: what cannot be written now is written at its end.
             let _ = spool.write_about(&entry.about(None));
             self.pump(entry, exec, raw).await;
@@ -633,12 +641,21 @@ impl Execs {
         Ok(())
     }
 
+    /// Whether an exec of the user's in `place` is followed: then nothing there is to be adopted, for its session goes
+    /// on.
+    pub(crate) fn follows(&self, user: UserId, place: PlaceRef) -> bool {
+        let users = lock(&self.inner.users);
+        users.get(&user).is_some_and(|execs| {
+            execs.execs.values().any(|entry| entry.place == place && entry.is_running() && entry.is_followed())
+        })
+    }
+
     /// Every place that lives was adopted: what is still said to run, and runs in none of them, is lost.
     pub fn adoption_over(&self) {
         let stray: Vec<_> = {
             let users = lock(&self.inner.users);
             (users.values().flat_map(|execs| execs.execs.iter()))
-                .filter(|(_, entry)| entry.is_running() && entry.runs_in.upgrade().is_none())
+                .filter(|(_, entry)| entry.is_running() && !entry.is_followed())
                 .filter(|(_, entry)| matches!(entry.place, PlaceRef::Sandbox(_)))
                 .map(|(exec, entry)| (*exec, Arc::clone(entry)))
                 .collect()
@@ -649,11 +666,6 @@ impl Execs {
     }
 }
 
-/// A place that is not there.
-fn no_place() -> Weak<dyn Place> {
-    Weak::<crate::sandbox::SandboxPlace>::new()
-}
-
 fn no_stdin() -> Fault {
     Fault::new(Code::Conflict, "the exec has no open standard input", "start it with `stdin`")
 }
@@ -661,6 +673,10 @@ fn no_stdin() -> Fault {
 impl Entry {
     fn is_running(&self) -> bool {
         *self.state.borrow() == ExecState::Running
+    }
+
+    fn is_followed(&self) -> bool {
+        lock(&self.runs_in).is_some()
     }
 
     fn kept(&self) -> Result<&Kept, Fault> {

@@ -30,6 +30,7 @@ use crate::{
     packet::{self, Received},
     reactor,
     refusal::{self, Failed},
+    sandboxes::EndedWhy,
 };
 
 /// How long an order may stay unanswered. Chosen: a sandbox with a hundredth of a CPU forks within a second or two.
@@ -76,7 +77,7 @@ struct Ending {
 }
 
 /// Who is told that a sandbox is lost.
-pub(crate) type OnLost = Box<dyn FnOnce() + Send>;
+pub(crate) type OnLost = Box<dyn FnOnce(EndedWhy) + Send>;
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -129,7 +130,7 @@ impl Exit {
 
     /// Gives the sandbox up: it does not even kill.
     pub(crate) fn give_up(&self) {
-        self.shared.break_off(refusal::lost("it did not end an exec that was killed"));
+        self.shared.break_off(refusal::lost("it did not end an exec that was killed"), EndedWhy::Broken);
     }
 }
 
@@ -177,8 +178,8 @@ impl InitClient {
     }
 
     /// Declares the sandbox lost: everything waiting for it is answered with `fault`.
-    pub(crate) fn break_off(&self, fault: Fault) {
-        self.shared.break_off(fault);
+    pub(crate) fn break_off(&self, fault: Fault, why: EndedWhy) {
+        self.shared.break_off(fault, why);
     }
 
     /// Starts an exec; `body` is that of a `SPAWN`, `fds` how many descriptors its answer must have.
@@ -324,7 +325,7 @@ impl InitClient {
             };
             shared.state().probing = false;
             if !alive {
-                shared.break_off(refusal::lost("it did not answer for a long time"));
+                shared.break_off(refusal::lost("it did not answer for a long time"), EndedWhy::Broken);
             }
         });
     }
@@ -333,7 +334,7 @@ impl InitClient {
 impl Drop for InitClient {
     fn drop(&mut self) {
         self.reader.abort();
-        self.shared.break_off(refusal::lost("it was destroyed"));
+        self.shared.break_off(refusal::lost("it was destroyed"), EndedWhy::Destroyed);
     }
 }
 
@@ -359,7 +360,7 @@ impl Shared {
 
     fn send_failed(&self, error: &io::Error) -> Fault {
         if error.kind() != io::ErrorKind::WouldBlock {
-            self.break_off(refusal::lost("its process 1 is gone"));
+            self.break_off(refusal::lost("its process 1 is gone"), EndedWhy::InitDied);
         }
         self.lost_fault()
     }
@@ -438,7 +439,7 @@ impl Shared {
     }
 
     /// Ends the connection: everybody who waits is answered. The first reason stays.
-    pub(crate) fn break_off(&self, fault: Fault) {
+    pub(crate) fn break_off(&self, fault: Fault, why: EndedWhy) {
         let (pending, exits, on_lost) = {
             let mut state = self.state();
             if state.lost.is_some() {
@@ -455,7 +456,7 @@ impl Shared {
         drop(pending);
         self.lost.cancel();
         if let Some(on_lost) = on_lost {
-            on_lost();
+            on_lost(why);
         }
     }
 
@@ -587,8 +588,8 @@ impl Shared {
 async fn read_all(shared: Arc<Shared>) {
     /// Messages taken in one go, so that one sandbox cannot keep the thread. Chosen.
     const BURST: usize = 64;
-    let why = 'connection: loop {
-        let Ok(mut guard) = shared.socket.readable().await else { break "its socket broke" };
+    let (text, why) = 'connection: loop {
+        let Ok(mut guard) = shared.socket.readable().await else { break ("its socket broke", EndedWhy::Broken) };
         for _ in 0..BURST {
             match packet::receive(shared.socket.get_ref().as_fd(), |bytes, fds| shared.take(bytes, fds)) {
                 Ok(Received::Message(Ok(()))) => {}
@@ -597,15 +598,15 @@ async fn read_all(shared: Arc<Shared>) {
                     break;
                 }
                 Ok(Received::Message(Err(Malformed)) | Received::Broken) => {
-                    break 'connection "its process 1 broke the rules of the protocol";
+                    break 'connection ("its process 1 broke the rules of the protocol", EndedWhy::Broken);
                 }
-                Ok(Received::Closed) | Err(_) => break 'connection "its process 1 is gone",
+                Ok(Received::Closed) | Err(_) => break 'connection ("its process 1 is gone", EndedWhy::InitDied),
             }
         }
         drop(guard);
         tokio::task::consume_budget().await;
     };
-    shared.break_off(refusal::lost(why));
+    shared.break_off(refusal::lost(text), why);
 }
 
 /// How an exec ended, from a status as of wait(2).

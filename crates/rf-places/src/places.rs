@@ -17,12 +17,15 @@ use crate::{
     quota::{Quota, of_exec, of_sandbox},
     route::{MachineState, Route, SandboxState, route},
     sandbox::SandboxPlace,
-    sandboxes::{Rows, SandboxClaim, SandboxRow, Sandboxes},
+    sandboxes::{EndedWhy, Rows, SandboxClaim, SandboxRow, Sandboxes},
     warden::WardenClient,
 };
 
 /// Sandboxes whose execs are taken over at once after a start. Chosen.
 const ADOPT_AT_ONCE: usize = 32;
+/// How often, and how long apart, it is looked whether a machine's execs are still followed. Chosen.
+const ADOPT_TRIES: u32 = 20;
+const ADOPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often ended execs that are too old are let go. Chosen.
 const SWEEP_PERIOD: Duration = Duration::from_secs(60);
 
@@ -182,13 +185,16 @@ impl Places {
         Ok(ExecClaim { permit, hold })
     }
 
-    /// A user's machine connected. A machine of the same id that was there before is replaced.
+    /// A user's machine connected. A machine of the same id that was there before is replaced. What was started on it
+    /// by an earlier server, or in a session that was given up, is taken over. Must be called in a tokio runtime.
     pub fn add_machine(&self, user: UserId, place: Arc<dyn Place>, facts: serde_json::Value) {
         let PlaceRef::Machine(id) = place.place() else { return };
         let mut machines = lock(&self.inner.machines);
         let own = machines.entry(user).or_default();
         own.retain(|machine| machine.id != id);
-        own.push(Machine { id, place, facts: Arc::new(facts) });
+        own.push(Machine { id, place: Arc::clone(&place), facts: Arc::new(facts) });
+        drop(machines);
+        tokio::spawn(adopt_machine(self.inner.execs.clone(), user, place));
     }
 
     /// A user's machine is gone; with `place`, only if it is still that connection.
@@ -302,6 +308,20 @@ fn same_user(permit: &Permit, user: UserId) -> Result<(), Fault> {
     }
 }
 
+/// Takes over what runs on a machine, unless its session goes on, and with it whoever follows its execs.
+async fn adopt_machine(execs: Execs, user: UserId, place: Arc<dyn Place>) {
+    // Followers of a session that was just given up see its end at their next turn.
+    for _ in 0..ADOPT_TRIES {
+        if !execs.follows(user, place.place()) {
+            if let Err(fault) = execs.adopt(user, &place).await {
+                tracing::warn!(%fault, place = %place.place(), "the execs of a machine cannot be taken over");
+            }
+            return;
+        }
+        tokio::time::sleep(ADOPT_PAUSE).await;
+    }
+}
+
 /// Takes over the execs of every adopted sandbox; one that does not answer is given up.
 async fn adopt_all(execs: Execs, places: Vec<Arc<SandboxPlace>>) {
     let adopted = futures::stream::iter(places).for_each_concurrent(ADOPT_AT_ONCE, |sandbox| {
@@ -310,7 +330,7 @@ async fn adopt_all(execs: Execs, places: Vec<Arc<SandboxPlace>>) {
             let place: Arc<dyn Place> = Arc::clone(&sandbox) as Arc<dyn Place>;
             if let Err(fault) = execs.adopt(sandbox.user(), &place).await {
                 tracing::warn!(%fault, place = %place.place(), "the execs of a sandbox cannot be taken over");
-                sandbox.init().break_off(fault);
+                sandbox.init().break_off(fault, EndedWhy::Broken);
             }
         }
     });

@@ -21,6 +21,7 @@ use crate::{
     pipe::{PipeReader, PipeWriter, Terminal, WrongDescriptor},
     place::{AdoptedExec, ByteReader, ByteWriter, FileAnswer, Place, Resize, Spawned},
     refusal,
+    sandboxes::EndedWhy,
 };
 
 /// How much later than init the server ends an exec whose time is up, and how long that may take. Chosen.
@@ -179,7 +180,7 @@ impl SandboxPlace {
         let made = sort_descriptors(fds, flags);
         let Ok((stdin, stdout, stderr, resize)) = made else {
             let fault = refusal::lost("its process 1 sent wrong descriptors");
-            self.init.break_off(fault.clone());
+            self.init.break_off(fault.clone(), EndedWhy::Broken);
             return Err(fault);
         };
         let stdin = match (stdin, &resize) {

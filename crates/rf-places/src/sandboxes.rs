@@ -30,6 +30,8 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 const ADOPTION_TIME: Duration = Duration::from_secs(10);
 /// How long between two attempts to destroy what the warden could not. Chosen.
 const DESTROY_PAUSE: Duration = Duration::from_secs(5);
+/// How long the warden may take to say why it ended a sandbox. Chosen.
+const REASON_TIME: Duration = Duration::from_millis(50);
 /// How long a caller waits for a destruction that somebody else began.
 const DESTROY_TIME: Duration = Duration::from_secs(30);
 
@@ -114,7 +116,14 @@ struct Inner {
     live: Mutex<HashMap<(UserId, SandboxId), Entry>>,
     /// Whether what lived before was taken over; nothing is made before.
     adopted: watch::Sender<bool>,
-    lost: mpsc::UnboundedSender<(UserId, SandboxId)>,
+    lost: mpsc::UnboundedSender<Lost>,
+}
+
+/// A sandbox whose init is gone or broken.
+pub(crate) struct Lost {
+    user: UserId,
+    id: SandboxId,
+    why: EndedWhy,
 }
 
 struct Entry {
@@ -138,7 +147,7 @@ impl Sandboxes {
         warden: WardenClient,
         rows: Arc<dyn Rows>,
         quota: Quota,
-    ) -> (Self, mpsc::UnboundedReceiver<(UserId, SandboxId)>) {
+    ) -> (Self, mpsc::UnboundedReceiver<Lost>) {
         let (lost, lost_receiver) = mpsc::unbounded_channel();
         let live = Mutex::default();
         let adopted = watch::Sender::new(false);
@@ -217,8 +226,8 @@ impl Sandboxes {
         let (user, id) = (row.user, row.id);
         let lost = self.inner.lost.clone();
         // The receiver ends with the server only.
-        let on_lost = Box::new(move || {
-            let _ = lost.send((user, id));
+        let on_lost = Box::new(move |why| {
+            let _ = lost.send(Lost { user, id, why });
         });
         let place = SandboxPlace::new(user, id, socket, adopted, on_lost).map_err(|error| {
             Fault::new(Code::ServerBusy, format!("no room for one more sandbox: {}", error.kind()), "try again later")
@@ -235,7 +244,7 @@ impl Sandboxes {
         self.live().insert((user, id), entry);
         // It may have broken before it was entered.
         if place.is_lost() {
-            self.event(user, id, Event::InitBroken, EndedWhy::InitDied);
+            let _ = self.inner.lost.send(Lost { user, id, why: EndedWhy::InitDied });
         }
         Ok(place)
     }
@@ -284,6 +293,7 @@ impl Sandboxes {
     pub fn default_of(&self, user: UserId) -> Option<Arc<SandboxPlace>> {
         (self.live().iter())
             .filter(|((owner, _), entry)| *owner == user && entry.row.default && entry.phase == Phase::Running)
+            .filter(|(_, entry)| !entry.place.is_lost())
             .min_by_key(|((_, id), entry)| (entry.row.created_at, *id))
             .map(|(_, entry)| Arc::clone(&entry.place))
     }
@@ -378,7 +388,7 @@ impl Sandboxes {
                 entry.why = why;
                 let place = Arc::clone(&entry.place);
                 drop(live);
-                place.init().break_off(refusal::lost(reason(why)));
+                place.init().break_off(refusal::lost(reason(why)), why);
                 tokio::spawn(self.clone().destroy_for_sure(user, id));
             }
             Effect::End | Effect::EndRow => {
@@ -387,7 +397,7 @@ impl Sandboxes {
                 }
                 let Some(entry) = live.remove(&(user, id)) else { return };
                 drop(live);
-                entry.place.init().break_off(refusal::lost(reason(entry.why)));
+                entry.place.init().break_off(refusal::lost(reason(entry.why)), entry.why);
                 self.inner.rows.ended(user, id, entry.why);
                 tracing::info!(%user, sandbox = %id, why = ?entry.why, "sandbox ended");
                 drop(entry.hold);
@@ -420,7 +430,7 @@ impl Sandboxes {
     pub(crate) async fn keep<F, A>(
         self,
         mut news: mpsc::Receiver<News>,
-        mut lost: mpsc::UnboundedReceiver<(UserId, SandboxId)>,
+        mut lost: mpsc::UnboundedReceiver<Lost>,
         known: Vec<SandboxRow>,
         mut adopt: F,
     ) where
@@ -468,7 +478,14 @@ impl Sandboxes {
                         async move { drop(warden.destroy(id).await) }
                     })),
                 },
-                Some((user, id)) = lost.recv() => self.event(user, id, Event::InitBroken, EndedWhy::InitDied),
+                Some(Lost { user, id, why }) = lost.recv() => {
+                    // When the warden ends a sandbox its init's socket closes first, and the reason comes after.
+                    let this = self.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(REASON_TIME).await;
+                        this.event(user, id, Event::InitBroken, why);
+                    });
+                }
                 _ = sweep.tick() => {
                     let places: Vec<_> = self.live().values().map(|entry| Arc::clone(&entry.place)).collect();
                     for place in places {
