@@ -17,9 +17,17 @@ use tempfile::TempDir;
 /// How long the system may take to start or to end. A debug build on a busy machine is slow.
 const WITHIN: Duration = Duration::from_secs(120);
 
-/// The binary under test.
-pub fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_ringfence"))
+/// The binary under test. Tests of other packages, for whom cargo does not name it, find it beside their own.
+pub fn binary() -> PathBuf {
+    match option_env!("CARGO_BIN_EXE_ringfence") {
+        Some(path) => path.into(),
+        None => {
+            let tests = std::env::current_exe().unwrap();
+            let path = tests.ancestors().nth(2).unwrap().join("ringfence");
+            assert!(path.exists(), "build it first: cargo build -p ringfence makes {}", path.display());
+            path
+        }
+    }
 }
 
 /// A command of the binary with an environment that holds nothing of the tester's.

@@ -1,0 +1,80 @@
+//! The attacks, as data.
+
+mod calls;
+mod identity;
+mod mounts;
+mod proc;
+mod processes;
+mod secrets;
+mod sockets;
+
+pub use calls::CALLS;
+pub use identity::IDENTITY;
+pub use mounts::MOUNTS;
+pub use proc::PROC;
+pub use processes::PROCESSES;
+pub use secrets::SECRETS;
+pub use sockets::SOCKETS;
+
+/// One attack.
+pub struct Attack {
+    /// What it is after, in words.
+    pub name: &'static str,
+    /// The probe and its arguments; `{...}` is filled in by the field.
+    pub probe: &'static [&'static str],
+    /// The refusals that count: an errno's name, or `SIGNAL 31`.
+    pub refused: &'static [&'static str],
+    /// How it is shown that the probe can succeed.
+    pub control: Control,
+    /// As whom it runs inside.
+    pub who: Who,
+}
+
+/// Where the probe works.
+#[derive(Clone, Copy)]
+pub enum Control {
+    /// On the host, as who runs the tests (root).
+    Host,
+    /// On the host, in fresh namespaces that unshare(1) makes with these flags.
+    Private(&'static str),
+    /// On the host, after these shell commands.
+    Prepared(&'static str),
+    /// On the host, aimed at what is on the host what the attack is after inside.
+    HostAt(&'static [&'static str]),
+    /// Inside the same sandbox, aimed at something that is the sandbox's own.
+    Inside(&'static [&'static str]),
+}
+
+/// Whose attack it is.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub enum Who {
+    /// The sandbox's default user.
+    User,
+    /// `root` inside.
+    Root,
+}
+
+/// An attack of the default user.
+pub const fn user(
+    name: &'static str,
+    probe: &'static [&'static str],
+    refused: &'static [&'static str],
+    control: Control,
+) -> Attack {
+    Attack { name, probe, refused, control, who: Who::User }
+}
+
+/// An attack of `root` inside.
+pub const fn root(
+    name: &'static str,
+    probe: &'static [&'static str],
+    refused: &'static [&'static str],
+    control: Control,
+) -> Attack {
+    Attack { name, probe, refused, control, who: Who::Root }
+}
+
+/// How many there are.
+pub fn count() -> usize {
+    [PROCESSES, PROC, MOUNTS, IDENTITY, CALLS, SOCKETS, SECRETS].iter().map(|list| list.len()).sum()
+}
