@@ -7,7 +7,7 @@ const KNOWN: Control = Inside(&["syscall", "39"]);
 
 const NO: &[&str] = &["ENOSYS", "EPERM"];
 
-pub const CALLS: &[Attack] = &[
+pub(crate) const CALLS: &[Attack] = &[
     root("load a BPF program", &["syscall", "321", "0", "0", "0"], NO, Host),
     root("open a performance counter", &["syscall", "298", "0", "0", "-1", "-1", "0"], NO, Host),
     user("handle page faults in user mode", &["syscall", "323", "0"], NO, Host),

@@ -2,7 +2,7 @@
 
 use super::{Attack, Control::*, root, user};
 
-pub const IDENTITY: &[Attack] = &[
+pub(crate) const IDENTITY: &[Attack] = &[
     user("become root by a call", &["set_uid", "0"], &["EPERM"], Host),
     user("take root's group", &["set_groups"], &["EPERM"], Host),
     user(

@@ -8,16 +8,16 @@ mod processes;
 mod secrets;
 mod sockets;
 
-pub use calls::CALLS;
-pub use identity::IDENTITY;
-pub use mounts::MOUNTS;
-pub use proc::PROC;
-pub use processes::PROCESSES;
-pub use secrets::SECRETS;
-pub use sockets::SOCKETS;
+pub(crate) use calls::CALLS;
+pub(crate) use identity::IDENTITY;
+pub(crate) use mounts::MOUNTS;
+pub(crate) use proc::PROC;
+pub(crate) use processes::PROCESSES;
+pub(crate) use secrets::SECRETS;
+pub(crate) use sockets::SOCKETS;
 
 /// One attack.
-pub struct Attack {
+pub(crate) struct Attack {
     /// What it is after, in words.
     pub name: &'static str,
     /// The probe and its arguments; `{...}` is filled in by the field.
@@ -32,7 +32,7 @@ pub struct Attack {
 
 /// Where the probe works.
 #[derive(Clone, Copy)]
-pub enum Control {
+pub(crate) enum Control {
     /// On the host, as who runs the tests (root).
     Host,
     /// On the host, in fresh namespaces that unshare(1) makes with these flags.
@@ -47,7 +47,7 @@ pub enum Control {
 
 /// Whose attack it is.
 #[derive(Clone, Copy, Eq, PartialEq)]
-pub enum Who {
+pub(crate) enum Who {
     /// The sandbox's default user.
     User,
     /// `root` inside.
@@ -55,7 +55,7 @@ pub enum Who {
 }
 
 /// An attack of the default user.
-pub const fn user(
+pub(crate) const fn user(
     name: &'static str,
     probe: &'static [&'static str],
     refused: &'static [&'static str],
@@ -65,7 +65,7 @@ pub const fn user(
 }
 
 /// An attack of `root` inside.
-pub const fn root(
+pub(crate) const fn root(
     name: &'static str,
     probe: &'static [&'static str],
     refused: &'static [&'static str],
@@ -75,6 +75,6 @@ pub const fn root(
 }
 
 /// How many there are.
-pub fn count() -> usize {
+pub(crate) fn count() -> usize {
     [PROCESSES, PROC, MOUNTS, IDENTITY, CALLS, SOCKETS, SECRETS].iter().map(|list| list.len()).sum()
 }

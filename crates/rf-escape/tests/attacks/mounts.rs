@@ -4,7 +4,7 @@ use super::{Attack, Control::*, root, user};
 
 const NO: &[&str] = &["EPERM", "ENOSYS"];
 
-pub const MOUNTS: &[Attack] = &[
+pub(crate) const MOUNTS: &[Attack] = &[
     user("mount", &["mount_tmpfs"], NO, Private("-m")),
     root("mount as root", &["mount_tmpfs"], NO, Private("-m")),
     root("make /dev writable", &["remount_writable", "/dev"], NO, Private("-m")),

@@ -8,7 +8,7 @@ const WRITES: Control = Inside(&["write_path", "/proc/self/comm"]);
 
 const NOT: &[&str] = &["EROFS", "EACCES", "EPERM", "ENOENT"];
 
-pub const PROC: &[Attack] = &[
+pub(crate) const PROC: &[Attack] = &[
     root("set the core pattern", &["write_path", "/proc/sys/kernel/core_pattern"], NOT, Host),
     root("set what a panic does", &["write_path", "/proc/sys/kernel/panic"], NOT, Host),
     root("drop the host's caches", &["write_path", "/proc/sys/vm/drop_caches"], NOT, Host),

@@ -2,7 +2,7 @@
 
 use super::{Attack, Control::*, root, user};
 
-pub const PROCESSES: &[Attack] = &[
+pub(crate) const PROCESSES: &[Attack] = &[
     user("see a process of the host", &["see_process", "{marker}"], &["ESRCH"], Host),
     user("signal a process of the host", &["signal_process", "{victim}"], &["ESRCH"], Host),
     root("signal a process of the host as root", &["signal_process", "{victim}"], &["ESRCH"], Host),

@@ -2,7 +2,7 @@
 
 use super::{Attack, Control::*, root, user};
 
-pub const SECRETS: &[Attack] = &[
+pub(crate) const SECRETS: &[Attack] = &[
     user("a descriptor that leaked", &["descriptors"], &["EBADF"], Prepared("exec 7</dev/null 9</etc/passwd")),
     root("a descriptor that leaked to root", &["descriptors"], &["EBADF"], Prepared("exec 7</dev/null 9</etc/passwd")),
     user(

@@ -7,7 +7,7 @@ const NO: &[&str] = &["EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"];
 /// Kernels lack one or the other of these families, so that the control of the same probe is a family that is allowed.
 const KNOWN: Control = Inside(&["socket_of", "2", "1"]);
 
-pub const SOCKETS: &[Attack] = &[
+pub(crate) const SOCKETS: &[Attack] = &[
     user("a socket to the hypervisor", &["socket_of", "40", "1"], NO, Host),
     user("the kernel's ciphers (CVE-2026-31431)", &["socket_of", "38", "5"], NO, KNOWN),
     root("packets of the wire", &["socket_of", "17", "3", "0x300"], NO, Host),

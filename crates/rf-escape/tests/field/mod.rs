@@ -35,7 +35,7 @@ enum Said {
     Else(String),
 }
 
-pub struct Field {
+pub(crate) struct Field {
     /// `None` once it is closed.
     system: Option<System>,
     runtime: Runtime,
@@ -51,7 +51,7 @@ pub struct Field {
 }
 
 impl Field {
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let system = System::start();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let key = fs::read_to_string(system.state().join("first-key")).unwrap();
@@ -97,7 +97,7 @@ impl Field {
     }
 
     /// Ends the system in order; it fails if anything of it is left.
-    pub fn close(mut self) {
+    pub(crate) fn close(mut self) {
         self.victim.0.kill().unwrap();
         self.system.take().expect("it is closed once").stop();
     }
@@ -125,7 +125,7 @@ impl Field {
     }
 
     /// One attack: its control must work, and inside it must be refused as it says.
-    pub fn run(&self, attack: &Attack) -> Result<(), String> {
+    pub(crate) fn run(&self, attack: &Attack) -> Result<(), String> {
         let arguments: Vec<String> = attack.probe.iter().map(|argument| self.fill(argument)).collect();
         let control = self.control(attack, &arguments);
         if !matches!(control, Said::Got(_)) {
