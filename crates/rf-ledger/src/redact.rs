@@ -49,7 +49,7 @@ const OPTIONS: [&str; 11] = [
 ];
 
 /// How well-known tokens begin.
-const PREFIXES: [&str; 19] = [
+const PREFIXES: [&str; 21] = [
     "ghp_",
     "gho_",
     "ghu_",
@@ -68,6 +68,8 @@ const PREFIXES: [&str; 19] = [
     "AIza",
     "eyJ",
     "rf_",
+    "rfs_",
+    "rfe_",
     "e2b_",
 ];
 /// A word with such a beginning is a token from this length on; chosen, so that `sk-learn` stays readable.
