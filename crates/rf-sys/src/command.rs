@@ -39,6 +39,9 @@ pub struct Hold {
     pub landlock: Option<Ruleset>,
     /// A system call filter; empty is none.
     pub filter: Vec<seccomp::Instruction>,
+    /// Whether it loses every capability, for good. Root without them is held by file permissions and by Landlock; with
+    /// them it would walk past both in places (`CAP_PERFMON` reads any process's memory map, for one).
+    pub no_capabilities: bool,
     /// Whether standard input is a terminal to be its controlling one.
     pub terminal: bool,
     /// Limits as (resource, value) of setrlimit(2), never above the hard limit in force.
@@ -92,7 +95,7 @@ impl Report {
 ///
 /// The command gets a session of its own.
 pub fn keep(command: &mut Command, hold: Hold) {
-    let Hold { socket, mut landlock, filter, terminal, rlimits } = hold;
+    let Hold { socket, mut landlock, filter, no_capabilities, terminal, rlimits } = hold;
     let before_exec = move || {
         // The keeper: a copy of the caller with one thread. From here to its end only system calls.
         set_subreaper()?;
@@ -117,11 +120,14 @@ pub fn keep(command: &mut Command, hold: Hold) {
         for (resource, value) in &rlimits {
             limit(*resource, *value)?;
         }
-        if landlock.is_some() || !filter.is_empty() {
+        if landlock.is_some() || !filter.is_empty() || no_capabilities {
             // SAFETY: integers only; the unused arguments must be 0.
             if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == -1 {
                 return Err(io::Error::last_os_error());
             }
+        }
+        if no_capabilities {
+            drop_capabilities()?;
         }
         if let Some(landlock) = landlock.take() {
             landlock.restrict_self().map_err(|errno| io::Error::from_raw_os_error(errno.raw_os_error()))?;
@@ -152,6 +158,20 @@ fn fork_raw() -> io::Result<libc::pid_t> {
     // passed.
     let rc = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     if rc == -1 { Err(io::Error::last_os_error()) } else { Ok(rc as libc::pid_t) }
+}
+
+/// Takes every capability from the calling process, and from what it will exec; see capabilities(7).
+fn drop_capabilities() -> io::Result<()> {
+    // linux/capability.h: version 3, two words for each set.
+    let header: [u32; 2] = [0x2008_0522, 0];
+    let none = [0u32; 6];
+    // With no_new_privs in force and nothing permitted, an exec gives nothing either, also to root: the bounding set,
+    // which only its owner may narrow, does not matter.
+    // SAFETY: the kernel reads a whole header and two whole data structs of three words each; the pid 0 is the caller.
+    if unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Lowers a limit to `value`, or to the hard limit in force if that is lower.

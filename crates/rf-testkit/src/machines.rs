@@ -10,11 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use ed25519_dalek::{Signature, Verifier, VerifyingKey};
+use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use futures::{Sink, Stream};
 use rf_places::machine::{Enrolment, HubConfig, MachineAuthority, MachineHub, MachinePlace};
 use rf_types::{Code, Fault, MachineId, UserId};
-use rf_wire::machine::MESSAGE_MAX;
+use rf_wire::machine::{MESSAGE_MAX, to_hex};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, watch},
@@ -23,6 +23,31 @@ use tokio_tungstenite::{
     WebSocketStream, accept_async_with_config,
     tungstenite::{self, Message, protocol::WebSocketConfig},
 };
+
+/// A machine's key, for machines made by hand.
+pub struct TestKey(SigningKey);
+
+impl TestKey {
+    /// A fresh one.
+    #[allow(clippy::new_without_default, reason = "it is random")]
+    pub fn new() -> Self {
+        let half = || MachineId::random().bits().to_be_bytes();
+        let mut seed = [0; 32];
+        seed[..16].copy_from_slice(&half());
+        seed[16..].copy_from_slice(&half());
+        Self(SigningKey::from_bytes(&seed))
+    }
+
+    /// Its public half in hex.
+    pub fn public(&self) -> String {
+        to_hex(self.0.verifying_key().as_bytes())
+    }
+
+    /// A signature in hex.
+    pub fn sign(&self, message: &[u8]) -> String {
+        to_hex(&self.0.sign(message).to_bytes())
+    }
+}
 
 /// Tokens and keys in memory.
 #[derive(Default)]
@@ -115,6 +140,8 @@ impl MachineServer {
                     if !*open.borrow() {
                         continue;
                     }
+                    // Small frames go out at once, as at the server's own door.
+                    stream.set_nodelay(true).unwrap();
                     tokio::spawn(async move {
                         let cut = cut.notified();
                         let serve = async {

@@ -6,7 +6,7 @@
 //! | signals, ptrace, abstract sockets of processes outside | Landlock (signals and sockets from ABI 6) |
 //! | sockets with a path (session bus, Docker, agents of keys), which Landlock does not cover | the filter: no `AF_UNIX` by socket(2) |
 //! | io_uring (another way to a socket), the owner's keyrings | the filter |
-//! | set-id programs | `no_new_privs` |
+//! | set-id programs; root's capabilities, when root joined | `no_new_privs`, none permitted |
 //! | **not held:** the network; mode, owner, times and extended attributes of files outside whose name is known (Landlock has no right for them); memory, tasks, CPU | nothing |
 
 use std::{

@@ -161,8 +161,14 @@ pub(crate) fn launch(owner: &Owner, spec: &ExecSpec) -> Result<Launched, Fault> 
     };
     let (mut ours, theirs) = UnixStream::pair()
         .map_err(|error| Fault::new(Code::PlaceExhausted, format!("no socket for the keeper: {error}"), ""))?;
-    let hold =
-        Hold { socket: theirs.into(), landlock, filter, terminal: spec.pty.is_some(), rlimits: limits(&spec.rlimits) };
+    let hold = Hold {
+        socket: theirs.into(),
+        landlock,
+        filter,
+        no_capabilities: owner.level() != Level::Full,
+        terminal: spec.pty.is_some(),
+        rlimits: limits(&spec.rlimits),
+    };
     keep(&mut command, hold);
     let spawned = command.spawn();
     // Our copies of the command's ends and of the keeper's, which the command object holds.
