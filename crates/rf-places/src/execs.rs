@@ -7,7 +7,10 @@ use std::{
     io,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -30,7 +33,7 @@ use crate::{
     quota::{Hold, Quota, of_exec},
     sandbox::{RawAdopted, RawSpawned},
     sandboxes::now_ms,
-    spool::{About, Progress, Spool, Which},
+    spool::{About, Budget, Progress, Spool, Which},
 };
 
 /// What is kept of execs, and where.
@@ -40,6 +43,9 @@ pub struct ExecsConfig {
     pub spool: PathBuf,
     /// Most bytes kept of each output of a background exec.
     pub bytes_max: u64,
+    /// Most bytes kept of all outputs of one user's background execs. Past it the oldest ended ones go, and running ones
+    /// are cut.
+    pub user_bytes_max: u64,
     /// Most ended execs kept for each user; the oldest go first.
     pub ended_max: usize,
     /// How long an ended exec is kept, milliseconds.
@@ -47,10 +53,10 @@ pub struct ExecsConfig {
 }
 
 impl ExecsConfig {
-    /// 16 MiB of each output, 200 ended execs of each user, for a day.
+    /// 16 MiB of each output, 512 MiB for each user, 200 ended execs of each user, for a day.
     #[must_use]
     pub fn standard(spool: PathBuf) -> Self {
-        Self { spool, bytes_max: 16 << 20, ended_max: 200, ended_ms_max: 86_400_000 }
+        Self { spool, bytes_max: 16 << 20, user_bytes_max: 512 << 20, ended_max: 200, ended_ms_max: 86_400_000 }
     }
 }
 
@@ -91,6 +97,8 @@ struct Inner {
 struct UserExecs {
     execs: HashMap<ExecId, Arc<Entry>>,
     ended: VecDeque<(UnixMs, ExecId)>,
+    /// Bytes of all their outputs.
+    bytes: Arc<AtomicU64>,
 }
 
 /// One exec.
@@ -152,7 +160,12 @@ impl Execs {
             };
             let over = |which| Progress { ended: true, ..spool.progress(which) };
             let entry = this.entry(about.user, about.place, None, about.info, None, Some(&spool), over);
-            lock(&this.inner.users).entry(about.user).or_default().execs.insert(exec, entry);
+            let bytes = entry.kept.as_ref().map_or(0, Kept::len);
+            let mut users = lock(&this.inner.users);
+            let execs = users.entry(about.user).or_default();
+            execs.bytes.fetch_add(bytes, Ordering::Relaxed);
+            execs.execs.insert(exec, entry);
+            drop(users);
             if let Some(at) = about.ended_at {
                 ended.push((at, about.user, exec));
             }
@@ -326,14 +339,18 @@ impl Execs {
         let Some(kept) = &entry.kept else { return };
         *kept.stdin.lock().await = stdin;
         *lock(&kept.resize) = resize;
-        let bytes_max = self.inner.config.bytes_max;
+        let budget = Budget {
+            bytes_max: self.inner.config.bytes_max,
+            user_bytes_max: self.inner.config.user_bytes_max,
+            user_bytes: Arc::clone(&lock(&self.inner.users).entry(entry.user).or_default().bytes),
+        };
         let this = self.clone();
         let entry = Arc::clone(&entry);
         let place = lock(&entry.runs_in).clone();
         tokio::spawn(async move {
             let Some(kept) = &entry.kept else { return };
-            let out = kept.spool.pump(Which::Stdout, stdout, bytes_max, Arc::clone(&kept.out));
-            let err = kept.spool.pump(Which::Stderr, stderr, bytes_max, Arc::clone(&kept.err));
+            let out = kept.spool.pump(Which::Stdout, stdout, budget.clone(), Arc::clone(&kept.out));
+            let err = kept.spool.pump(Which::Stderr, stderr, budget, Arc::clone(&kept.err));
             let end = async {
                 let end = exit.await;
                 // Nobody reads it any more.
@@ -341,6 +358,8 @@ impl Execs {
                 this.end(&entry, exec, ended_state(&end));
             };
             futures::future::join3(out, err, end).await;
+            // Its last bytes may have come after its end.
+            this.retain(entry.user);
             // What the place kept for another server is no longer needed.
             if let Some(place) = place {
                 place.forget(exec).await;
@@ -367,18 +386,22 @@ impl Execs {
 
     /// Lets go of a user's ended execs that are too many or too old.
     fn retain(&self, user: UserId) {
-        let ExecsConfig { ended_max, ended_ms_max, .. } = self.inner.config;
+        let ExecsConfig { user_bytes_max, ended_max, ended_ms_max, .. } = self.inner.config;
         let oldest = now_ms().saturating_sub(ended_ms_max);
         let mut gone = Vec::new();
         {
             let mut users = lock(&self.inner.users);
             let Some(execs) = users.get_mut(&user) else { return };
             while let Some((at, exec)) = execs.ended.front().copied() {
-                if execs.ended.len() <= ended_max && at >= oldest {
+                let bytes = execs.bytes.load(Ordering::Relaxed);
+                if execs.ended.len() <= ended_max && at >= oldest && bytes < user_bytes_max {
                     break;
                 }
                 execs.ended.pop_front();
-                gone.extend(execs.execs.remove(&exec));
+                if let Some(entry) = execs.execs.remove(&exec) {
+                    execs.let_go(&entry);
+                    gone.push(entry);
+                }
             }
             if execs.execs.is_empty() {
                 users.remove(&user);
@@ -567,6 +590,7 @@ impl Execs {
         if let Some(execs) = lock(&self.inner.users).get_mut(&entry.user) {
             execs.execs.remove(&exec);
             execs.ended.retain(|(_, ended)| *ended != exec);
+            execs.let_go(&entry);
         }
         if let Some(kept) = &entry.kept {
             kept.spool.remove();
@@ -699,7 +723,24 @@ impl Entry {
     }
 }
 
+impl UserExecs {
+    /// What an exec that is forgotten kept no longer counts; what a detached child of it still prints is dropped.
+    fn let_go(&self, entry: &Entry) {
+        if let Some(kept) = &entry.kept {
+            self.bytes.fetch_sub(kept.len(), Ordering::Relaxed);
+            for progress in [&kept.out, &kept.err] {
+                progress.send_modify(|progress| progress.truncated = true);
+            }
+        }
+    }
+}
+
 impl Kept {
+    /// Bytes of both outputs.
+    fn len(&self) -> u64 {
+        self.out.borrow().len + self.err.borrow().len
+    }
+
     fn progress(&self, which: Which) -> &watch::Sender<Progress> {
         match which {
             Which::Stdout => &self.out,

@@ -45,7 +45,15 @@ impl Quota {
     ) -> Result<(T, Hold), Fault> {
         let mut all = self.lock();
         let usage = all.entry(user).or_default();
-        let judged = judge(usage)?;
+        let judged = match judge(usage) {
+            Ok(judged) => judged,
+            Err(fault) => {
+                if *usage == UserUsage::default() {
+                    all.remove(&user);
+                }
+                return Err(fault);
+            }
+        };
         add(usage, &part);
         drop(all);
         Ok((judged, Hold { quota: self.clone(), user, part }))

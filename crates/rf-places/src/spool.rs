@@ -12,9 +12,15 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt as _,
+    },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rf_types::{ExecId, ExecInfo, PlaceRef, UserId, units::UnixMs};
@@ -45,6 +51,30 @@ pub(crate) struct Progress {
     pub(crate) len: u64,
     pub(crate) ended: bool,
     pub(crate) truncated: bool,
+}
+
+/// How much of an output may be kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    /// Most bytes of one output.
+    pub(crate) bytes_max: u64,
+    /// Most bytes of all outputs of the user.
+    pub(crate) user_bytes_max: u64,
+    /// Bytes kept of all outputs of the user.
+    pub(crate) user_bytes: Arc<AtomicU64>,
+}
+
+impl Budget {
+    /// How many more bytes may be kept of an output of which `len` are.
+    fn room(&self, len: u64) -> usize {
+        let own = self.bytes_max.saturating_sub(len);
+        let user = self.user_bytes_max.saturating_sub(self.user_bytes.load(Ordering::Relaxed));
+        usize::try_from(own.min(user)).unwrap_or(usize::MAX)
+    }
+
+    fn keep(&self, count: u64) {
+        self.user_bytes.fetch_add(count, Ordering::Relaxed);
+    }
 }
 
 /// Which output.
@@ -89,7 +119,7 @@ impl Spool {
     /// # Errors
     /// `AlreadyExists` when the exec was started before; what mkdir(2) says.
     pub(crate) fn make(&self) -> io::Result<()> {
-        fs::create_dir(&self.dir)
+        fs::DirBuilder::new().mode(0o700).create(&self.dir)
     }
 
     /// Writes beside it and renames over it, so that a reader never sees a part.
@@ -139,17 +169,17 @@ impl Spool {
         Ok(found)
     }
 
-    /// Moves an output to its file until it ends; past `bytes_max` it is dropped, so that the program is never held up.
+    /// Moves an output to its file until it ends; past the budget it is dropped, so that the program is never held up.
     pub(crate) async fn pump(
         &self,
         which: Which,
         output: Output,
-        bytes_max: u64,
+        budget: Budget,
         progress: Arc<watch::Sender<Progress>>,
     ) {
         let pumped = match output {
-            Output::Pipe(pipe) => self.pump_pipe(which, pipe, bytes_max, &progress).await,
-            Output::Stream(stream) => self.pump_stream(which, stream, bytes_max, &progress).await,
+            Output::Pipe(pipe) => self.pump_pipe(which, pipe, &budget, &progress).await,
+            Output::Stream(stream) => self.pump_stream(which, stream, &budget, &progress).await,
             Output::None => Ok(()),
         };
         if let Err(error) = pumped {
@@ -171,7 +201,7 @@ impl Spool {
         &self,
         which: Which,
         mut pipe: PipeReader,
-        bytes_max: u64,
+        budget: &Budget,
         progress: &Arc<watch::Sender<Progress>>,
     ) -> io::Result<()> {
         // Where the file cannot be had the program is still not held up.
@@ -186,9 +216,9 @@ impl Spool {
         loop {
             pipe.readable().await?;
             let (file, null, from) = (Arc::clone(&file), Arc::clone(&null), Arc::clone(&from));
-            let (this, progress) = (self.clone(), Arc::clone(progress));
+            let (this, budget, progress) = (self.clone(), budget.clone(), Arc::clone(progress));
             let turn = tokio::task::spawn_blocking(move || {
-                this.splice_turn(which, &from, file.as_ref().as_ref(), &null, bytes_max, &progress)
+                this.splice_turn(which, &from, file.as_ref().as_ref(), &null, &budget, &progress)
             });
             if turn.await.map_err(io::Error::other)?? {
                 return Ok(());
@@ -203,14 +233,14 @@ impl Spool {
         from: &OwnedFd,
         file: Option<&File>,
         null: &File,
-        bytes_max: u64,
+        budget: &Budget,
         progress: &watch::Sender<Progress>,
     ) -> io::Result<bool> {
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
         let mut moved = 0;
         while moved < TURN_MAX {
             let Progress { len, truncated, .. } = *progress.borrow();
-            let room = usize::try_from(bytes_max.saturating_sub(len)).unwrap_or(usize::MAX).min(SPLICE_MAX);
+            let room = budget.room(len).min(SPLICE_MAX);
             let spliced = match file {
                 Some(file) if room > 0 && !truncated => {
                     let mut offset = len;
@@ -228,7 +258,8 @@ impl Spool {
                 Ok(0) => return Ok(true),
                 Ok(count) => {
                     moved += count;
-                    if !progress.borrow().truncated {
+                    if !truncated && room > 0 {
+                        budget.keep(count as u64);
                         progress.send_modify(|progress| progress.len += count as u64);
                     }
                 }
@@ -246,7 +277,7 @@ impl Spool {
         &self,
         which: Which,
         mut stream: ByteReader,
-        bytes_max: u64,
+        budget: &Budget,
         progress: &Arc<watch::Sender<Progress>>,
     ) -> io::Result<()> {
         let file = Arc::new(self.open_to_write(which)?);
@@ -256,7 +287,7 @@ impl Spool {
                 return Ok(());
             }
             let Progress { len, truncated, .. } = *progress.borrow();
-            let room = usize::try_from(bytes_max.saturating_sub(len)).unwrap_or(usize::MAX);
+            let room = budget.room(len);
             let kept = if truncated { 0 } else { room.min(bytes.len()) };
             let piece = bytes.slice(..kept);
             let file = Arc::clone(&file);
@@ -264,6 +295,7 @@ impl Spool {
                 tokio::task::spawn_blocking(move || std::os::unix::fs::FileExt::write_all_at(&*file, &piece, len));
             let written = writing.await.map_err(io::Error::other)?;
             if written.is_ok() {
+                budget.keep(kept as u64);
                 progress.send_modify(|progress| progress.len += kept as u64);
             }
             if written.is_err() || kept < bytes.len() {

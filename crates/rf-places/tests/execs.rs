@@ -280,6 +280,36 @@ async fn background_output_past_the_cap_is_cut_and_said_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_output_of_a_user_is_bounded_and_the_oldest_goes_first() {
+    let field = Field::new();
+    let places = field.places_with(|config| config.user_bytes_max = 150_000).await;
+    let place = sandbox(&places, user(1)).await;
+    let other = sandbox(&places, user(2)).await;
+    let print = async |who, place, id| {
+        let exec = ExecId::from_bits(id);
+        let spec = shell("head -c 100000 /dev/zero");
+        places.execs().run_background(claim_exec(&places, user(who)), place, exec, &spec).await.unwrap();
+        let mut events = places.execs().attach(&permit_of(user(who), Action::ExecRead), exec, 0, 0, true).unwrap();
+        let (mut len, mut cut) = (0, false);
+        while let Some(event) = events.next().await {
+            match event.unwrap() {
+                ExecEvent::Stdout(bytes) => len += bytes.len(),
+                ExecEvent::Truncated(_) => cut = true,
+                ExecEvent::Stderr(_) | ExecEvent::Ended(_) => {}
+            }
+        }
+        (len, cut)
+    };
+    assert_eq!(print(1, &place, 1).await, (100_000, false));
+    assert_eq!(print(1, &place, 2).await, (50_000, true));
+    assert_eq!(print(2, &other, 3).await, (100_000, false));
+    // All is used up, so the oldest goes.
+    until(|| places.execs().info(user(1), ExecId::from_bits(1)).is_err()).await;
+    assert_eq!(print(1, &place, 4).await, (100_000, false));
+    assert!(places.execs().info(user(2), ExecId::from_bits(3)).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ended_execs_are_bounded_in_number() {
     let field = Field::new();
     let places = field.places_with(|config| config.ended_max = 3).await;
