@@ -6,7 +6,7 @@ use rf_sys::guest::{Failure, Identity, Mapping, Plan, Pointers, Program, Step, c
 use rf_wire::init::{Spawn, UNLIMITED, spawn, stage};
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{CWD, Gid, Mode, OFlags, Uid, fchown, openat},
+    fs::{CWD, Mode, OFlags, openat},
     io::Errno,
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
     process::Pid,
@@ -58,11 +58,10 @@ pub(crate) struct Streams {
 }
 
 impl Streams {
-    /// Makes pipes, or a terminal, that belong to the user: so the workload can open `/dev/stdout` again.
-    pub(crate) fn make(flags: u32, rows: u16, cols: u16, owner: Option<u32>) -> Result<Self, Errno> {
-        let owner = owner.map(Uid::from_raw);
+    /// Makes pipes, or a terminal. They belong to whoever is the file system's user now.
+    pub(crate) fn make(flags: u32, rows: u16, cols: u16) -> Result<Self, Errno> {
         if flags & spawn::PTY != 0 {
-            return Self::terminal(rows, cols, owner);
+            return Self::terminal(rows, cols);
         }
         let mut child = [const { None }; 3];
         let mut server = [const { None }; 3];
@@ -72,9 +71,6 @@ impl Streams {
                 continue;
             }
             let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-            if let Some(uid) = owner {
-                fchown(&reader, Some(uid), None::<Gid>)?;
-            }
             let (ours, theirs) = if stream == 0 { (writer, reader) } else { (reader, writer) };
             if stream == 1 {
                 // Beyond the user's share of pipe memory the pipe keeps its usual size (pipe(7)).
@@ -87,15 +83,12 @@ impl Streams {
         Ok(Self { child, server, terminal: false })
     }
 
-    fn terminal(rows: u16, cols: u16, owner: Option<Uid>) -> Result<Self, Errno> {
+    fn terminal(rows: u16, cols: u16) -> Result<Self, Errno> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let master = openat(CWD, c"/dev/ptmx", flags, Mode::empty())?;
         unlockpt(&master)?;
         // By the master, not by a name: no other can be put in its place.
         let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-        if let Some(uid) = owner {
-            fchown(&slave, Some(uid), None::<Gid>)?;
-        }
         tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 })?;
         Ok(Self { child: [Some(slave), None, None], server: [Some(master), None, None], terminal: true })
     }

@@ -1,18 +1,21 @@
 //! The loop of process 1: two sockets, the ends of children, deadlines.
 
 use rf_sys::guest::{
-    Args, FdSlot, Fork, Mapping, TakeCell, Waited, close_on_exec_from, default_signal, exit, fork_into, inherited,
-    monotonic_us, set_signal_mask, signal_fd, wait,
+    Args, FdSlot, Fork, Mapping, TakeCell, Waited, as_file_owner, close_on_exec_from, default_signal, exit, fork_into,
+    inherited, monotonic_us, set_signal_mask, signal_fd, wait,
 };
 use rf_wire::init::{
-    File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn, stage,
+    EXECS_MAX, File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn, stage,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{CWD, Mode, OFlags, openat},
     io::{Errno, fcntl_dupfd_cloexec, pread, pwrite, read},
-    process::{DumpableBehavior, Signal, kill_process, kill_process_group, set_dumpable_behavior, umask},
+    process::{
+        DumpableBehavior, Signal, kill_process, kill_process_group, parent_process_death_signal, set_dumpable_behavior,
+        umask,
+    },
     thread::{set_name, set_no_new_privs},
 };
 
@@ -37,6 +40,8 @@ const HELPERS_MAX: usize = 256;
 
 /// Descriptors that are always waited on: signals, warden, server, `sudo`'s listener.
 const FIXED: usize = 4;
+/// Most commands of `sudo` that run, also those whose client has gone; chosen: most of the table is the server's.
+const SUDO_RUNNING_MAX: usize = 64;
 /// Added to the number of a command of `sudo` for its id: not of the kind that the server makes, which are random.
 const SUDO_IDS: u128 = 0x7375_646f << 96;
 
@@ -60,6 +65,8 @@ struct Init {
     oom: Option<OwnedFd>,
     null: OwnedFd,
     rights: Rights,
+    /// What the launcher wants to happen to us when it dies.
+    death_signal: Option<Signal>,
     /// An ended exec is waiting to be told of.
     untold: bool,
     /// The pids of the helpers of file operations; 0 is none.
@@ -125,6 +132,7 @@ fn run(args: Args) -> Result<(), Errno> {
         oom,
         null,
         rights: Rights { root, only: one_uid.then_some(ids) },
+        death_signal: parent_process_death_signal()?,
         untold: false,
         // Where there is nowhere to listen, nobody can ask.
         sudo: if root && !one_uid { Sudo::listen().ok() } else { None },
@@ -218,6 +226,9 @@ impl Init {
         let order = &request.order;
         let user = users::find(rf_sys::guest::cstr(order.user).to_bytes(), self.rights).map_err(at(stage::USER))?;
         let no_room = Refused { stage: stage::TABLE, errno: Errno::AGAIN };
+        if self.table.iter().filter(|(_, exec)| exec.hidden).count() >= SUDO_RUNNING_MAX {
+            return Err(no_room);
+        }
         let (place, evicted) = self.table.place().ok_or(no_room)?;
         if let Some(evicted) = evicted {
             self.clean_up(&evicted);
@@ -364,6 +375,12 @@ impl Init {
             order::ADOPT if from == From::Warden => {
                 let socket = fds.take(0).ok_or(Refused { stage: stage::ORDER, errno: Errno::BADF })?;
                 self.server = Channel::new(Some(socket));
+                // What ended before it came it learns by a `LIST`.
+                for place in 0..EXECS_MAX {
+                    if let Some(exec) = self.table.get_mut(place) {
+                        exec.told |= exec.phase == Phase::Ended;
+                    }
+                }
                 done()
             }
             _ => Err(Refused { stage: stage::ORDER, errno: Errno::OPNOTSUPP }),
@@ -378,8 +395,10 @@ impl Init {
         let name = rf_sys::guest::cstr(order.user).to_bytes();
         let user = users::find(name, self.rights).map_err(at(stage::USER))?;
         let one_uid = self.rights.only.is_some();
-        let owner = (!one_uid).then_some(user.uid);
-        let mut streams = Streams::make(order.flags, order.rows, order.cols, owner).map_err(at(stage::PIPES))?;
+        let make = || Streams::make(order.flags, order.rows, order.cols);
+        // They belong to the user, so that the workload can open `/dev/stdout` or its terminal again.
+        let streams = if one_uid { make() } else { as_file_owner((user.uid, user.gid), self.death_signal, make) };
+        let mut streams = streams.map_err(at(stage::PIPES))?;
         let mut kept = [const { FdSlot::EMPTY }; 3];
         if order.flags & spawn::KEEP != 0 {
             for (slot, fd) in kept.iter_mut().zip(streams.server.iter().flatten()) {
@@ -520,8 +539,8 @@ impl Init {
             self.stale_cgroups = true;
         }
         if self.stale_cgroups {
-            let table = &mut *self.table;
-            kill::sweep(parent.as_fd(), &mut |id| table.iter().any(|(_, exec)| exec.id == id));
+            let table = &*self.table;
+            self.stale_cgroups = kill::sweep(parent.as_fd(), &|id| table.iter().any(|(_, exec)| exec.id == id));
         }
     }
 
@@ -540,25 +559,29 @@ impl Init {
             *helper = 0;
             return;
         }
-        let Some((_, exec)) = self.table.of_pid(waited.pid) else { return };
+        let Some((place, exec)) = self.table.of_pid(waited.pid) else { return };
         exec.phase = Phase::Ended;
         exec.status = waited.status;
         exec.user_us = waited.user_us;
         exec.system_us = waited.system_us;
         exec.peak_bytes = waited.peak_bytes;
         exec.wall_us = monotonic_us().saturating_sub(exec.started_us);
-        self.untold = true;
         // Without a cgroup nothing tells whether others of its tree live, so its time ends with it.
         if !exec.cgroup {
             exec.deadline_us = 0;
         }
+        if exec.hidden {
+            // Nobody else asks for it again.
+            let exec = self.table.remove(place);
+            self.clean_up(&exec);
+            if let Some(sudo) = &mut self.sudo {
+                sudo.ended(waited.pid, waited.status);
+            }
+            return;
+        }
+        self.untold = true;
         exec.just_ended = exec.cgroup;
         self.just_ended |= exec.cgroup;
-        if exec.hidden
-            && let Some(sudo) = &mut self.sudo
-        {
-            sudo.ended(waited.pid, waited.status);
-        }
     }
 
     /// Removes the cgroups of those that ended since, where nothing of their tree is left. After the news of it were

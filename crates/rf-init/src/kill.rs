@@ -41,9 +41,22 @@ fn open_below(parent: BorrowedFd<'_>, name: &CStr, file: &[u8], flags: OFlags) -
 }
 
 /// Kills everything in a cgroup.
+///
+/// Before Linux 5.14, which has no `cgroup.kill`, by signals until nothing is left; a fork bomb may outrun that.
 pub(crate) fn kill_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
-    let file = open_below(parent, name, b"cgroup.kill", OFlags::WRONLY)?;
-    write(&file, b"1").map(drop)
+    match open_below(parent, name, b"cgroup.kill", OFlags::WRONLY) {
+        Ok(file) => write(&file, b"1").map(drop),
+        Err(Errno::NOENT) => {
+            signal_cgroup(parent, name, Signal::KILL)?;
+            for _ in 1..ROUNDS_MAX {
+                if signal_cgroup(parent, name, Signal::KILL).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Sends a signal to every process in a cgroup. A process made meanwhile may be missed, as with kill(2) of a group.
@@ -198,22 +211,24 @@ pub(crate) fn id_of_cgroup(name: &[u8]) -> Option<u128> {
     core::str::from_utf8(name).ok().and_then(|text| u128::from_str_radix(text, 16).ok())
 }
 
-/// Tries again to remove the cgroups of execs that are forgotten; `known` tells which are not.
-pub(crate) fn sweep(parent: BorrowedFd<'_>, known: &mut dyn FnMut(u128) -> bool) {
+/// Tries again to remove the cgroups of execs that are forgotten; `known` tells which are not. True when some are left.
+pub(crate) fn sweep(parent: BorrowedFd<'_>, known: &dyn Fn(u128) -> bool) -> bool {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(directory) = openat(parent, c".", flags, Mode::empty()) else { return };
+    let Ok(directory) = openat(parent, c".", flags, Mode::empty()) else { return true };
     let mut buffer = [0; 4096];
+    let mut are_left = false;
     while let Ok(len) = directory_entries(directory.as_fd(), &mut buffer) {
         if len == 0 {
-            return;
+            break;
         }
         for entry in crate::text::Entries::new(&buffer[..len]) {
             if id_of_cgroup(entry.name.to_bytes()).is_some_and(|id| !known(id)) {
                 // Still in use: tried again at the next sweep.
-                let _ = remove_cgroup(parent, entry.name);
+                are_left |= remove_cgroup(parent, entry.name).is_err();
             }
         }
     }
+    are_left
 }
 
 /// The name as the kernel wants it.

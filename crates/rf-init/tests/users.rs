@@ -8,7 +8,7 @@ use common::{Exec, Field, FileOrder, Options, finish, read_all};
 use rf_wire::init::{file_op, order, spawn, stage};
 use rustix::io::Errno;
 
-const USERS: Options = Options { cgroups: false, root: false, users: true, only_user: false };
+const USERS: Options = Options { cgroups: false, root: false, users: true, only_user: false, bounded: false };
 const ROOT: Options = Options { root: true, ..USERS };
 
 fn field(options: Options) -> Field {
@@ -78,6 +78,25 @@ fn streams_belong_to_the_user_and_can_be_opened_again() {
     let mut printed = Vec::new();
     let _ = std::io::Read::read_to_end(&mut master, &mut printed);
     assert_eq!(String::from_utf8_lossy(&printed), "1000\r\nagain\r\n");
+}
+
+#[test]
+fn the_three_capabilities_of_an_init_without_root_are_enough() {
+    let field = field(Options { bounded: true, ..USERS });
+    let line = line(&field, 1, "id -u; grep -E '^CapBnd' /proc/self/status; cat /dev/stdin > /dev/stdout");
+    let mut fds = field.spawned(&line.flags(spawn::STDIN)).fds.into_iter();
+    fs::File::from(fds.next().unwrap()).write_all(b"again").unwrap();
+    assert_eq!(read_all(fds.next().unwrap()), b"1000\nCapBnd:\t00000000000000e0\nagain");
+    assert_eq!(field.server.next().exited().status, 0);
+    let pty = Exec::shell(2, "stat -c %u $(tty)").flags(spawn::PTY);
+    let mut master = fs::File::from(field.spawned(&pty).fds.remove(0));
+    let mut printed = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut master, &mut printed);
+    assert_eq!(String::from_utf8_lossy(&printed), "1000\r\n");
+    assert_eq!(field.server.next().exited().status, 0);
+    let path = field.path("a");
+    let write = FileOrder { op: file_op::WRITE, permissions: 0o600, a: &path, ..FileOrder::default() };
+    drop(field.open(write).unwrap());
 }
 
 #[test]

@@ -245,6 +245,8 @@ pub struct Options {
     pub users: bool,
     /// The one uid that is mapped is 1000 inside.
     pub only_user: bool,
+    /// Init has the capabilities KILL, SETGID and SETUID alone, as where nobody may be root.
+    pub bounded: bool,
 }
 
 impl Field {
@@ -275,6 +277,7 @@ impl Field {
         let script = "exec 3<&0 4<&1; test $CG = 0 || exec 5<&2; exec 0</dev/null 1>/dev/null; exec \"$@\"";
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script, "sh", "unshare"]);
+        let bound = if options.bounded { "exec setpriv --bounding-set -all,+kill,+setgid,+setuid " } else { "exec " };
         let mut setup = String::from("ip link set lo up 2>/dev/null; ");
         if options.users {
             assert!(rustix::process::geteuid().is_root(), "this test needs root, for its many uids");
@@ -288,7 +291,7 @@ impl Field {
         }
         let child = command
             .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--ipc", "--net", "--", "sh", "-c"])
-            .arg(setup + "exec \"$0\" \"$1\"")
+            .arg(setup + bound + "\"$0\" \"$1\"")
             .arg(program())
             .arg(&flags)
             .env("CG", if options.cgroups { "1" } else { "0" })

@@ -5,7 +5,7 @@ use core::ffi::CStr;
 use rustix::{
     fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     io::Errno,
-    process::Pid,
+    process::{Pid, Signal},
 };
 
 use super::{
@@ -217,13 +217,30 @@ pub fn permitted_capabilities() -> Result<u64, Errno> {
     Ok(u64::from(sets[1]) | u64::from(sets[4]) << 32)
 }
 
-/// The child gets a signal when its parent ends. See prctl(2), PR_SET_PDEATHSIG.
+/// Does `make` with another user's file system ids, so that what it makes belongs to that user; then takes the own ids
+/// back. See setfsuid(2), setfsgid(2): this needs neither CHOWN nor a process of its own.
+///
+/// Such a change clears the signal that a parent's death sends, and makes the program dumpable where the machine is set
+/// to that (prctl(2)): both are set anew, to `death_signal` and to not dumpable.
 ///
 /// # Errors
-/// `EINVAL` for a signal there is not.
-pub fn die_with_parent() -> Result<(), Errno> {
-    // SAFETY: numbers only.
-    unsafe { call(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as usize, libc::SIGKILL as usize, 0, 0, 0, 0]) }.map(drop)
+/// `EPERM` without the capabilities to change ids; what `make` gives.
+pub fn as_file_owner<T>(
+    ids: (u32, u32),
+    death_signal: Option<Signal>,
+    make: impl FnOnce() -> Result<T, Errno>,
+) -> Result<T, Errno> {
+    // SAFETY: both take a number; the ids are those of the calling thread, the only one.
+    let set = |nr: i64, id: u32| unsafe { call(nr, [id as usize, 0, 0, 0, 0, 0]) }.map(|before| before as u32);
+    // Neither call tells of a failure: it gives the id before. No id is -1, so that only asks.
+    let (own_gid, own_uid) = (set(libc::SYS_setfsgid, ids.1)?, set(libc::SYS_setfsuid, ids.0)?);
+    let is_set = set(libc::SYS_setfsuid, u32::MAX)? == ids.0 && set(libc::SYS_setfsgid, u32::MAX)? == ids.1;
+    let made = if is_set { make() } else { Err(Errno::PERM) };
+    set(libc::SYS_setfsuid, own_uid)?;
+    set(libc::SYS_setfsgid, own_gid)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    rustix::process::set_parent_process_death_signal(death_signal)?;
+    made
 }
 
 /// Fills `buffer` with directory entries (struct linux_dirent64, getdents(2)); 0 bytes at the end.
