@@ -81,6 +81,11 @@ fn layout(dir: &Path, layers: &[Vec<u8>]) -> PathBuf {
     folder
 }
 
+fn blobs_kept(system: &System) -> usize {
+    let files = |dir| fs::read_dir(system.state().join("server/blobs").join(dir)).unwrap().count();
+    files("sha256") + files("partial")
+}
+
 fn layers_kept(system: &System) -> usize {
     fs::read_dir(system.state().join("warden/layers")).unwrap().count()
 }
@@ -141,6 +146,7 @@ fn layers_hide_what_their_whiteouts_say_and_are_shared() {
     system.ok(&["template", "import", "lower", folder.to_str().unwrap()]);
     assert_eq!(seen("lower"), "low\n/dir/old /kept/old\nthere");
     assert_eq!(layers_kept(&system), 3, "a layer was unpacked twice");
+    assert_eq!(blobs_kept(&system), 2, "blobs of an earlier image stay");
     system.ok(&["template", "rm", "image"]);
     assert_eq!(seen("lower"), "low\n/dir/old /kept/old\nthere");
     assert_eq!(layers_kept(&system), 2);
@@ -161,7 +167,7 @@ fn a_layer_that_breaks_out_is_refused_and_leaves_nothing() {
         let refused = system.run(&["template", "import", "bad", tarball.to_str().unwrap()]);
         refused.expect(1);
         assert!(refused.stderr.contains(why), "{name}: {}", refused.stderr);
-        assert_eq!(layers_kept(&system), 0, "{name}");
+        assert_eq!((layers_kept(&system), blobs_kept(&system)), (0, 0), "{name}");
     }
     assert_eq!(system.json(&["template", "list"]).as_array().unwrap().len(), 1);
     // Control: without the bad entry it is a template.

@@ -18,7 +18,7 @@ use axum::{
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use rf_images::{
-    Blobs, Credentials, Image, ImageCaps, ImageError, Progress, Reference, Registry, RegistryOptions, import,
+    Blobs, Credentials, Digest, Image, ImageCaps, ImageError, Progress, Reference, Registry, RegistryOptions, import,
 };
 use rf_policy::Action;
 use rf_store::{NewTemplate, Template};
@@ -61,6 +61,15 @@ impl Images {
     pub fn open(dir: &Path) -> Result<Self, Fault> {
         let blobs = Arc::new(Blobs::open(dir).map_err(|error| fault(&error))?);
         Ok(Self { blobs, registry: OnceLock::new(), turn: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Removes every blob but these. Only within one's turn, so that no import loses what it needs.
+    fn keep_only(&self, blobs: impl Iterator<Item = Digest>) {
+        match self.blobs.sweep(&blobs.collect()) {
+            Ok(freed) => tracing::debug!(freed, "removed blobs of images"),
+            // The import is as good without; the next one tries again.
+            Err(error) => tracing::warn!(%error, "cannot remove blobs of images"),
+        }
     }
 
     /// Made when it is first needed: it reads the system's certificates.
@@ -199,6 +208,8 @@ async fn install(
         layers.push(layer.diff_id.to_string());
     }
     warden.set_template(name.clone(), layers.clone()).await?;
+    // The warden has the layers; what stays here only spares fetching those of the latest image again.
+    app.images().keep_only(image.layers.iter().map(|layer| layer.blob));
     let digest = image.digest.to_string();
     let new = NewTemplate { name, layers: &layers, source, digest: &digest };
     Ok(app.store().template_put(caller.operator()?, &new, app.now())?.into())
@@ -269,9 +280,16 @@ async fn upload(
     let door = &app.config().door;
     let came = send(body, pieces, Duration::from_millis(door.upload_idle_timeout_ms), door.upload_bytes_max).await;
     let image = read.await.unwrap_or_else(|_| Err(ImageError::Absent("its reader ended early".to_owned())));
-    // What the client did wrong explains what the reader says.
-    came?;
-    install(app, caller, operation, &name, "an upload", &image.map_err(|error| fault(&error))?).await
+    // What the client did wrong explains what the reader says, so it comes first.
+    let installed = match came.and_then(|_| image.map_err(|error| fault(&error))) {
+        Ok(image) => install(app, caller, operation, &name, "an upload", &image).await,
+        Err(fault) => Err(fault),
+    };
+    if installed.is_err() {
+        // Nobody will go on with an upload; a pull is gone on with, so its parts stay.
+        app.images().keep_only(std::iter::empty());
+    }
+    installed
 }
 
 /// Hands a body to a reader in another thread; ends early when that wants no more.
