@@ -217,6 +217,63 @@ fn killing_an_exec_kills_what_sudo_started_for_it() {
     assert_eq!(field.server.next().kind, rf_wire::init::answer::DONE);
 }
 
+/// Attack: a workload that stops every process of its user, also one that is not yet a program, for which init waits.
+#[test]
+fn stopping_all_the_time_does_not_hold_up_init() {
+    let field = field(USERS);
+    let script = "
+import os, signal
+print('on', flush=True)
+while True:
+    try: os.kill(-1, signal.SIGSTOP)
+    except ProcessLookupError: pass
+";
+    let mut out = fs::File::from(field.spawned(&Exec::new(1, &["python3", "-c", script])).fds.remove(0));
+    std::io::Read::read_exact(&mut out, &mut [0; 3]).unwrap();
+    // Stopped before or after its execve: init goes on, and can kill it either way.
+    for id in 2..12 {
+        field.spawned(&Exec::new(id, &["true"]));
+        let body = |writer: &mut rf_wire::init::Writer<'_>| {
+            writer.u128(id);
+            writer.u32(9);
+            writer.u32(0);
+        };
+        field.server.order(order::SIGNAL, 2, body, &[]);
+        let (mut ended, mut answered) = (false, false);
+        while !(ended && answered) {
+            match field.server.next().kind {
+                rf_wire::init::answer::EXITED => ended = true,
+                _ => answered = true,
+            }
+        }
+    }
+}
+
+/// Attack: a lease on a program's file, which holds up whoever opens it.
+#[test]
+fn a_lease_on_a_program_holds_nothing_up_for_long() {
+    let field = field(USERS);
+    let script = "
+import fcntl, os, signal, shutil, time
+signal.signal(signal.SIGIO, lambda *_: None)
+path = os.environ['WHERE']
+shutil.copy('/bin/true', path)
+os.chmod(path, 0o755)
+fd = os.open(path, os.O_RDWR)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('on', flush=True)
+while True: time.sleep(1000)
+";
+    let mut exec = Exec::new(1, &["python3", "-c", script]);
+    exec.env.push([&b"WHERE="[..], &field.path("leased")].concat());
+    let mut out = fs::File::from(field.spawned(&exec).fds.remove(0));
+    std::io::Read::read_exact(&mut out, &mut [0; 3]).unwrap();
+    // Reading does not wait at all.
+    assert_eq!(field.read(&field.path("leased")), Err(Errno::AGAIN.raw_os_error()));
+    field.spawned(&Exec::new(2, &[field.path("leased")]));
+    assert_eq!(field.server.next().exited().status, 9, "killed on its way to its execve");
+}
+
 /// Attack: a workload that talks to process 1 over `sudo`'s socket itself.
 #[test]
 fn strangers_at_sudos_socket_neither_crash_nor_block_it() {

@@ -222,6 +222,9 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Failure> {
     if plan.terminal {
         number(libc::SYS_ioctl, 0, libc::TIOCSCTTY as usize, 0).map_err(identity)?;
     }
+    // From the change of identity until the execve the workload's other processes may signal this one: stopped, it would
+    // hold init for ever.
+    kill_if_stuck().map_err(identity)?;
     // All else, before the workload's identity is taken on.
     number(libc::SYS_close_range, 3, u32::MAX as usize, 0).map_err(identity)?;
     for (resource, most) in plan.rlimits {
@@ -234,6 +237,25 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Failure> {
     }
     filter::install_workload_filter().map_err(identity)?;
     calls::set_signal_mask(0).map_err(identity)
+}
+
+/// How long a child may take to its execve; chosen: far above any that is not held up on purpose.
+const PREPARATION_SECONDS: usize = 5;
+
+/// Has the kernel kill this process if it does not come to its execve, which removes the timer (timer_create(2)). Also
+/// one that is stopped, or waits for a lease on the program's file.
+fn kill_if_stuck() -> Result<(), Errno> {
+    // struct sigevent: value (8 bytes), signal and how to notify (32 bits each; 0 is by signal), and unused room.
+    let mut event = [0_u64; 8];
+    event[1] = libc::SIGKILL as u64;
+    let mut timer = 0_i32;
+    let clock = libc::CLOCK_MONOTONIC as usize;
+    // SAFETY: the kernel reads a struct sigevent of 64 bytes and writes an int.
+    unsafe { call(libc::SYS_timer_create, [clock, &raw const event as usize, &raw mut timer as usize, 0, 0, 0]) }?;
+    // struct itimerspec: no interval; seconds and nanoseconds until the one time.
+    let when = [0_usize, 0, PREPARATION_SECONDS, 0];
+    // SAFETY: the kernel reads those four words, and writes none for a null address.
+    unsafe { call(libc::SYS_timer_settime, [timer as usize, 0, &raw const when as usize, 0, 0, 0]) }.map(drop)
 }
 
 /// Sets soft and hard limit to `most`, or leaves a hard limit that is lower.
