@@ -290,7 +290,7 @@ impl ServerConfig {
         // It is put into a shell script, so nothing that a shell would read is taken.
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:/[]%".contains(&b);
         let scheme = url.starts_with("http://") || url.starts_with("https://");
-        if !url.is_empty() && !(scheme && url.bytes().all(plain)) {
+        if !(url.is_empty() || scheme && url.bytes().all(plain)) {
             return Err(ConfigError::Value {
                 key: "public_url",
                 why: format!("must be an http or https address without a query, not `{url}`"),

@@ -107,6 +107,8 @@ impl From<Fault> for RunError {
 /// # Errors
 /// See [`RunError`].
 pub fn run(config: ServerConfig) -> Result<(), RunError> {
+    // Before anything listens: a public address without TLS is refused, not taken back.
+    config.validate()?;
     let address = config.listen;
     let listener = std::net::TcpListener::bind(address).map_err(|error| RunError::Listen { address, error })?;
     run_on(config, listener, |_| {})

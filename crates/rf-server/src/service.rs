@@ -44,7 +44,7 @@ impl Door {
         let id = RequestId::random();
         let method = request.method().clone();
         // Without the query: it may hold paths of a user's files.
-        let path = request.uri().path().to_owned();
+        let path = shown(request.uri().path());
         request.extensions_mut().insert(id);
         let mut router = self.router.clone();
         let answered = AssertUnwindSafe(async { router.call(request).await }).catch_unwind().await;
@@ -82,6 +82,16 @@ impl Door {
         }
         response
     }
+}
+
+/// A path as it is logged. Somebody will put a key where an id belongs: that is not written down.
+fn shown(path: &str) -> String {
+    let secret = |part: &str| rf_gate::SecretKind::of(part).is_some() || part.starts_with("eyJ");
+    if !path.split('/').any(secret) {
+        return path.to_owned();
+    }
+    let parts: Vec<&str> = path.split('/').map(|part| if secret(part) { "(secret)" } else { part }).collect();
+    parts.join("/")
 }
 
 #[cfg(test)]

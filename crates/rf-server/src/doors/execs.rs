@@ -165,9 +165,10 @@ impl App {
         // A program that does not read must not hold the answer; the bytes are held until it does or ends.
         tokio::spawn(async move {
             let execs = app.places().execs();
-            let mut result = execs.write_stdin(operation.permit(), id, &bytes).await;
+            let result = execs.write_stdin(operation.permit(), id, &bytes).await;
             if result.is_ok() {
-                result = execs.close_stdin(operation.permit(), id).await;
+                // One that took all and ended has closed it.
+                let _ = execs.close_stdin(operation.permit(), id).await;
             }
             if let Err(refusal) = operation.finish(result).await {
                 tracing::debug!(fault = %refusal.fault, exec = %id, "standard input was not taken");
@@ -185,14 +186,11 @@ fn is_root(spec: &rf_types::ExecSpec) -> bool {
 
 /// Gives an exec its standard input and closes it. Ends early when the program does not want it.
 async fn feed(writer: Option<ByteWriter>, stdin: Stdin) {
-    match (writer, stdin) {
-        (Some(mut writer), Stdin::Bytes(bytes)) => {
-            // A program that closes its input has its reasons.
-            let _ = writer.write_all(&bytes).await;
-            let _ = writer.shutdown().await;
-        }
-        // Dropped: closed.
-        (Some(_) | None, _) => {}
+    // Any other is dropped, and so closed.
+    if let (Some(mut writer), Stdin::Bytes(bytes)) = (writer, stdin) {
+        // A program that closes its input has its reasons.
+        let _ = writer.write_all(&bytes).await;
+        let _ = writer.shutdown().await;
     }
 }
 
@@ -715,7 +713,14 @@ async fn exec_stdin(
             }
             app.places().execs().write_stdin(operation.permit(), id, &piece).await?;
         }
-        if asked.end { app.places().execs().close_stdin(operation.permit(), id).await } else { Ok(()) }
+        if !asked.end {
+            return Ok(());
+        }
+        match app.places().execs().close_stdin(operation.permit(), id).await {
+            // It took all and ended: closed is closed.
+            Err(fault) if fault.code == rf_types::Code::Conflict && taken > 0 => Ok(()),
+            closed => closed,
+        }
     };
     let result = pour.await;
     operation.detail("bytes", taken);

@@ -44,7 +44,6 @@ pub fn document() -> String {
 }
 
 /// The whole interface.
-#[must_use]
 pub fn router(app: App) -> Router {
     let (router, api) = all().split_for_parts();
     let document = Bytes::from(openapi::finish(api));

@@ -261,10 +261,9 @@ impl Writer {
 /// Resolves when there is room for another piece.
 async fn room(inputs: &Inputs) {
     let (Inputs::Own { stdin, .. } | Inputs::Background { stdin, .. }) = inputs;
-    match stdin.as_ref().and_then(|writer| writer.pieces.as_ref()) {
+    if let Some(pieces) = stdin.as_ref().and_then(|writer| writer.pieces.as_ref()) {
         // Closed: what comes is dropped, so there is room.
-        Some(pieces) => drop(pieces.reserve().await),
-        None => {}
+        drop(pieces.reserve().await);
     }
 }
 

@@ -1,0 +1,221 @@
+//! Two-way streams over WebSocket, on inits that really start programs.
+
+mod support;
+
+use futures::{SinkExt as _, StreamExt as _};
+use rf_wire::frames;
+use serde_json::{Value, json};
+use support::Listening;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{self, Message, client::IntoClientRequest as _},
+};
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+async fn connect(server: &Listening, path: &str) -> Result<Socket, tungstenite::Error> {
+    let mut request = format!("ws://{}{path}", server.address).into_client_request().unwrap();
+    request.headers_mut().insert("authorization", format!("Bearer {}", server.admin).parse().unwrap());
+    connect_async(request).await.map(|(socket, _)| socket)
+}
+
+async fn start(server: &Listening, ask: Value) -> Socket {
+    let mut socket = connect(server, "/v1/exec/stream").await.unwrap();
+    socket.send(Message::text(ask.to_string())).await.unwrap();
+    socket
+}
+
+fn frame(kind: u8, payload: &[u8]) -> Message {
+    Message::binary([&frames::header(kind, payload.len()), payload].concat())
+}
+
+/// The next frame; `None` when the server has closed.
+async fn next(socket: &mut Socket) -> Option<(u8, Vec<u8>)> {
+    loop {
+        match socket.next().await? {
+            Ok(Message::Binary(bytes)) => {
+                let (kind, payload) = frames::parse_message(&bytes).unwrap();
+                return Some((kind, payload.to_vec()));
+            }
+            Ok(Message::Ping(_) | Message::Pong(_)) => {}
+            Ok(Message::Close(_)) | Err(_) => return None,
+            Ok(other) => panic!("{other:?}"),
+        }
+    }
+}
+
+/// All until the last frame.
+async fn rest(socket: &mut Socket) -> (Vec<u8>, Vec<u8>, (u8, Value)) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    loop {
+        match next(socket).await.expect("a last frame") {
+            (frames::STARTED, _) => {}
+            (frames::STDOUT, bytes) => out.extend(bytes),
+            (frames::STDERR, bytes) => err.extend(bytes),
+            (kind, json) => return (out, err, (kind, serde_json::from_slice(&json).unwrap())),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_and_output_go_both_ways_until_the_exit() {
+    let server = Listening::with(|_| {}).await;
+    let mut socket = start(&server, json!({"shell": "cat; echo err >&2; exit 5", "stdin": "first "})).await;
+    assert_eq!(next(&mut socket).await.unwrap().0, frames::STARTED);
+    socket.send(frame(frames::STDIN, b"second")).await.unwrap();
+    socket.send(frame(frames::STDIN_END, b"")).await.unwrap();
+    let (out, err, (kind, exit)) = rest(&mut socket).await;
+    assert_eq!((out, err), (b"first second".to_vec(), b"err\n".to_vec()));
+    assert_eq!((kind, &exit["code"]), (frames::EXIT, &json!(5)));
+    assert!(next(&mut socket).await.is_none());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn much_input_to_a_program_that_echoes_it_does_not_lock_up() {
+    let server = Listening::with(|_| {}).await;
+    let mut socket = start(&server, json!({"argv": ["cat"]})).await;
+    let (mut to_server, from_server) = {
+        assert_eq!(next(&mut socket).await.unwrap().0, frames::STARTED);
+        socket.split()
+    };
+    let piece: Vec<u8> = (0..500_000u32).map(|n| n as u8).collect();
+    let sending = tokio::spawn({
+        let piece = piece.clone();
+        async move {
+            for _ in 0..20 {
+                to_server.send(frame(frames::STDIN, &piece)).await.unwrap();
+            }
+            to_server.send(frame(frames::STDIN_END, b"")).await.unwrap();
+            to_server
+        }
+    });
+    let mut out = Vec::new();
+    let mut from_server = from_server;
+    loop {
+        let Message::Binary(bytes) = from_server.next().await.unwrap().unwrap() else { continue };
+        match frames::parse_message(&bytes).unwrap() {
+            (frames::STDOUT, payload) => out.extend_from_slice(payload),
+            (frames::EXIT, _) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(out == piece.repeat(20), "{} bytes", out.len());
+    drop(sending.await.unwrap());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_frame_ends_the_exec() {
+    let server = Listening::with(|_| {}).await;
+    let mut socket = start(&server, json!({"argv": ["sleep", "1000"]})).await;
+    assert_eq!(next(&mut socket).await.unwrap().0, frames::STARTED);
+    socket.send(frame(frames::SIGNAL, br#"{"signal":15,"scope":"tree"}"#)).await.unwrap();
+    let (_, _, (kind, exit)) = rest(&mut socket).await;
+    assert_eq!((kind, &exit["signal"]), (frames::EXIT, &json!(15)));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_takes_its_exec_along() {
+    let server = Listening::with(|_| {}).await;
+    let mut socket = start(&server, json!({"argv": ["sleep", "1000"]})).await;
+    let (_, started) = next(&mut socket).await.unwrap();
+    let id: rf_types::ExecId =
+        serde_json::from_slice::<Value>(&started).unwrap()["id"].as_str().unwrap().parse().unwrap();
+    let running = server.app.places().execs().running();
+    assert_eq!(running, 1, "{id}");
+    drop(socket);
+    while server.app.places().execs().running() > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_the_protocol_is_said_and_closed() {
+    let server = Listening::with(|_| {}).await;
+    for (first, then, message) in [
+        (Message::binary(b"x".to_vec()), None, "the first message must be the command as JSON text"),
+        (Message::text("{}"), None, "give either `argv` or `shell`"),
+        (Message::text(r#"{"argv":["true"],"background":true}"#), None, "a stream is not for the background: use POST"),
+        (Message::text(r#"{"argv":["cat"]}"#), Some(Message::binary(b"x".to_vec())), "a message is no frame: Short"),
+        (Message::text(r#"{"argv":["cat"]}"#), Some(Message::text("x")), "a text where a frame belongs"),
+        (Message::text(r#"{"argv":["cat"]}"#), Some(frame(1, b"x")), "a client sends no frame of kind 1"),
+        (Message::text(r#"{"argv":["cat"]}"#), Some(frame(frames::SIGNAL, b"{}")), ""),
+        (
+            Message::text(r#"{"argv":["cat"]}"#),
+            Some(frame(frames::RESIZE, br#"{"rows":1,"cols":1}"#)),
+            "this exec has no terminal",
+        ),
+    ] {
+        let mut socket = connect(&server, "/v1/exec/stream").await.unwrap();
+        socket.send(first).await.unwrap();
+        if let Some(then) = then {
+            assert_eq!(next(&mut socket).await.unwrap().0, frames::STARTED);
+            socket.send(then).await.unwrap();
+        }
+        let (_, _, (kind, fault)) = rest(&mut socket).await;
+        assert_eq!((kind, &fault["code"]), (frames::FAULT, &json!("invalid_request")), "{fault}");
+        assert!(fault["message"].as_str().unwrap().starts_with(message), "{fault}");
+        assert!(fault["request_id"].as_str().unwrap().starts_with("req_"));
+        assert!(next(&mut socket).await.is_none());
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_users_place_in_the_first_message_answers_as_one_that_does_not_exist() {
+    let server = Listening::with(|_| {}).await;
+    let nobodys = "sbx_00000000000000000000000000000000";
+    let mut socket = start(&server, json!({"argv": ["true"], "place": nobodys})).await;
+    let (_, _, (kind, fault)) = rest(&mut socket).await;
+    assert_eq!(
+        (kind, &fault["code"], &fault["message"]),
+        (frames::FAULT, &json!("not_found"), &json!("no such sandbox"))
+    );
+    // A place of the path is refused before the upgrade.
+    match connect(&server, &format!("/v1/sandboxes/{nobodys}/exec/stream")).await {
+        Err(tungstenite::Error::Http(response)) => assert_eq!(response.status(), 404),
+        other => panic!("{other:?}"),
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exec_in_the_background_is_attached_to_fed_and_left_again() {
+    let server = Listening::with(|_| {}).await;
+    let request = json!({"shell": "echo up; read line; echo \"got $line\"", "stdin": true, "background": true});
+    let body = request.to_string();
+    let (status, item) = post(&server, "/v1/exec", &body).await;
+    assert_eq!(status, 202, "{item}");
+    let path = format!("/v1/execs/{}/attach", item["id"].as_str().unwrap());
+    let mut first = connect(&server, &path).await.unwrap();
+    assert_eq!(next(&mut first).await.unwrap().0, frames::STARTED);
+    assert_eq!(next(&mut first).await.unwrap(), (frames::STDOUT, b"up\n".to_vec()));
+    // Left: it runs on.
+    drop(first);
+    let mut second = connect(&server, &format!("{path}?stdout_offset=3")).await.unwrap();
+    assert_eq!(next(&mut second).await.unwrap().0, frames::STARTED);
+    second.send(frame(frames::STDIN, b"line\n")).await.unwrap();
+    let (out, _, (kind, exit)) = rest(&mut second).await;
+    assert_eq!(
+        (String::from_utf8(out).unwrap().as_str(), kind, &exit["code"]),
+        ("got line\n", frames::EXIT, &json!(0))
+    );
+    server.stop().await;
+}
+
+async fn post(server: &Listening, path: &str, body: &str) -> (u16, Value) {
+    use axum::{body::Body, http::Request};
+    use http_body_util::BodyExt as _;
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http::<Body>();
+    let request = Request::post(format!("http://{}{path}", server.address))
+        .header("authorization", format!("Bearer {}", server.admin))
+        .body(Body::from(body.to_owned()))
+        .unwrap();
+    let response = client.request(request).await.unwrap();
+    let status = response.status().as_u16();
+    (status, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
+}
