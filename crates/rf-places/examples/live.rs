@@ -1,6 +1,6 @@
 //! Drives a real warden: what works inside a sandbox, and how fast. For people; nothing is timed by a test.
 //!
-//! Usage: `live STATE/run/warden.sock [execs N | idle N]`, as root, beside a `ringfence warden --state STATE`.
+//! Usage: `live STATE/run/warden.sock [execs N | idle N | loop N]`, as root, beside a `ringfence warden --state STATE`.
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
@@ -23,7 +23,9 @@ impl Rows for NoRows {
         Ok(())
     }
     fn ended(&self, _: UserId, id: SandboxId, why: rf_places::EndedWhy) {
-        println!("ended {id} {why:?}");
+        if why != rf_places::EndedWhy::Destroyed {
+            println!("ended {id} {why:?}");
+        }
     }
 }
 
@@ -86,7 +88,7 @@ async fn file(place: &Arc<dyn Place>, op: FileOp) -> Result<FileAnswer, Fault> {
 fn percentiles(mut all: Vec<f64>) -> String {
     all.sort_by(f64::total_cmp);
     let at = |part: f64| all[((all.len() - 1) as f64 * part) as usize];
-    format!("p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms", at(0.5), at(0.9), at(0.99))
+    format!("p10 {:.3} ms, p50 {:.3} ms, p90 {:.3} ms, p99 {:.3} ms", at(0.1), at(0.5), at(0.9), at(0.99))
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -124,12 +126,18 @@ async fn main() {
             // On a worker, like a request's.
             let (places, place) = (places.clone(), Arc::clone(&place));
             let times = tokio::spawn(async move {
-                let mut times = Vec::new();
+                let (mut starts, mut walls, mut times) = (Vec::new(), Vec::new(), Vec::new());
                 for _ in 0..count {
                     let since = Instant::now();
-                    run(&places, &place, &argv).await.unwrap();
+                    let claim = places.claim_exec(USER, |_| Ok(permit(Action::Exec))).unwrap();
+                    let running = places.execs().run(claim, &place, ExecId::random(), &argv).await.unwrap();
+                    starts.push(since.elapsed().as_secs_f64() * 1e3);
+                    let done = running.collect(Bytes::new(), 1 << 20, 1 << 20).await.unwrap();
                     times.push(since.elapsed().as_secs_f64() * 1e3);
+                    walls.push(done.exit.usage.wall_us as f64 / 1e3);
                 }
+                println!("until started: {}", percentiles(starts));
+                println!("as init saw it: {}", percentiles(walls));
                 times
             });
             println!("exec of /bin/true: {}", percentiles(times.await.unwrap()));
@@ -152,6 +160,28 @@ async fn main() {
                 "{:.2} KiB of the server's for each of {count} idle sandboxes",
                 (resident() - before) / f64::from(count)
             );
+            return;
+        }
+        Some("loop") => {
+            let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+            let before = open();
+            let since = Instant::now();
+            let clients = (0..4).map(|_| {
+                let (places, spec, argv) = (places.clone(), SandboxSpec::standard(600_000), argv.clone());
+                tokio::spawn(async move {
+                    for _ in 0..count / 4 {
+                        let claim = places.claim_sandbox(USER, spec.clone(), |_| Ok(permit(Action::SandboxCreate)));
+                        let sandbox = places.sandboxes().create(claim.unwrap(), None, false).await.unwrap();
+                        let place: Arc<dyn Place> = sandbox;
+                        assert_eq!(run(&places, &place, &argv).await.unwrap().exit.code, Some(0));
+                        let rf_types::PlaceRef::Sandbox(id) = place.place() else { continue };
+                        places.sandboxes().destroy(&permit(Action::SandboxDestroy), id).await.unwrap();
+                    }
+                })
+            });
+            futures::future::try_join_all(clients).await.unwrap();
+            let rate = f64::from(count) / since.elapsed().as_secs_f64();
+            println!("{rate:.0} sandboxes a second; {before} descriptors before, {} after", open());
             return;
         }
         _ => {}
