@@ -1,5 +1,7 @@
 //! Every attack of the lists in `attacks/`: first its control, then inside a sandbox, where it must be refused.
 
+#![allow(dead_code, reason = "each test binary uses a part of what they share")]
+
 #[path = "../../ringfence/tests/support/mod.rs"]
 mod support;
 

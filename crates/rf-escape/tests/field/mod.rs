@@ -107,8 +107,33 @@ impl Field {
     }
 
     fn exec(&self, body: &Value) -> Value {
-        let path = format!("/v1/sandboxes/{}/exec", self.sandbox);
+        self.exec_in(&self.sandbox, body)
+    }
+
+    /// Runs a command in a sandbox, and waits for it unless it is in the background.
+    pub(crate) fn exec_in(&self, id: &str, body: &Value) -> Value {
+        let path = format!("/v1/sandboxes/{id}/exec");
         self.runtime.block_on(self.client.post(&path, body)).unwrap_or_else(|error| panic!("{body}: {error}"))
+    }
+
+    /// Makes a sandbox of this request.
+    pub(crate) fn sandbox_of(&self, ask: &Value) -> String {
+        let made: Value = self
+            .runtime
+            .block_on(self.client.post("/v1/sandboxes", ask))
+            .unwrap_or_else(|error| panic!("{ask}: {error}"));
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn destroy(&self, id: &str) {
+        self.runtime.block_on(self.client.delete(&format!("/v1/sandboxes/{id}"))).unwrap();
+    }
+
+    /// A file of the host's beside the system's state.
+    pub(crate) fn host_file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.system().dir().join(name);
+        fs::write(&path, text).unwrap();
+        path
     }
 
     /// Fills in what is only known now.
@@ -188,6 +213,46 @@ impl Field {
             Some(signal) => Said::Killed(signal),
             None => said(text(&result, "stdout"), text(&result, "stderr")),
         }
+    }
+}
+
+impl Field {
+    /// Reads a file by the interface; its text, or the refusal's code.
+    pub(crate) fn read(&self, id: &str, path: &str) -> Result<String, String> {
+        self.curl(id, "", path, &[]).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Writes a file by the interface.
+    pub(crate) fn write(&self, id: &str, path: &str, text: &str) -> Result<(), String> {
+        self.curl(id, "", path, &["--request", "PUT", "--data-binary", text]).map(drop)
+    }
+
+    /// Takes a tree as an archive.
+    pub(crate) fn tar_out(&self, id: &str, path: &str) -> Result<Vec<u8>, String> {
+        self.curl(id, "/tar", path, &[])
+    }
+
+    /// A file operation as any program would ask for it; bounded, so that one that hangs is a failure.
+    fn curl(&self, id: &str, what: &str, path: &str, more: &[&str]) -> Result<Vec<u8>, String> {
+        let key = fs::read_to_string(self.system().state().join("first-key")).unwrap();
+        let url = format!("{}/v1/sandboxes/{id}/files{what}", self.system().url);
+        let encoded: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let output = Command::new("curl")
+            .args(["--silent", "--max-time", "20", "--header"])
+            .arg(format!("Authorization: Bearer {}", key.trim()))
+            .args(["--write-out", "\n%{http_code}"])
+            .args(more)
+            .arg(format!("{url}?path={encoded}"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{path}: {} {}", output.status, String::from_utf8_lossy(&output.stderr));
+        let split = output.stdout.iter().rposition(|byte| *byte == b'\n').unwrap();
+        let (body, status) = output.stdout.split_at(split);
+        if status.starts_with(b"\n2") {
+            return Ok(body.to_vec());
+        }
+        let fault: Value = serde_json::from_slice(body).unwrap_or_else(|e| panic!("{path}: {e}: {body:?}"));
+        Err(fault["code"].as_str().unwrap().to_owned())
     }
 }
 
