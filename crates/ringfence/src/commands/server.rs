@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{IsTerminal as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
@@ -27,8 +27,8 @@ pub(crate) struct ServerArgs {
     /// The supervisor's pid: when it ends, so does this.
     #[arg(long, value_name = "PID")]
     supervisor: Option<u32>,
-    /// Where to listen.
-    #[arg(long, value_name = "ADDRESS")]
+    /// Where to listen; the last one counts.
+    #[arg(long, value_name = "ADDRESS", overrides_with = "listen")]
     listen: Option<SocketAddr>,
     /// The certificate chain, PEM.
     #[arg(long, value_name = "FILE")]
@@ -79,6 +79,10 @@ impl ServerArgs {
         if self.allow_plaintext {
             table.insert("allow_plaintext_public".to_owned(), toml::Value::Boolean(true));
         }
+        if std::io::stderr().is_terminal() && !table.contains_key("log") {
+            let pretty = toml::Table::from_iter([("format".to_owned(), toml::Value::String("pretty".to_owned()))]);
+            table.insert("log".to_owned(), toml::Value::Table(pretty));
+        }
         if rooted {
             table.insert("require_no_rights".to_owned(), toml::Value::Boolean(true));
         }
@@ -108,8 +112,10 @@ pub(crate) fn server(global: &Global, args: &ServerArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells the supervisor, on the pipe that is our standard output, where a client on this machine finds us.
-fn say_ready(scheme: &str, mut address: SocketAddr) {
+/// Tells the supervisor, on the pipe that is our standard output, where a client on this machine finds us, and where
+/// we listen.
+fn say_ready(scheme: &str, bound: SocketAddr) {
+    let mut address = bound;
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -117,5 +123,5 @@ fn say_ready(scheme: &str, mut address: SocketAddr) {
         });
     }
     // A supervisor that is gone ends us anyway.
-    let _ = writeln!(std::io::stdout(), "ready {scheme}://{address}");
+    let _ = writeln!(std::io::stdout(), "ready {scheme}://{address} {bound}");
 }

@@ -102,8 +102,8 @@ pub(crate) fn up(global: &Global, args: &UpArgs, out: &Output) -> Result<ExitCod
 async fn supervise(state: &State, args: &UpArgs, out: &Output) -> Result<ExitCode> {
     let mut interrupt = unix::signal(unix::SignalKind::interrupt()).context("cannot listen for signals")?;
     let mut terminate = unix::signal(unix::SignalKind::terminate()).context("cannot listen for signals")?;
-    let warden = Role { name: "warden", args: args.warden(state), grace: WARDEN_GRACE };
-    let server = Role { name: "server", args: args.server(state), grace: SERVER_GRACE };
+    let warden = Role { name: "warden", args: args.warden(state), grace: WARDEN_GRACE, again: |_| Vec::new() };
+    let server = Role { name: "server", args: args.server(state), grace: SERVER_GRACE, again: same_address };
     let (news, mut heard) = mpsc::channel(16);
     let (stop_warden, warden_stops) = watch::channel(false);
     let (stop_server, server_stops) = watch::channel(false);
@@ -119,7 +119,8 @@ async fn supervise(state: &State, args: &UpArgs, out: &Output) -> Result<ExitCod
             ended = &mut warden => break Some(ended.context("the warden's keeper ended").and_then(|ended| ended)),
             ended = &mut server => break Some(ended.context("the server's keeper ended").and_then(|ended| ended)),
             Some(news) = heard.recv() => match news {
-                News::Ready("server", url) => {
+                News::Ready("server", said) => {
+                    let url = said.split(' ').next().unwrap_or_default().to_owned();
                     state.set_running(&Running { pid: std::process::id(), url: url.clone() })?;
                     let fresh = state.collect_first_key()?;
                     if !greeted {
@@ -150,6 +151,14 @@ async fn supervise(state: &State, args: &UpArgs, out: &Output) -> Result<ExitCod
         None => Ok(ExitCode::SUCCESS),
         Some(Err(error)) => Err(error),
         Some(Ok(())) => anyhow::bail!("a part ended by itself"),
+    }
+}
+
+/// The address that a server took stays its own: a port that was chosen once is asked for by its number.
+fn same_address(ready: &str) -> Vec<OsString> {
+    match ready.split(' ').nth(1) {
+        Some(address) => vec!["--listen".into(), address.into()],
+        None => Vec::new(),
     }
 }
 

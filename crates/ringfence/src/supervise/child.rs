@@ -40,6 +40,8 @@ pub(crate) struct Role {
     pub(crate) args: Vec<OsString>,
     /// How long it may take to end when asked.
     pub(crate) grace: Duration,
+    /// What is added to the arguments of the next start when it says that it is ready.
+    pub(crate) again: fn(&str) -> Vec<OsString>,
 }
 
 /// What a child says.
@@ -59,9 +61,10 @@ pub(crate) async fn keep(role: Role, news: mpsc::Sender<News>, mut stop: watch::
     let mut rest = REST_MIN;
     let mut ever_ready = false;
     let mut deaths = 0;
+    let mut again = Vec::new();
     loop {
         let started = Instant::now();
-        let mut child = start(&role)?;
+        let mut child = start(&role, &again)?;
         let Some(stdout) = child.stdout.take() else { bail!("the {} has no standard output", role.name) };
         // What a child says is bounded, and everything but its one line is passed over.
         let mut lines = BufReader::new(stdout).take(LINE_MAX);
@@ -76,6 +79,7 @@ pub(crate) async fn keep(role: Role, news: mpsc::Sender<News>, mut stop: watch::
                         lines.set_limit(LINE_MAX);
                         if let Some(ready) = line.trim_end().strip_prefix("ready") {
                             ever_ready = true;
+                            again = (role.again)(ready.trim());
                             // The supervisor reads its news for as long as it lives.
                             let _ = news.send(News::Ready(role.name, ready.trim().to_owned())).await;
                         }
@@ -110,7 +114,7 @@ async fn told(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn start(role: &Role) -> Result<Child> {
+fn start(role: &Role, again: &[OsString]) -> Result<Child> {
     // Ourselves, also when the file was replaced by a newer one meanwhile.
     Command::new("/proc/self/exe")
         .arg0("ringfence")
@@ -118,6 +122,7 @@ fn start(role: &Role) -> Result<Child> {
         .arg("--supervisor")
         .arg(std::process::id().to_string())
         .args(&role.args)
+        .args(again)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         // A group of its own: Ctrl-C at a terminal comes to the supervisor alone, which ends the others in order.

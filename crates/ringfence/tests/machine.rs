@@ -1,0 +1,174 @@
+//! A user's own machine by the whole system: it joins by a token, its owner decides, commands follow the preference.
+
+mod support;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::Value;
+use support::{Ran, System, eventually, ringfence, signal};
+
+/// A `ringfence join` and its user; ends with this.
+struct Joined<'a> {
+    system: &'a System,
+    key: String,
+    child: Child,
+    workspace: PathBuf,
+    home: PathBuf,
+}
+
+impl<'a> Joined<'a> {
+    fn start(system: &'a System, user: &str, level: &str) -> Self {
+        let key = system.json(&["user", "add", user])["key"].as_str().unwrap().to_owned();
+        let home = system.dir().join(user);
+        let workspace = home.join("work");
+        fs::create_dir_all(&workspace).unwrap();
+        let token = Self::command_of(system, &key, &["--json", "machine", "token"]).expect(0);
+        let token: Value = serde_json::from_str(&token).unwrap();
+        let joined = |token: Option<&str>| Self::join(system, &home, &workspace, level, token);
+        let child = joined(token["token"].as_str());
+        let joined = Self { system, key, child, workspace, home };
+        joined.wait_until(true);
+        joined
+    }
+
+    fn join(system: &System, home: &PathBuf, workspace: &PathBuf, level: &str, token: Option<&str>) -> Child {
+        let mut command = ringfence(home);
+        command.args(["join", &system.url, "--level", level, "--workspace"]).arg(workspace);
+        if let Some(token) = token {
+            command.env("RINGFENCE_TOKEN", token);
+        }
+        let log = fs::File::options().create(true).append(true).open(home.join("join.log")).unwrap();
+        command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    fn command_of(system: &System, key: &str, args: &[&str]) -> Ran {
+        let mut command = system.command(args);
+        command.env("RINGFENCE_KEY", key).env("RINGFENCE_URL", &system.url);
+        Ran::of(command, b"")
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        Self::command_of(self.system, &self.key, args)
+    }
+
+    fn machines(&self) -> Vec<Value> {
+        let text = self.run(&["--json", "machine", "list"]).expect(0);
+        serde_json::from_str::<Value>(&text).unwrap().as_array().unwrap().clone()
+    }
+
+    fn wait_until(&self, online: bool) {
+        eventually("the machine is as online as it should be", || {
+            self.machines().first().is_some_and(|machine| machine["online"] == online)
+        });
+    }
+}
+
+impl Drop for Joined<'_> {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            signal(self.child.id(), "TERM");
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("what the machine said:\n{}", fs::read_to_string(self.home.join("join.log")).unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+fn commands_go_to_the_machine_while_it_is_there_and_nowhere_else_unasked() {
+    let system = System::start();
+    let mut ann = Joined::start(&system, "ann", "full");
+    fs::write(ann.workspace.join("note"), "on the machine").unwrap();
+    assert_eq!(ann.run(&["exec", "--", "cat", "note"]).expect(0), "on the machine");
+    assert_eq!(ann.run(&["exec", "--sh", "exit 9"]).code, 9);
+    let there = ann.run(&["--json", "exec", "--", "pwd"]).expect(0);
+    let there: Value = serde_json::from_str(&there).unwrap();
+    assert_eq!(there["place"]["kind"], "machine", "{there}");
+    // A call may choose the sandbox all the same; the file is not there.
+    ann.run(&["exec", "--place", "sandbox", "--sh", "! test -e note"]).expect(0);
+
+    let here = system.dir().join("big");
+    fs::write(&here, vec![3; 2_000_000]).unwrap();
+    ann.run(&["cp", here.to_str().unwrap(), ":copied"]).expect(0);
+    assert_eq!(fs::read(ann.workspace.join("copied")).unwrap().len(), 2_000_000);
+
+    // Another user's call does not reach it.
+    let ben = system.json(&["user", "add", "ben"])["key"].as_str().unwrap().to_owned();
+    let id = ann.machines()[0]["id"].as_str().unwrap().to_owned();
+    Joined::command_of(&system, &ben, &["exec", "-m", &id, "--", "true"]).expect(125);
+
+    // The server dies and comes back: the machine dials again by itself.
+    signal(system.child("server"), "KILL");
+    eventually("the machine serves again", || ann.run(&["exec", "-m", &id, "--", "true"]).code == 0);
+
+    // Gone: preferred alone there is no place; else the sandbox.
+    signal(ann.child.id(), "TERM");
+    assert!(ann.child.wait().unwrap().success());
+    ann.wait_until(false);
+    let alone = ann.run(&["exec", "--place", "machine", "--", "true"]);
+    alone.expect(125);
+    assert!(alone.stderr.contains("machine"), "{}", alone.stderr);
+    let there = ann.run(&["--json", "exec", "--", "true"]).expect(0);
+    assert_eq!(serde_json::from_str::<Value>(&there).unwrap()["place"]["kind"], "sandbox");
+
+    // It comes back with its own key, without a token.
+    ann.child = Joined::join(&system, &ann.home, &ann.workspace, "full", None);
+    ann.wait_until(true);
+    assert_eq!(ann.machines().len(), 1);
+    drop(ann);
+    system.stop();
+}
+
+#[test]
+fn the_owner_decides_what_may_be_done() {
+    let system = System::start();
+    let ann = Joined::start(&system, "ann", "workspace");
+    fs::write(ann.home.join("private"), "not yours").unwrap();
+    fs::write(ann.workspace.join("open"), "yours").unwrap();
+    // The control, then what the kernel refuses.
+    assert_eq!(ann.run(&["exec", "--", "cat", "open"]).expect(0), "yours");
+    assert_ne!(ann.run(&["exec", "--", "cat", "../private"]).code, 0);
+    let outside = format!("echo x > {}", ann.home.join("made").display());
+    assert_ne!(ann.run(&["exec", "--sh", &outside]).code, 0);
+    assert!(!ann.home.join("made").exists());
+    let back = system.dir().join("back");
+    ann.run(&["cp", ":../private", back.to_str().unwrap()]).expect(1);
+    assert!(!back.exists());
+    ann.run(&["cp", ":open", back.to_str().unwrap()]).expect(0);
+
+    let ben = Joined::start(&system, "ben", "read-only");
+    fs::write(ben.workspace.join("open"), "look").unwrap();
+    ben.run(&["cp", ":open", back.to_str().unwrap()]).expect(0);
+    assert_eq!(fs::read_to_string(&back).unwrap(), "look");
+    ben.run(&["cp", back.to_str().unwrap(), ":written"]).expect(1);
+    let refused = ben.run(&["exec", "--", "true"]);
+    refused.expect(125);
+    assert!(refused.stderr.contains("read-only"), "{}", refused.stderr);
+    drop((ann, ben));
+    system.stop();
+}
+
+#[test]
+fn the_installer_brings_the_same_program() {
+    let system = System::start();
+    let home = system.dir().join("new");
+    fs::create_dir(&home).unwrap();
+    let script = Command::new("curl").args(["-fsS", &format!("{}/v1/machines/install", system.url)]).output().unwrap();
+    assert!(script.status.success(), "{}", String::from_utf8_lossy(&script.stderr));
+    let mut shell = Command::new("sh");
+    shell.env_clear().env("HOME", &home).env("PATH", std::env::var_os("PATH").unwrap()).current_dir(&home);
+    let ran = Ran::of(shell, &script.stdout);
+    ran.expect(0);
+    let installed = home.join(".local/bin/ringfence");
+    assert!(installed.exists(), "{ran:?}");
+    let version = |path: &std::path::Path| {
+        String::from_utf8(Command::new(path).arg("--version").output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(version(&installed), version(&support::binary()));
+    system.stop();
+}
