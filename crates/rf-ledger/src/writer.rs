@@ -129,6 +129,8 @@ pub(crate) struct State {
     /// The record up to which somebody waits.
     wanted: u64,
     durable: u64,
+    /// Threads that wait on `done`.
+    blocked: u32,
     syncs: u64,
     /// Why nothing more can be written.
     failed: Option<String>,
@@ -186,6 +188,7 @@ impl Ledger {
                 retired: Vec::new(),
                 wanted: 0,
                 durable,
+                blocked: 0,
                 syncs: 0,
                 failed: None,
                 closing: false,
@@ -292,12 +295,15 @@ impl Ticket {
     /// # Errors
     /// `ledger_unavailable` when it could not be made durable. Whether it is there after a crash is then not known.
     pub async fn durable(self) -> Result<(), Fault> {
-        if !self.want(&mut self.shared.lock()) {
-            let mut progress = self.shared.progress.subscribe();
-            // The sender lives in `shared`, so it cannot have gone.
-            let _ = progress.wait_for(|progress| progress.durable >= self.seq || progress.failed).await;
+        let asked = self.want(&mut self.shared.lock());
+        if asked {
+            // After the lock is free again, or the thread would wake only to wait for it.
+            self.shared.work.notify_one();
         }
-        self.outcome(&self.shared.lock())
+        let mut progress = self.shared.progress.subscribe();
+        // The sender lives in `shared`, so it cannot have gone.
+        let _ = progress.wait_for(|progress| progress.durable >= self.seq || progress.failed).await;
+        if progress.borrow().durable >= self.seq { Ok(()) } else { self.outcome(&self.shared.lock()) }
     }
 
     /// As [`Ticket::durable`], and blocks the thread.
@@ -306,23 +312,26 @@ impl Ticket {
     /// As [`Ticket::durable`].
     pub fn wait(self) -> Result<(), Fault> {
         let mut state = self.shared.lock();
-        self.want(&mut state);
+        if self.want(&mut state) {
+            drop(state);
+            self.shared.work.notify_one();
+            state = self.shared.lock();
+        }
         while state.durable < self.seq && state.failed.is_none() {
+            state.blocked += 1;
             state = wait(&self.shared.done, state);
+            state.blocked -= 1;
         }
         self.outcome(&state)
     }
 
-    /// Asks for it; whether there is nothing to wait for.
+    /// Asks for it; whether the thread must be woken for that.
     fn want(&self, state: &mut State) -> bool {
-        if state.durable >= self.seq || state.failed.is_some() {
-            return true;
-        }
-        if state.wanted < self.seq {
+        let asks = state.durable < self.seq && state.failed.is_none() && state.wanted < self.seq;
+        if asks {
             state.wanted = self.seq;
-            self.shared.work.notify_one();
         }
-        false
+        asks
     }
 
     fn outcome(&self, state: &State) -> Result<(), Fault> {
@@ -428,7 +437,7 @@ impl Shared {
 
     fn fail(&self, state: &mut State, why: &str) {
         state.failed.get_or_insert_with(|| why.to_owned());
-        self.progress.send_replace(Progress { durable: state.durable, failed: true });
+        self.progress.send_modify(|progress| progress.failed = true);
         self.done.notify_all();
     }
 
@@ -484,12 +493,16 @@ impl Shared {
         match synced {
             Ok(()) => {
                 state.durable = seq;
-                self.progress.send_replace(Progress { durable: seq, failed: false });
-                self.done.notify_all();
+                let blocked = state.blocked > 0;
+                // Whom it wakes must not find the lock taken.
+                drop(state);
+                self.progress.send_modify(|progress| progress.durable = seq);
+                if blocked {
+                    self.done.notify_all();
+                }
             }
             Err(error) => self.fail(&mut state, &format!("cannot make records durable: {error}")),
         }
-        drop(state);
         for full in retired {
             // Made anew when somebody needs it and it is not there.
             let _ = index::write(&self.dir, full.segment.number, full.first_seq, &full.index);
