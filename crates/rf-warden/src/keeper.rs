@@ -155,6 +155,13 @@ fn watch(epoll: &OwnedFd, fd: impl AsFd, token: u64) -> Result<(), Errno> {
     epoll::add(epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN)
 }
 
+/// As [`watch`], and told once for each change: for what is read until nothing is left of it. A process that is just being
+/// started holds copies of all our descriptors until its exec, so one that we closed stays in the epoll until then, and
+/// told by its level it would end every wait at once.
+fn watch_changes(epoll: &OwnedFd, fd: impl AsFd, token: u64) -> Result<(), Errno> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(token), epoll::EventFlags::IN | epoll::EventFlags::ET)
+}
+
 fn now_ms() -> UnixMs {
     // Before 1970 every lease is over, which is safe.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
@@ -466,7 +473,7 @@ impl Keeper {
             self.ranges.pop_front();
         }
         let token = self.token(Source::Starting(id));
-        let watched = starting.watched().into_iter().try_for_each(|fd| watch(&self.epoll, fd, token));
+        let watched = starting.watched().into_iter().try_for_each(|fd| watch_changes(&self.epoll, fd, token));
         self.starting.insert(id, Start { starting, spec, asker });
         if watched.is_err() {
             self.failed(id, &Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later"));
@@ -487,7 +494,7 @@ impl Keeper {
                 let token = self.token(Source::Live(id));
                 if let Some(ended) = sandbox.ended() {
                     // Without the watch its end is still seen, by the lease.
-                    let _ = watch(&self.epoll, ended, token);
+                    let _ = watch_changes(&self.epoll, ended, token);
                 }
                 self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0 });
                 match asker {
