@@ -3,7 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -26,6 +26,8 @@ use crate::{
 
 /// How long the server may take for a connection and each word of the greeting.
 const GREETING_WITHIN: Duration = Duration::from_secs(20);
+/// How long the end of the program waits for its goodbye to go out.
+const BYE_WITHIN: Duration = Duration::from_secs(1);
 
 /// What `ringfence join` was told.
 pub struct JoinArgs {
@@ -170,14 +172,29 @@ fn show(fault: &Fault) -> String {
 /// [`JoinError`]. Whatever it is, nothing is left running.
 pub async fn join(args: JoinArgs, stop: impl Future<Output = ()>) -> Result<(), JoinError> {
     let mut program = Program::start(args)?;
-    let result = tokio::select! {
-        result = program.run() => result,
-        () = stop => {
-            program.say_bye().await;
-            Ok(())
+    let (machine, current) = (program.machine.clone(), program.current.clone());
+    let result = {
+        let mut running = std::pin::pin!(program.run());
+        tokio::select! {
+            result = &mut running => result,
+            () = stop => {
+                // Tell the server, so that nobody there waits for this machine; it is told or it finds out.
+                let mux = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                if let Some(mux) = mux.filter(Mux::is_attached) {
+                    let fault = Fault::new(Code::PlaceLost, "the machine's owner ended `ringfence join`", "");
+                    mux.say_bye(&Bye { fault, retry: false });
+                    tokio::select! {
+                        _ = &mut running => {}
+                        () = mux.ended() => {}
+                        () = sleep(BYE_WITHIN) => {}
+                    }
+                }
+                Ok(())
+            }
         }
     };
-    program.machine.execs.kill_older(u64::MAX);
+    program.end_session("its owner ended `ringfence join`");
+    machine.execs.kill_older(u64::MAX);
     result
 }
 
@@ -195,6 +212,8 @@ struct Program {
     token: Option<String>,
     machine: Arc<Machine>,
     session: Option<Session>,
+    /// The session's streams, for whoever ends the program.
+    current: Arc<Mutex<Option<Mux>>>,
     sessions: u64,
     timing: Timing,
     report: Box<dyn Fn(JoinEvent) + Send + Sync>,
@@ -250,7 +269,18 @@ impl Program {
         let owner = Arc::new(owner);
         let execs = Execs::new(owner.clone(), seen);
         let machine = Machine::new(owner, execs);
-        Ok(Self { server, tls, state, token, machine, session: None, sessions: 0, timing, report })
+        Ok(Self {
+            server,
+            tls,
+            state,
+            token,
+            machine,
+            session: None,
+            current: Arc::default(),
+            sessions: 0,
+            timing,
+            report,
+        })
     }
 
     async fn run(&mut self) -> Result<(), JoinError> {
@@ -454,6 +484,7 @@ impl Program {
                 () = over.ended() => {}
             }
         });
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.mux.clone());
         self.session = Some(Session { id: welcome.session.clone(), link, orders });
         Some((epoch, false))
     }
@@ -463,11 +494,6 @@ impl Program {
             session.link.mux.fail(place_lost(why));
             self.machine.execs.session_over(session.link.number);
         }
-    }
-
-    /// Tells the server that the owner ends it. Best effort: the connection is dropped with this.
-    async fn say_bye(&mut self) {
-        self.end_session("its owner ended `ringfence join`");
     }
 }
 

@@ -60,6 +60,7 @@ enum Open {
 /// The orders of one session.
 pub(crate) struct Orders {
     link: Link,
+    execs: Arc<Execs>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -87,7 +88,7 @@ impl Machine {
                 machine.begin(&session, job).await;
             }
         });
-        Orders { link, jobs }
+        Orders { link, execs: self.execs.clone(), jobs }
     }
 
     /// Does what takes no time at once and in order; begins the rest.
@@ -98,7 +99,6 @@ impl Machine {
             (Order::Signal { exec, signal, scope }, Ok(_)) => {
                 self.execs.signal(exec, signal, scope).await.map(|()| Answer::Done)
             }
-            (Order::Resize { exec, rows, cols }, Ok(_)) => self.execs.resize(exec, rows, cols).map(|()| Answer::Done),
             (Order::List, Ok(_)) => Ok(Answer::Execs { execs: self.execs.kept(link.number) }),
             (Order::Forget { exec }, Ok(_)) => self.execs.forget(exec).map(|()| Answer::Done),
             (Order::Attach { exec, .. }, Ok(Open::Exec(streams))) => {
@@ -129,7 +129,9 @@ impl Machine {
                     Err(fault) => Err(fault),
                 }
             }
-            (Order::Spawn { .. } | Order::Attach { .. }, Ok(_)) => Err(Fault::invalid("an exec without streams")),
+            (Order::Spawn { .. } | Order::Attach { .. } | Order::Resize { .. }, Ok(_)) => {
+                Err(Fault::invalid("an order whose streams do not fit it"))
+            }
         };
         reply(&link.mux, id, answer);
     }
@@ -299,6 +301,11 @@ impl Orders {
         let ToMachine::Order { id, order } =
             serde_json::from_slice(json).map_err(|_| Violation("an order cannot be read"))?;
         let mux = &self.link.mux;
+        if let Order::Resize { exec, rows, cols } = order {
+            // At once, so that input which the server sends after it comes after it.
+            reply(mux, id, self.execs.resize(exec, rows, cols).map(|()| Answer::Done));
+            return Ok(());
+        }
         let exec = |streams: &ExecStreams| {
             Ok(Open::Exec(Streams {
                 stdin: streams.stdin.map(|stream| mux.open_in(stream)).transpose()?,

@@ -30,7 +30,16 @@ async fn a_token_joins_once_and_the_key_from_then_on() {
     assert_eq!(joined.server.authority.enrolments(), 1);
     // Again without a token: by its key, as the same machine.
     joined.restart_machine().await;
-    let again = joined.place().await;
+    let again = within(async {
+        loop {
+            let again = joined.place().await;
+            if !Arc::ptr_eq(&again, &place) {
+                return again;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     assert_eq!(again.machine(), place.machine());
     assert_eq!(joined.server.authority.enrolments(), 1);
 
@@ -44,6 +53,29 @@ async fn a_token_joins_once_and_the_key_from_then_on() {
     // Nor does nothing at all.
     let error = within(join(arguments(&joined.server, &other, Level::Workspace), std::future::pending())).await;
     assert!(matches!(error, Err(JoinError::NotEnrolled { .. })), "{error:?}");
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_who_ends_it_is_believed_at_once() {
+    // The grace is far longer than this test may take.
+    let mut joined = Joined::start_with(Level::Workspace, Duration::from_secs(600)).await;
+    let place = joined.place().await;
+    let line = rf_types::ExecSpec {
+        program: rf_types::Program::Shell("echo $$ > pid; exec sleep 1000".into()),
+        env: Default::default(),
+        cwd: None,
+        user: None,
+        pty: None,
+        stdin: false,
+        timeout_ms: None,
+        rlimits: Default::default(),
+    };
+    let exec = rf_types::ExecId::random();
+    let spawned = place.spawn(&permit(joined.user, Action::Exec), exec, &line, true).await.unwrap();
+    joined.stop_machine().await;
+    assert_eq!(within(spawned.exit).await.unwrap_err().code, Code::PlaceLost);
+    assert!(joined.server.hub().joined(joined.user).is_none());
     joined.stop().await;
 }
 
@@ -201,7 +233,8 @@ async fn a_proof_serves_once_and_for_what_it_says() {
     assert_eq!(hand.say(&good).await.expect("control: a fresh proof is taken").machine, machine);
 
     let other = Key::new();
-    let attacks: [(&str, Box<dyn Fn(&Hand) -> Hello>); 7] = [
+    type Attack<'a> = Box<dyn Fn(&Hand) -> Hello + 'a>;
+    let attacks: [(&str, Attack<'_>); 7] = [
         ("replayed", Box::new(|_| good.clone())),
         ("replayed enrolment", Box::new(|_| enrolment.clone())),
         ("another key", Box::new(|hand| sign(hand, &other, &machine.to_string()))),

@@ -181,6 +181,12 @@ impl MachineServer {
         self.cut.notify_waiters();
     }
 
+    /// As [`MachineServer::cut`], to be called from elsewhere.
+    pub fn cutter(&self) -> impl Fn() + Send + Sync + 'static {
+        let cut = self.cut.clone();
+        move || cut.notify_waiters()
+    }
+
     /// Whether new connections are served, or dropped.
     pub fn set_open(&self, open: bool) {
         self.open.send_replace(open);

@@ -224,7 +224,7 @@ pub(crate) fn stat_of(stat: &rustix::fs::Stat, path: String, target: Option<Stri
         permissions: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
-        modified_at: seconds.saturating_mul(1000).saturating_add(stat.st_mtime_nsec as u64 / 1_000_000),
+        modified_at: seconds.saturating_mul(1000).saturating_add(stat.st_mtime_nsec / 1_000_000),
         target,
     }
 }

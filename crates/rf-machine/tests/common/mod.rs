@@ -58,11 +58,14 @@ impl Joined {
         server.authority.allow(TOKEN, user);
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("workspace")).unwrap();
-        let (sender, events) = mpsc::unbounded_channel();
+        let (sender, mut events) = mpsc::unbounded_channel();
         let mut args = arguments(&server, &directory, level);
         args.token = Some(TOKEN.to_owned());
         args.report = Box::new(move |event| drop(sender.send(event)));
         let machine = Some(Machine::run(args));
+        // The machine knows that it has joined, and has noted it.
+        let event = rf_testkit::machines::within(events.recv()).await;
+        assert!(matches!(event, Some(JoinEvent::Connected { resumed: false, .. })), "{event:?}");
         Self { server, user, directory, level, events, machine }
     }
 

@@ -78,6 +78,9 @@ pub(super) async fn a_tree_goes_out_and_in(site: &Site) {
     assert_eq!(single.keys().collect::<Vec<_>>(), ["file"]);
 }
 
+/// Name, kind, target and content.
+type Entry<'a> = (&'a str, EntryType, &'a str, &'a [u8]);
+
 /// An archive of one entry, whose name is written as it is.
 fn entry(archive: &mut Builder<Vec<u8>>, name: &str, kind: EntryType, target: &str, content: &[u8]) {
     let mut header = Header::new_ustar();
@@ -94,7 +97,7 @@ fn entry(archive: &mut Builder<Vec<u8>>, name: &str, kind: EntryType, target: &s
 pub(super) async fn an_archive_that_would_leave_is_refused(site: &Site) {
     site.write("victim", b"untouched").await;
     site.make_dir("outside").await;
-    let make = |entries: &[(&str, EntryType, &str, &[u8])]| {
+    let make = |entries: &[Entry<'_>]| {
         let mut archive = Builder::new(Vec::new());
         for (name, kind, target, content) in entries {
             entry(&mut archive, name, *kind, target, content);
@@ -104,7 +107,7 @@ pub(super) async fn an_archive_that_would_leave_is_refused(site: &Site) {
     // Control: the same way of making one gives an archive that is taken.
     upload(site, "in", &make(&[("fine", EntryType::Regular, "", b"x")])).await.unwrap();
     assert_eq!(site.read("in/fine").await, b"x");
-    let attacks: [&[(&str, EntryType, &str, &[u8])]; 6] = [
+    let attacks: [&[Entry<'_>]; 6] = [
         &[("../victim", EntryType::Regular, "", b"changed")],
         &[("a/../../victim", EntryType::Regular, "", b"changed")],
         // A link that the archive brings itself, then a file through it.

@@ -1,0 +1,277 @@
+//! Connections that drop: everything goes on at the exact byte, or is lost and said to be; nothing runs twice.
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::Joined;
+use futures::StreamExt;
+use rf_machine::JoinEvent;
+use rf_places::{
+    machine::MachinePlace,
+    place::{FileAnswer, Place, Spawned},
+};
+use rf_policy::Action;
+use rf_testkit::{machines::within, permits::permit};
+use rf_types::{Code, ExecId, ExecSpec, Fault, FileOp, Program, SignalScope, WriteMode};
+use rf_wire::machine::Level;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+fn shell(line: &str, stdin: bool) -> ExecSpec {
+    ExecSpec {
+        program: Program::Shell(line.to_owned()),
+        env: Default::default(),
+        cwd: None,
+        user: None,
+        pty: None,
+        stdin,
+        timeout_ms: Some(60_000),
+        rlimits: Default::default(),
+    }
+}
+
+async fn spawn(
+    joined: &Joined,
+    place: &Arc<MachinePlace>,
+    exec: ExecId,
+    spec: &ExecSpec,
+    keep: bool,
+) -> Result<Spawned, Fault> {
+    place.spawn(&permit(joined.user, Action::Exec), exec, spec, keep).await
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
+}
+
+/// Drops the connection again and again, each time once it is there.
+fn keep_cutting(joined: &Joined) -> tokio::task::JoinHandle<()> {
+    let (hub, cutter) = (joined.server.hub(), joined.server.cutter());
+    tokio::spawn(async move {
+        loop {
+            while hub.connected_count() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // Let some bytes go.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            cutter();
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_go_on_at_the_exact_byte() {
+    let mut joined = Joined::start(Level::Workspace).await;
+    let place = joined.place().await;
+    let cutting = keep_cutting(&joined);
+    let bytes = noise(24 * 1024 * 1024);
+
+    // In and out of one exec, and a file in both directions, over many drops.
+    let exec = async {
+        let line = "tee copy; echo done >&2; exit 5";
+        let mut spawned = spawn(&joined, &place, ExecId::random(), &shell(line, true), false).await.unwrap();
+        let mut stdin = spawned.stdin.take().unwrap();
+        let (mut out, mut err) = (Vec::new(), String::new());
+        let mut stderr = spawned.stderr.take().unwrap();
+        let feed = async {
+            stdin.write_all(&bytes).await.unwrap();
+            stdin.shutdown().await.unwrap();
+        };
+        let ((), read, error) =
+            tokio::join!(feed, spawned.stdout.read_to_end(&mut out), stderr.read_to_string(&mut err));
+        read.unwrap();
+        error.unwrap();
+        assert!(out == bytes, "{} bytes came back, or others", out.len());
+        assert_eq!(err, "done\n");
+        assert_eq!(spawned.exit.await.unwrap().code, Some(5));
+    };
+    let files = async {
+        let op = FileOp::Write { path: "f".into(), mode: WriteMode::Replace, permissions: 0o644, parents: false };
+        let answer = place.file(&permit(joined.user, Action::FileWrite), &op, None).await.unwrap();
+        let FileAnswer::Sink(mut sink) = answer else { panic!("a write gives a sink") };
+        for piece in bytes.chunks(300_000) {
+            sink.write(Bytes::copy_from_slice(piece)).await.unwrap();
+        }
+        sink.finish().await.unwrap();
+        let op = FileOp::Read { path: "f".into(), offset: 0, length: None };
+        let answer = place.file(&permit(joined.user, Action::FileRead), &op, None).await.unwrap();
+        let FileAnswer::Content { bytes: mut content, .. } = answer else { panic!("a read gives content") };
+        let mut back = Vec::new();
+        while let Some(piece) = content.next().await {
+            back.extend_from_slice(&piece.unwrap());
+        }
+        assert!(back == bytes, "{} bytes came back, or others", back.len());
+    };
+    // Orders run exactly once, however often their connection drops.
+    let orders = async {
+        for i in 0..30 {
+            let line = format!("echo {i} >> log");
+            let spawned = spawn(&joined, &place, ExecId::random(), &shell(&line, false), false).await.unwrap();
+            assert_eq!(spawned.exit.await.unwrap().code, Some(0));
+        }
+    };
+    within(async { tokio::join!(exec, files, orders) }).await;
+    cutting.abort();
+    let mut drops = 0;
+    while let Ok(event) = joined.events.try_recv() {
+        drops += u32::from(matches!(event, JoinEvent::Connected { resumed: true, .. }));
+    }
+    assert!(drops >= 5, "control: only {drops} drops were survived");
+    let log = std::fs::read_to_string(joined.workspace().join("log")).unwrap();
+    assert_eq!(log, (0..30).map(|i| format!("{i}\n")).collect::<String>());
+    assert!(std::fs::read(joined.workspace().join("copy")).unwrap() == bytes);
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_during_a_drop_is_told_afterwards() {
+    let joined = Joined::start(Level::Workspace).await;
+    let place = joined.place().await;
+    let line = "echo before; while [ ! -e go ]; do sleep 0.01; done; echo after; echo x > ended; exit 7";
+    let mut spawned = spawn(&joined, &place, ExecId::random(), &shell(line, false), false).await.unwrap();
+    let mut first = [0; 7];
+    spawned.stdout.read_exact(&mut first).await.unwrap();
+    joined.server.set_open(false);
+    joined.server.cut();
+    within(async {
+        while place.is_connected() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(joined.server.hub().joined(joined.user).is_none(), "routing does not see a machine that dropped out");
+    std::fs::write(joined.workspace().join("go"), b"").unwrap();
+    within(async {
+        while !joined.workspace().join("ended").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    joined.server.set_open(true);
+    let mut rest = String::new();
+    within(spawned.stdout.read_to_string(&mut rest)).await.unwrap();
+    assert_eq!(rest, "after\n");
+    assert_eq!(within(spawned.exit).await.unwrap().code, Some(7));
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_stays_away_loses_its_calls_and_its_execs() {
+    let joined = Joined::start_with(Level::Workspace, Duration::from_millis(300)).await;
+    let place = joined.place().await;
+    let line = "echo $$ > pid; echo ready; echo ran >> runs; exec sleep 1000";
+    let exec = ExecId::random();
+    let mut spawned = spawn(&joined, &place, exec, &shell(line, false), false).await.unwrap();
+    let mut ready = [0; 6];
+    spawned.stdout.read_exact(&mut ready).await.unwrap();
+    joined.server.set_open(false);
+    joined.server.cut();
+    assert_eq!(within(spawned.exit).await.unwrap_err().code, Code::PlaceLost);
+    let broken = within(spawned.stdout.read_to_end(&mut Vec::new())).await.unwrap_err();
+    let fault = broken.get_ref().unwrap().downcast_ref::<Fault>().unwrap();
+    assert_eq!(fault.code, Code::PlaceLost);
+    let op = FileOp::Stat { path: ".".into(), follow: true };
+    let late = place.file(&permit(joined.user, Action::FileRead), &op, None).await;
+    assert_eq!(late.err().unwrap().code, Code::PlaceLost);
+    joined.server.set_open(true);
+    let again = joined.place().await;
+    // It comes back with nothing to go on with; what ran for the lost caller is killed, and not run again.
+    let pid = std::fs::read_to_string(joined.workspace().join("pid")).unwrap();
+    within(async {
+        while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let refused = spawn(&joined, &again, exec, &shell(line, false), false).await.err().unwrap();
+    assert_eq!(refused.code, Code::PlaceLost);
+    assert_eq!(std::fs::read_to_string(joined.workspace().join("runs")).unwrap(), "ran\n");
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_program_that_is_restarted_runs_nothing_again() {
+    let mut joined = Joined::start(Level::Workspace).await;
+    let place = joined.place().await;
+    let exec = ExecId::random();
+    let line = "echo ran >> runs; setsid sh -c 'echo $$ > pid; echo ready; exec sleep 1000'";
+    let mut spawned = spawn(&joined, &place, exec, &shell(line, false), true).await.unwrap();
+    let mut ready = [0; 6];
+    spawned.stdout.read_exact(&mut ready).await.unwrap();
+    joined.restart_machine().await;
+    assert_eq!(within(spawned.exit).await.unwrap_err().code, Code::PlaceLost);
+    let again = joined.place().await;
+    // Its processes ended with it.
+    let pid = std::fs::read_to_string(joined.workspace().join("pid")).unwrap();
+    within(async {
+        while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(again.adopt_execs().await.unwrap().is_empty());
+    let refused = spawn(&joined, &again, exec, &shell(line, false), true).await.err().unwrap();
+    assert_eq!(refused.code, Code::PlaceLost);
+    assert_eq!(std::fs::read_to_string(joined.workspace().join("runs")).unwrap(), "ran\n");
+    // Control: another id runs.
+    let spawned = spawn(&joined, &again, ExecId::random(), &shell("echo ran >> runs", false), false).await.unwrap();
+    spawned.exit.await.unwrap();
+    assert_eq!(std::fs::read_to_string(joined.workspace().join("runs")).unwrap(), "ran\nran\n");
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_takes_over_what_was_to_be_kept() {
+    let joined = Joined::start(Level::Workspace).await;
+    let place = joined.place().await;
+    let user = joined.user;
+    let line = "echo one; read a; echo got $a; while [ ! -e go ]; do sleep 0.01; done; seq 1 300000; exit 4";
+    let (kept, killed, ended) = (ExecId::random(), ExecId::random(), ExecId::random());
+    let mut spawned = spawn(&joined, &place, kept, &shell(line, true), true).await.unwrap();
+    let mut first = [0; 4];
+    spawned.stdout.read_exact(&mut first).await.unwrap();
+    let mut other =
+        spawn(&joined, &place, killed, &shell("echo $$ > pid; echo up; exec sleep 1000", false), false).await.unwrap();
+    other.stdout.read_exact(&mut [0; 3]).await.unwrap();
+    let quick = spawn(&joined, &place, ended, &shell("echo early; exit 3", false), true).await.unwrap();
+    // Its output is not read; only that it has ended is known.
+    let Spawned { exit, stdout: unread, .. } = quick;
+    assert_eq!(exit.await.unwrap().code, Some(3));
+
+    joined.server.restart();
+    drop(unread);
+    let again = joined.place().await;
+    assert!(!Arc::ptr_eq(&place, &again));
+    let adopted = within(again.adopt_execs()).await.unwrap();
+    let mut adopted: Vec<_> = adopted.into_iter().map(|one| (one.exec, one.spawned)).collect();
+    adopted.sort_by_key(|(exec, _)| *exec != kept);
+    assert_eq!(adopted.len(), 2, "what was not to be kept is gone");
+    let (exec, mut one) = adopted.remove(0);
+    assert_eq!(exec, kept);
+    let mut stdin = one.stdin.take().unwrap();
+    stdin.write_all(b"input\n").await.unwrap();
+    std::fs::write(joined.workspace().join("go"), b"").unwrap();
+    let mut rest = String::new();
+    within(one.stdout.read_to_string(&mut rest)).await.unwrap();
+    let numbers: String = (1..=300_000).map(|n| format!("{n}\n")).collect();
+    assert!(rest == format!("one\ngot input\n{numbers}") || rest == format!("got input\n{numbers}"), "{:.80}", rest);
+    assert_eq!(within(one.exit).await.unwrap().code, Some(4));
+    let (exec, mut two) = adopted.remove(0);
+    assert_eq!(exec, ended);
+    let mut early = String::new();
+    within(two.stdout.read_to_string(&mut early)).await.unwrap();
+    assert_eq!(within(two.exit).await.unwrap().code, Some(3));
+    again.forget(ended).await;
+
+    let pid = std::fs::read_to_string(joined.workspace().join("pid")).unwrap();
+    within(async {
+        while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let gone = again.signal(&permit(user, Action::ExecControl), killed, 9, SignalScope::Tree).await;
+    assert_eq!(gone.unwrap_err().code, Code::NotFound);
+    joined.stop().await;
+}
