@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     encode,
-    packet::{self, Received},
+    packet::{self, Fds, Received},
     reactor,
     refusal::{self, Failed},
     sandboxes::EndedWhy,
@@ -461,23 +461,23 @@ impl Shared {
     }
 
     /// Carries out one message.
-    fn take(self: &Arc<Self>, bytes: &[u8], fds: Vec<OwnedFd>) -> Result<(), Malformed> {
+    fn take(self: &Arc<Self>, bytes: &[u8], fds: Fds) -> Result<(), Malformed> {
         let (header, mut body) = Reader::message(bytes)?;
         match header.kind {
             answer::SPAWNED => self.take_spawned(header.tag, &mut body, fds),
-            answer::EXEC => self.take_listed(header.tag, &mut body, fds),
-            answer::EXITED if fds.is_empty() && header.tag == 0 => self.take_exited(&mut body),
-            answer::FAILED if fds.is_empty() => self.take_failed(header.tag, &mut body),
-            answer::DONE if fds.is_empty() && body.is_empty() => self.take_done(header.tag),
+            answer::EXEC => self.take_listed(header.tag, &mut body, fds.list),
+            answer::EXITED if fds.list.is_empty() && header.tag == 0 => self.take_exited(&mut body),
+            answer::FAILED if fds.list.is_empty() => self.take_failed(header.tag, &mut body),
+            answer::DONE if fds.list.is_empty() && body.is_empty() => self.take_done(header.tag),
             _ => Err(Malformed),
         }
     }
 
-    fn take_spawned(self: &Arc<Self>, tag: u64, body: &mut Reader<'_>, fds: Vec<OwnedFd>) -> Result<(), Malformed> {
+    fn take_spawned(self: &Arc<Self>, tag: u64, body: &mut Reader<'_>, fds: Fds) -> Result<(), Malformed> {
         let (told, pid) = (body.u128()?, body.u32()?);
         let mut state = self.state();
         let Some(Pending::Spawn { exec, fds: wanted, .. }) = state.pending.get(&tag) else { return Err(Malformed) };
-        if *exec != told || *wanted != fds.len() || !body.is_empty() {
+        if *exec != told || (*wanted != fds.list.len() && !fds.cut) || !body.is_empty() {
             return Err(Malformed);
         }
         let Some(Pending::Spawn { keep, waiter, .. }) = state.pending.remove(&tag) else { return Err(Malformed) };
@@ -486,7 +486,14 @@ impl Shared {
             return Err(Malformed);
         }
         drop(state);
-        let exit = Exit { shared: Arc::clone(self), exec: told, kept: keep, over: false, end };
+        // An exec whose streams we could not take is killed, whoever it is for.
+        let kept = keep && !fds.cut;
+        let exit = Exit { shared: Arc::clone(self), exec: told, kept, over: false, end };
+        if fds.cut {
+            drop(waiter.send(Err(Failed::NO_ROOM)));
+            return Ok(());
+        }
+        let fds = fds.list;
         // Where nobody waits any more the answer comes back and is dropped, which kills what is not kept.
         drop(waiter.send(Ok(Started { pid, fds, exit })));
         Ok(())
@@ -623,5 +630,53 @@ fn report(exited: &Exited) -> ExitReport {
             memory_peak_bytes: exited.memory_peak_bytes,
             wall_us: exited.wall_us,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Opens descriptors until there are no more.
+    fn exhaust() -> Vec<OwnedFd> {
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut all = Vec::new();
+        while let Ok(more) = null.try_clone() {
+            all.push(more);
+        }
+        all.push(null);
+        all
+    }
+
+    #[tokio::test]
+    async fn an_exec_whose_streams_find_no_room_is_killed_and_its_sandbox_lives() {
+        let (ours, init) = packet::pair().unwrap();
+        let client = InitClient::new(ours, false, Box::new(|_| {})).unwrap();
+        let (pipe, _other) = rustix::pipe::pipe().unwrap();
+        let exec = ExecId::from_bits(9);
+        let spawning = client.spawn(exec, &[], 2, true);
+        let mut spawning = std::pin::pin!(spawning);
+        assert!(futures::poll!(spawning.as_mut()).is_pending());
+        let look = |bytes: &[u8], _: Fds| {
+            let (header, body) = Reader::message(bytes).unwrap();
+            let mut body = body;
+            (header, body.u128().unwrap_or(0))
+        };
+        let Received::Message((header, _)) = packet::receive(init.as_fd(), look).unwrap() else { panic!("no order") };
+        let mut bytes = [0; 64];
+        let mut writer = Writer::new(&mut bytes, answer::SPAWNED, header.tag);
+        writer.u128(exec.bits());
+        writer.u32(5);
+        let len = writer.finish().unwrap();
+        let full = exhaust();
+        packet::send(init.as_fd(), &bytes[..len], &[pipe.as_fd(), pipe.as_fd()]).unwrap();
+        let refused = spawning.await.unwrap().unwrap_err();
+        drop(full);
+        assert_eq!(refusal::spawn(refused, "x", None, None).code, rf_types::Code::ServerBusy);
+        let Received::Message((header, killed)) = packet::receive(init.as_fd(), look).unwrap() else {
+            panic!("no order")
+        };
+        assert_eq!((header.kind, killed), (order::SIGNAL, exec.bits()));
+        assert!(!client.is_lost());
     }
 }

@@ -34,16 +34,22 @@ pub(crate) enum Received<T> {
     Broken,
 }
 
+/// The descriptors beside a message.
+#[derive(Debug, Default)]
+pub(crate) struct Fds {
+    /// Those that came.
+    pub(crate) list: Vec<OwnedFd>,
+    /// Some are missing because this process may have no more; the other side did nothing wrong.
+    pub(crate) cut: bool,
+}
+
 /// Takes one message, if there is one, and hands it with its descriptors to `look`.
 ///
 /// `look` must not receive on this thread.
 ///
 /// # Errors
 /// What recvmsg(2) says, but for `EAGAIN` and `ECONNRESET`.
-pub(crate) fn receive<T>(
-    socket: BorrowedFd<'_>,
-    look: impl FnOnce(&[u8], Vec<OwnedFd>) -> T,
-) -> io::Result<Received<T>> {
+pub(crate) fn receive<T>(socket: BorrowedFd<'_>, look: impl FnOnce(&[u8], Fds) -> T) -> io::Result<Received<T>> {
     BUFFER.with_borrow_mut(|buffer| {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -57,20 +63,23 @@ pub(crate) fn receive<T>(
                 Err(errno) => return Err(errno.into()),
             }
         };
-        let mut fds = Vec::new();
+        let mut list = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                fds.extend(rights);
+                list.extend(rights);
             }
         }
-        if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
+        // There was room for so many: where fewer came, the kernel had no number left to give (unix(7), recvmsg(2)).
+        let cut = got.flags.contains(ReturnFlags::CTRUNC) && list.len() < FDS_MAX;
+        let too_many = list.len() > FDS_MAX || (got.flags.contains(ReturnFlags::CTRUNC) && !cut);
+        if got.flags.contains(ReturnFlags::TRUNC) || too_many {
             return Ok(Received::Broken);
         }
         // A datagram of no bytes is no message of ours either, so it may pass for the end.
         if got.bytes == 0 {
             return Ok(Received::Closed);
         }
-        Ok(Received::Message(look(&buffer[..got.bytes], fds)))
+        Ok(Received::Message(look(&buffer[..got.bytes], Fds { list, cut })))
     })
 }
 
@@ -153,7 +162,7 @@ mod tests {
         let (read_end, _write_end) = rustix::pipe::pipe().unwrap();
         send(a.as_fd(), b"one", &[read_end.as_fd()]).unwrap();
         send(a.as_fd(), b"two", &[]).unwrap();
-        let take = |bytes: &[u8], fds: Vec<OwnedFd>| (bytes.to_vec(), fds.len());
+        let take = |bytes: &[u8], fds: Fds| (bytes.to_vec(), fds.list.len());
         let Received::Message(one) = receive(b.as_fd(), take).unwrap() else { panic!("no message") };
         let Received::Message(two) = receive(b.as_fd(), take).unwrap() else { panic!("no message") };
         assert_eq!((one, two), ((b"one".to_vec(), 1), (b"two".to_vec(), 0)));

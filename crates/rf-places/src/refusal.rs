@@ -15,6 +15,20 @@ pub(crate) struct Failed {
     pub(crate) stage: u32,
 }
 
+impl Failed {
+    /// Not init's word but our own: this process may have no more descriptors.
+    pub(crate) const NO_ROOM: Self = Self { errno: 0, stage: u32::MAX };
+}
+
+/// This server may have no more descriptors.
+pub(crate) fn no_room() -> Fault {
+    Fault::new(
+        Code::ServerBusy,
+        "this server has no descriptors left",
+        "try again when fewer streams are open, or ask the operator to raise the limit on open files",
+    )
+}
+
 /// The place is gone, or was never sound.
 pub(crate) fn lost(why: &str) -> Fault {
     Fault::new(
@@ -88,6 +102,9 @@ fn known(errno: u32) -> Option<Errno> {
 /// What an exec that could not be started is answered with.
 pub(crate) fn spawn(failed: Failed, program: &str, cwd: Option<&str>, user: Option<&str>) -> Fault {
     let program = shorten(program);
+    if failed == Failed::NO_ROOM {
+        return no_room();
+    }
     let Failed { errno, stage } = failed;
     let text = errno_text(errno);
     match known(errno) {

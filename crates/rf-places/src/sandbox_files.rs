@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     content::{FileWriter, content},
     init_client::Shared,
-    packet::{self, Received},
+    packet::{self, Fds, Received},
     piece,
     pipe::{PipeReader, PipeWriter},
     place::{ByteReader, Change, ChangeKind, FileAnswer, Sink},
@@ -53,6 +53,8 @@ enum Told {
     Done,
     Failed(u32),
     Change(Change),
+    /// A descriptor came for which this process had no number left.
+    NoRoom,
 }
 
 /// The socket of one operation.
@@ -272,6 +274,7 @@ impl Replies {
     async fn next(&mut self, time: Duration) -> Result<Told, Fault> {
         match self.next_raw(time).await? {
             Told::Failed(errno) => Err(refusal::file(errno, &self.path)),
+            Told::NoRoom => Err(refusal::no_room()),
             told => Ok(told),
         }
     }
@@ -343,6 +346,7 @@ impl Replies {
     fn unexpected(&self, told: Told) -> Fault {
         match told {
             Told::Failed(errno) => refusal::file(errno, &self.path),
+            Told::NoRoom => refusal::no_room(),
             Told::Opened(..) | Told::Entry(_) | Told::Done | Told::Change(_) => self.broke_rules(),
         }
     }
@@ -362,8 +366,12 @@ impl Replies {
     }
 }
 
-fn parse(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Result<Told, Malformed> {
+fn parse(bytes: &[u8], fds: Fds) -> Result<Told, Malformed> {
     let (header, mut body) = Reader::message(bytes)?;
+    if fds.cut {
+        return Ok(Told::NoRoom);
+    }
+    let mut fds = fds.list;
     let told = match (header.kind, fds.pop()) {
         (file_answer::OPENED, Some(fd)) => Told::Opened(stat(&Entry::read(&mut body)?), fd),
         (file_answer::ENTRY, None) => Told::Entry(stat(&Entry::read(&mut body)?)),

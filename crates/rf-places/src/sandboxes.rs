@@ -26,8 +26,9 @@ use crate::{
 const LEASE_GRACE_MS: u64 = 5_000;
 /// How often leases are looked at. Chosen: the warden is the one who ends them; this is the backstop.
 const SWEEP_PERIOD: Duration = Duration::from_secs(1);
-/// How long a call waits for the sandboxes to be taken over after a start. Chosen.
-const ADOPTION_TIME: Duration = Duration::from_secs(10);
+/// How long a call waits for the sandboxes to be taken over after a start. Chosen: a warden is back in a fraction of it,
+/// and a caller is told within two seconds that it is not.
+const ADOPTION_TIME: Duration = Duration::from_millis(1_500);
 /// How long between two attempts to destroy what the warden could not. Chosen.
 const DESTROY_PAUSE: Duration = Duration::from_secs(5);
 /// How long the warden may take to say why it ended a sandbox. Chosen.

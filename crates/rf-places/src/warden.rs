@@ -26,8 +26,8 @@ use tokio::{
 };
 
 use crate::{
-    packet::{self, Received},
-    reactor,
+    packet::{self, Fds, Received},
+    reactor, refusal,
 };
 
 /// How long the warden may take to make, change or ask a sandbox. Chosen: far above what any takes under load.
@@ -332,10 +332,11 @@ impl Inner {
     }
 
     /// Takes one message; `Err` ends the connection.
-    fn take(&self, bytes: &[u8], mut fds: Vec<OwnedFd>) -> Result<Option<News>, String> {
+    fn take(&self, bytes: &[u8], fds: Fds) -> Result<Option<News>, String> {
         let answer: Answer = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        let fd = fds.pop();
-        if !fds.is_empty() {
+        let Fds { mut list, cut } = fds;
+        let fd = list.pop();
+        if !list.is_empty() {
             return Err("more than one descriptor".into());
         }
         if answer.tag == 0 {
@@ -346,6 +347,11 @@ impl Inner {
         }
         let mut state = self.state();
         match (state.pending.remove(&answer.tag), answer.result) {
+            (Some(Pending::One(waiter)), Ok(Reply::Created { id, .. })) if cut => {
+                drop(state);
+                let _ = waiter.send(Err(refusal::no_room()));
+                return Ok(Some(News::Orphan(id)));
+            }
             (Some(Pending::One(waiter)), result) => {
                 drop(state);
                 if let Err(Ok((Reply::Created { id, .. }, _))) = waiter.send(result.map(|reply| (reply, fd))) {
