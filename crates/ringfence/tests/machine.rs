@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -35,7 +35,7 @@ impl<'a> Joined<'a> {
         joined
     }
 
-    fn join(system: &System, home: &PathBuf, workspace: &PathBuf, level: &str, token: Option<&str>) -> Child {
+    fn join(system: &System, home: &Path, workspace: &Path, level: &str, token: Option<&str>) -> Child {
         let mut command = ringfence(home);
         command.args(["join", &system.url, "--level", level, "--workspace"]).arg(workspace);
         if let Some(token) = token {
@@ -166,9 +166,8 @@ fn the_installer_brings_the_same_program() {
     ran.expect(0);
     let installed = home.join(".local/bin/ringfence");
     assert!(installed.exists(), "{ran:?}");
-    let version = |path: &std::path::Path| {
-        String::from_utf8(Command::new(path).arg("--version").output().unwrap().stdout).unwrap()
-    };
+    let version =
+        |path: &Path| String::from_utf8(Command::new(path).arg("--version").output().unwrap().stdout).unwrap();
     assert_eq!(version(&installed), version(&support::binary()));
     system.stop();
 }
