@@ -113,6 +113,12 @@ impl Hierarchies {
         self.v2 = Some(root);
     }
 
+    /// Whether memory is counted by version 1, which counts TCP buffers apart and does not hold them.
+    #[must_use]
+    pub fn memory_is_version_1(&self) -> bool {
+        matches!(self.memory, Some(Controller::V1(_)))
+    }
+
     /// Whether the controller behind `layer` is there.
     #[must_use]
     pub fn has(&self, layer: Layer) -> bool {
@@ -276,6 +282,12 @@ impl Group {
             .map_err(|errno| CgroupError { path: dir.clone(), source: errno.into() })?;
         self.v2_fd = Some(fd);
         Ok(())
+    }
+
+    /// The hierarchies that it is in.
+    #[must_use]
+    pub const fn hierarchies(&self) -> &Hierarchies {
+        &self.hierarchies
     }
 
     /// The version 2 directory, for `CLONE_INTO_CGROUP` and for init.

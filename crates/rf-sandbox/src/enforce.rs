@@ -28,7 +28,7 @@ pub(crate) fn read_back(
     for layer in Layer::ALL {
         let (held, evidence) = if plan.holds(layer) {
             match look(layer, plan, &seen, group, facts, ready) {
-                (true, evidence) => (partly(layer, plan), evidence),
+                (true, evidence) => (partly(layer, plan, group), evidence),
                 (false, evidence) => return Err(LaunchError::NotHeld { layer, evidence }),
             }
         } else {
@@ -53,9 +53,12 @@ pub(crate) fn refresh_limits(enforcement: &mut Enforcement, group: &Group) {
 }
 
 /// What of a layer that is held is still missing, by its nature.
-fn partly(layer: Layer, plan: &Plan) -> Held {
+fn partly(layer: Layer, plan: &Plan, group: &Group) -> Held {
     let missing = match (layer, plan.ids) {
         (Layer::User, Ids::One { .. }) => "one host id only: every sandbox of this warden has the same",
+        (Layer::Memory, _) if group.hierarchies().memory_is_version_1() => {
+            "buffers of TCP sockets: cgroup version 1 counts them apart; held to 128 KiB a socket and direction"
+        }
         _ => return Held::Full,
     };
     Held::Partial { missing: missing.to_owned() }

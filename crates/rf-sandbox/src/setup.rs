@@ -106,6 +106,7 @@ pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
     }
     process::unshare(new).step("unshare")?;
     process::set_loopback_up().step("set lo up")?;
+    bound_tcp_buffers()?;
     rustix::system::sethostname(plan.hostname().as_bytes()).step("set the host name")?;
     let keyring = if plan.holds(Layer::Keyring) {
         process::join_new_session_keyring().step("join a new session keyring")?
@@ -212,6 +213,18 @@ fn copy_of(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
 }
 
 const HELD: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+
+/// Bounds the buffers of each TCP socket of the sandbox's network namespace: cgroups of version 1 count them apart from
+/// memory and let senders pass that limit. Every connection inside is local, where a small window is as fast.
+fn bound_tcp_buffers() -> Result<(), Failed> {
+    for name in ["tcp_rmem", "tcp_wmem"] {
+        std::fs::write(format!("/proc/sys/net/ipv4/{name}"), "4096 32768 131072").map_err(|error| Failed {
+            step: "bound the buffers of TCP sockets",
+            errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        })?;
+    }
+    Ok(())
+}
 
 fn build_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("make mounts private")?;

@@ -125,6 +125,13 @@ impl Field {
         made["id"].as_str().unwrap().to_owned()
     }
 
+    /// What the report says of one layer of a sandbox.
+    pub(crate) fn layer(&self, id: &str, layer: &str) -> Value {
+        let told: Value = self.runtime.block_on(self.client.get(&format!("/v1/sandboxes/{id}"))).unwrap();
+        let layers = told["enforcement"]["layers"].as_array().unwrap();
+        layers.iter().find(|report| report["layer"] == layer).unwrap().clone()
+    }
+
     pub(crate) fn destroy(&self, id: &str) {
         self.runtime.block_on(self.client.delete(&format!("/v1/sandboxes/{id}"))).unwrap();
     }
