@@ -17,6 +17,9 @@ use serde::{Deserialize, Serialize};
 
 /// Most exec ids that are remembered. Chosen: weeks of heavy use; 2.4 MB of file.
 const SEEN_MAX: usize = 65_536;
+/// How often the lock is tried, and the pause in between: half a second in all.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 /// Longest state file that is read, bytes.
 const FILE_MAX: u64 = 16 * 1024 * 1024;
 
@@ -70,9 +73,17 @@ impl State {
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o700))?;
         let lock =
             OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("lock"))?;
-        lock.try_lock().map_err(|_| {
-            io::Error::new(io::ErrorKind::AlreadyExists, "`ringfence join` runs already for this server")
-        })?;
+        // A program that has just ended may live on for an instant in a child that it was about to start.
+        for last in (0..LOCK_TRIES).map(|try_| try_ + 1 == LOCK_TRIES) {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(_) if !last => std::thread::sleep(LOCK_PAUSE),
+                Err(_) => {
+                    let message = "`ringfence join` runs already for this server";
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+                }
+            }
+        }
         Ok(Self { directory: directory.canonicalize()?, _lock: lock })
     }
 

@@ -270,7 +270,7 @@ async fn a_command_is_held_to_the_workspace() {
             format!("cp {out}/secret copy"),
             format!("ln {out}/secret hard && cat hard"),
             format!("ln -s {out}/secret soft && cat soft"),
-            "ls /root".to_owned(),
+            "ls /var".to_owned(),
             "ls /".to_owned(),
             "ls /tmp".to_owned(),
             "cat /etc/machine-id /etc/login.defs".to_owned(),
