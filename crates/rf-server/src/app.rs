@@ -16,7 +16,7 @@ use rf_gate::{Authenticated, Gate, Presented};
 use rf_ledger::{Entry, Event, Ledger, LedgerKey, Redactor};
 use rf_places::{Places, machine::MachineHub};
 use rf_store::{OperatorScope, Store, SystemScope};
-use rf_types::{Code, Fault, MachineId, PlaceRef, RequestId, SandboxId, units::UnixMs};
+use rf_types::{Code, Fault, MachineId, PlaceRef, RequestId, SandboxId, UserId, Username, units::UnixMs};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -184,6 +184,9 @@ pub fn now() -> UnixMs {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// The header by which an operator acts for the user whom it names.
+pub const ACT_FOR: &str = "x-ringfence-act-for";
+
 /// The address that a connection came from, as an extension of its requests.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub IpAddr);
@@ -226,7 +229,10 @@ impl FromRequestParts<App> for Caller {
         let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
         let presented = presented(&parts.headers)?;
         match app.gate().authenticate(presented, peer, app.now()).await {
-            Ok(who) => Ok(Self { who, request, started }),
+            Ok(who) => match parts.headers.get(ACT_FOR) {
+                None => Ok(Self { who, request, started }),
+                Some(name) => Ok(Self { who: app.act_for(&who, request, name)?, request, started }),
+            },
             Err(denied) => {
                 tracing::info!(request_id = %request, reason = denied.reason, "not let in");
                 if denied.fault.code == Code::Unauthenticated {
@@ -242,6 +248,38 @@ impl FromRequestParts<App> for Caller {
                 Err(denied.fault.into())
             }
         }
+    }
+}
+
+impl App {
+    /// Lets an operator act for a user, on the record: every record of what comes of it names both.
+    ///
+    /// # Errors
+    /// `forbidden` for everybody else, whoever is named; `not_found`; `ledger_unavailable`.
+    fn act_for(&self, who: &Authenticated, request: RequestId, name: &HeaderValue) -> Result<Authenticated, Refusal> {
+        let forbidden = || {
+            let hint = "use an operator's credential with the scope `operate`";
+            Fault::new(Code::Forbidden, "only an operator acts for another user", hint)
+        };
+        let operator = who.operator().ok_or_else(forbidden)?;
+        let name: Username = input::id("user", name.to_str().unwrap_or_default())?;
+        let user = self.store().user_by_name(operator, &name).map_err(Fault::from)?;
+        Ok(self.act_for_user(who, user.id, request)?)
+    }
+
+    /// As the header of that name, for a user who is known already.
+    ///
+    /// # Errors
+    /// What the gate says; `ledger_unavailable`, and then nobody acts.
+    pub fn act_for_user(&self, who: &Authenticated, user: UserId, request: RequestId) -> Result<Authenticated, Fault> {
+        self.gate().act_for(who, user, request, self.now(), |act| {
+            let entry = Entry::new(self.now(), "act_for", Event::Decision(None))
+                .request(act.request)
+                .user(act.user.user(), act.user.username().clone())
+                .detail("operator", act.operator.username().as_str());
+            // Rare, and nothing is done before it stands: a commit is a fraction of a millisecond.
+            self.ledger().append(&entry)?.wait()
+        })
     }
 }
 

@@ -75,6 +75,10 @@ pub struct TlsConfig {
 pub struct DoorConfig {
     /// Connections at once, 1 to 65,536.
     pub connections_max: u32,
+    /// Connections at once of one address, 1 to 65,536.
+    pub connections_per_peer_max: u32,
+    /// How long a client may take no byte of its answer; 1 s to 1 h.
+    pub stall_timeout_ms: u64,
     /// From connecting to the first request's whole header, and from one request to the next's; 100 ms to 5 min.
     pub header_timeout_ms: u64,
     /// From a request's header to its whole JSON body; 100 ms to 5 min.
@@ -96,6 +100,8 @@ impl Default for DoorConfig {
     fn default() -> Self {
         Self {
             connections_max: 4096,
+            connections_per_peer_max: 3072,
+            stall_timeout_ms: 300_000,
             header_timeout_ms: 15_000,
             body_timeout_ms: 30_000,
             upload_idle_timeout_ms: 60_000,
@@ -268,6 +274,8 @@ impl ServerConfig {
         let d = &self.door;
         let ranges = [
             ("door.connections_max", d.connections_max.into(), 1, 65_536),
+            ("door.connections_per_peer_max", d.connections_per_peer_max.into(), 1, 65_536),
+            ("door.stall_timeout_ms", d.stall_timeout_ms, 1_000, 3_600_000),
             ("door.header_timeout_ms", d.header_timeout_ms, 100, 300_000),
             ("door.body_timeout_ms", d.body_timeout_ms, 100, 300_000),
             ("door.upload_idle_timeout_ms", d.upload_idle_timeout_ms, 1_000, 3_600_000),

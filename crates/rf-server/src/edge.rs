@@ -2,12 +2,16 @@
 //! a header, time for a TLS handshake. Ends gracefully: no new request, running ones get their time.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
-    net::SocketAddr,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -19,7 +23,7 @@ use hyper_util::{
 };
 use rf_types::{Code, Fault, RequestId};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -46,6 +50,8 @@ pub async fn serve(
 ) {
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(config.connections_max as usize));
+    let peers = Peers { counts: Arc::default(), max: config.connections_per_peer_max };
+    let stall = Duration::from_millis(config.stall_timeout_ms);
     let header_timeout = Duration::from_millis(config.header_timeout_ms);
     let builder = builder(header_timeout);
     let acceptor = certificate.as_ref().and_then(|certificate| certificate.acceptor().ok());
@@ -70,12 +76,14 @@ pub async fn serve(
                 }
             },
         };
-        let Ok(seat) = Arc::clone(&room).try_acquire_owned() else {
+        let seat = Arc::clone(&room).try_acquire_owned().ok().zip(peers.take(peer.ip()));
+        let Some(seat) = seat else {
             door.metrics().connections_refused.inc();
             tokio::spawn(turn_away(stream, acceptor.is_some()));
             continue;
         };
         let _ = stream.set_nodelay(true);
+        let stream = Impatient { stream, stall, waiting: None };
         let watcher = graceful.watcher();
         let (door, builder, acceptor) = (door.clone(), builder.clone(), acceptor.clone());
         let tls = certificate.is_some();
@@ -99,6 +107,104 @@ pub async fn serve(
     let grace = Duration::from_millis(config.shutdown_grace_ms);
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections were still open when the grace was over");
+    }
+}
+
+/// Connections of each peer's address, so that one cannot take every seat.
+#[derive(Clone)]
+struct Peers {
+    counts: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    max: u32,
+}
+
+/// One connection of a peer's; counts until it is dropped.
+struct PeerSeat {
+    peers: Peers,
+    peer: IpAddr,
+}
+
+impl Peers {
+    fn take(&self, peer: IpAddr) -> Option<PeerSeat> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        drop(counts);
+        Some(PeerSeat { peers: self.clone(), peer })
+    }
+}
+
+impl Drop for PeerSeat {
+    fn drop(&mut self) {
+        let mut counts = self.peers.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        match counts.get(&self.peer).copied() {
+            // The last one takes the entry along.
+            Some(0 | 1) | None => drop(counts.remove(&self.peer)),
+            Some(count) => drop(counts.insert(self.peer, count - 1)),
+        }
+    }
+}
+
+/// A connection that is given up when its client takes no byte for too long: whoever asks for much and reads nothing
+/// would hold it, and what runs behind it, for ever.
+struct Impatient {
+    stream: TcpStream,
+    stall: Duration,
+    waiting: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Impatient {
+    fn judge<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.waiting = None;
+            return written;
+        }
+        let stall = self.stall;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
+        match waiting.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing"))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Impatient {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Impatient {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.judge(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
+        self.judge(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

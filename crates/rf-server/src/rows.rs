@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt as _, future::BoxFuture};
+use rf_ledger::{Entry, Event, Ledger};
 use rf_places::{Choice, EndedWhy, FirstUse, Rows, SandboxClaim, SandboxRow, place::Place};
 use rf_policy::{Action, Asked, Permit};
 use rf_store::{NewSandbox, Store, StoreError, SystemScope};
@@ -22,13 +23,14 @@ pub const DEFAULT_NAME: &str = "default";
 pub struct StoredRows {
     store: Store,
     system: Arc<SystemScope>,
+    ledger: Arc<Ledger>,
 }
 
 impl StoredRows {
     /// On this store.
     #[must_use]
-    pub fn new(store: Store, system: Arc<SystemScope>) -> Self {
-        Self { store, system }
+    pub fn new(store: Store, system: Arc<SystemScope>, ledger: Arc<Ledger>) -> Self {
+        Self { store, system, ledger }
     }
 
     /// The rows of sandboxes that have not ended, for taking over what lives.
@@ -65,6 +67,7 @@ impl Rows for StoredRows {
     }
 
     fn ended(&self, user: UserId, id: SandboxId, why: EndedWhy) {
+        let asked = why == EndedWhy::Destroyed;
         let why = match why {
             EndedWhy::Destroyed => "destroyed",
             EndedWhy::Lease => "its lease ended",
@@ -76,6 +79,19 @@ impl Rows for StoredRows {
         match self.store.sandbox_end_of(&self.system, user, id, why, now()) {
             Ok(()) | Err(StoreError::NotFound { .. }) => {}
             Err(error) => tracing::error!(%error, sandbox = %id, "the end of a sandbox was not stored"),
+        }
+        if asked {
+            // Recorded by the operation that asked.
+            return;
+        }
+        let mut entry =
+            Entry::new(now(), "sandbox_end", Event::Note).place(PlaceRef::Sandbox(id)).subject(id).detail("why", why);
+        match self.store.scope_of(&self.system, user) {
+            Ok(scope) => entry = entry.user(user, scope.username().clone()),
+            Err(_) => entry.user = Some(user),
+        }
+        if let Err(fault) = self.ledger.append(&entry) {
+            tracing::error!(%fault, sandbox = %id, "the end of a sandbox was not recorded");
         }
     }
 }

@@ -268,7 +268,7 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
     let gate = Gate::new(store.clone(), config.gate.clone())?;
     first_operator(&config, &gate, &store, &system, &ledger)?;
 
-    let rows = Arc::new(StoredRows::new(store.clone(), Arc::clone(&system)));
+    let rows = Arc::new(StoredRows::new(store.clone(), Arc::clone(&system), Arc::clone(&ledger)));
     let known = rows.known()?;
     let spool = dir.join("spool");
     let places_config =

@@ -7,7 +7,10 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderName, HeaderValue, Request, Response},
+    http::{
+        HeaderName, HeaderValue, Request, Response,
+        header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
+    },
 };
 use futures::FutureExt as _;
 use rf_types::{Code, Fault, RequestId};
@@ -70,6 +73,9 @@ impl Door {
         if let Ok(value) = HeaderValue::try_from(id.to_string()) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
+        // Keys and users' files are in answers: nobody between here and the client keeps them, or takes them for a page.
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         let took = started.elapsed();
         let status = response.status().as_u16();
         self.metrics.request(&method, status, took);

@@ -66,6 +66,46 @@ async fn one_connection_too_many_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_peer_does_not_take_every_seat() {
+    let server = Listening::with(|config| config.door.connections_per_peer_max = 2).await;
+    let _held = [TcpStream::connect(server.address).await.unwrap(), TcpStream::connect(server.address).await.unwrap()];
+    let answer = talk(server.address, b"").await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    // Another address of this machine is another peer.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = socket.connect(server.address).await.unwrap();
+    other.write_all(b"GET /v1/health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    other.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_is_given_up_and_its_exec_with_it() {
+    let server = Listening::with(|config| config.door.stall_timeout_ms = 1_000).await;
+    let body = r#"{"argv":["cat","/dev/zero"]}"#;
+    let request = format!(
+        "POST /v1/exec HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\naccept: {}\r\ncontent-length: {}\r\n\r\n{body}",
+        server.admin,
+        rf_wire::frames::MEDIA_TYPE,
+        body.len()
+    );
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let execs = server.app.places().execs();
+    while execs.running() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    while execs.running() > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(stream);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http_2_is_spoken_without_an_upgrade() {
     let server = Listening::with(|_| {}).await;
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Body>();

@@ -447,3 +447,42 @@ async fn error_texts_are_the_committed_ones() {
     }
     golden(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/errors.txt"), &text);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_acts_for_a_user_only_on_the_record() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(&world.ann).await;
+    let as_ann = |key: &str, name: &str| {
+        let request = Request::get(format!("/v1/sandboxes/{sandbox}"))
+            .header("authorization", format!("Bearer {key}"))
+            .header("x-ringfence-act-for", name)
+            .body(Body::empty())
+            .unwrap();
+        async { whole(world.send(request).await).await }
+    };
+    assert_eq!(as_ann(&world.admin, "ann").await.0, StatusCode::OK);
+    assert_eq!(as_ann(&world.admin, "nobody").await.0, StatusCode::NOT_FOUND);
+    // For everybody else the name makes no difference, so that it tells nothing.
+    for name in ["ann", "bob", "nobody"] {
+        assert_eq!(as_ann(&world.bob, name).await.0, StatusCode::FORBIDDEN, "{name}");
+    }
+    let records = world.get("/v1/audit?order=oldest&limit=1000", &world.ann).await.1;
+    let acted: Vec<_> = (records["items"].as_array().unwrap().iter())
+        .filter(|record| record["action"] == "act_for" || record["details"]["acted_by"] == "admin")
+        .map(|record| record["action"].as_str().unwrap())
+        .collect();
+    assert_eq!(acted, ["act_for", "sandbox_read", "sandbox_read"], "the user sees it in their own part");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_user_leaves_nothing_and_is_let_in_no_more() {
+    let world = World::new().await;
+    world.sandbox(&world.ann).await;
+    let kept = world.sandbox(&world.bob).await;
+    let gone = world.raw(Method::DELETE, "/v1/users/ann", &world.admin, Body::empty()).await;
+    assert_eq!(gone.0, StatusCode::NO_CONTENT, "{gone:?}");
+    assert_eq!(world.warden.alive(), [kept.parse().unwrap()]);
+    assert_eq!(world.get("/v1/me", &world.ann).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(world.get("/v1/users/ann", &world.admin).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(world.get("/v1/me", &world.bob).await.0, StatusCode::OK);
+}

@@ -7,7 +7,7 @@ use axum::{
 };
 use rf_policy::Action;
 use rf_store::{NewUser, PageAsk, User};
-use rf_types::{Fault, KeyId, Preference, UserId, UserLimits, Username};
+use rf_types::{Code, Fault, KeyId, Preference, UserId, UserLimits, Username};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -15,7 +15,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{List, PageQuery},
     app::{App, Caller, Named, json},
-    doors::account::{KeyAnswer, KeyAsk, KeyMadeAnswer, UserLimitsSchema, whole},
+    doors::{
+        self,
+        account::{KeyAnswer, KeyAsk, KeyMadeAnswer, UserLimitsSchema, whole},
+    },
     input,
     operation::Ask,
     refusal::Refusal,
@@ -187,7 +190,8 @@ async fn user_change(
     Ok(json(StatusCode::OK, &UserAnswer::from(operation.finish(change()).await?)))
 }
 
-/// Deletes a user who has no sandbox left, and every row of theirs. For operators.
+/// Deletes a user: no credential of theirs works from then on, their sandboxes are destroyed, their machines thrown
+/// out, and every row of theirs goes. What the ledger has of them stays. For operators.
 #[utoipa::path(delete, path = "/v1/users/{name}", responses((status = 204, description = "Deleted")))]
 async fn user_delete(
     State(app): State<App>,
@@ -196,13 +200,34 @@ async fn user_delete(
 ) -> Result<StatusCode, Refusal> {
     let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_delete");
     let operation = app.begin(&caller, ask).await?;
-    let delete = || {
-        let operator = caller.operator()?;
-        let user = app.store().user_by_name(operator, &name(&text)?)?;
-        app.store().user_delete(operator, user.id)?;
-        Ok(StatusCode::NO_CONTENT)
-    };
-    operation.finish(delete()).await
+    let result = delete(&app, &caller, &text).await;
+    operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
+}
+
+async fn delete(app: &App, caller: &Caller, text: &str) -> Result<(), Fault> {
+    let (operator, store) = (caller.operator()?, app.store());
+    let user = store.user_by_name(operator, &name(text)?)?.id;
+    // First, so that nothing new is let in while the old goes.
+    store.user_set_disabled(operator, user, Some(app.now()))?;
+    let sandboxes = app.places().sandboxes().list(user);
+    if !sandboxes.is_empty() {
+        let who = app.act_for_user(&caller.who, user, caller.request)?;
+        let acting = Caller { who, request: caller.request, started: caller.started };
+        for row in sandboxes {
+            match doors::sandboxes::destroy(app, &acting, row.id).await {
+                Ok(()) => {}
+                // It ended by itself.
+                Err(refusal) if refusal.fault.code == Code::NotFound => {}
+                Err(refusal) => return Err(refusal.fault),
+            }
+        }
+    }
+    for machine in app.places().machines(user) {
+        app.hub().remove(machine.id);
+        app.places().remove_machine(user, machine.id, None);
+    }
+    // Refused while a sandbox of theirs lives that was on its way when they were disabled: ask again.
+    Ok(store.user_delete(operator, user)?)
 }
 
 /// A user's keys. For operators.
