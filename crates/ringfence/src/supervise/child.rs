@@ -1,7 +1,7 @@
 //! One child program kept alive: started, started again when it dies, asked to end and then made to.
 //!
 //! ```text
-//! starting ──▶ running ──died──▶ resting (0.1 s, doubled up to 10 s; 0.1 s again after a minute of life) ──▶ starting
+//! starting ──▶ running ──died──▶ resting (0.1 s, doubled up to 1 s; 0.1 s again after a minute of life) ──▶ starting
 //!     └────────────┴──told to end──▶ ending (SIGTERM, after its grace SIGKILL) ──▶ ended
 //! ```
 
@@ -21,13 +21,15 @@ use tokio::{
 
 /// First rest before a dead child is started again. Chosen: short enough that clients with one retry notice nothing.
 const REST_MIN: Duration = Duration::from_millis(100);
-/// Longest rest. Chosen.
-const REST_MAX: Duration = Duration::from_secs(10);
+/// Longest rest. Chosen: clients wait for it, and a start a second costs a machine nothing.
+const REST_MAX: Duration = Duration::from_secs(1);
 /// After a life so long a death counts as the first again. Chosen.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Deaths in a row, before the child was ever ready, after which the start has failed. Chosen: a wrong setting fails at
 /// once and always; what heals by itself heals within a second.
 const FALSE_STARTS_MAX: u32 = 3;
+/// A child's exit code for a setting that is wrong, which no second start makes right (EX_CONFIG of sysexits.h).
+pub(crate) const WRONG_SETTING: u8 = 78;
 /// Longest line that a child says on its standard output, bytes.
 const LINE_MAX: u64 = 4096;
 
@@ -93,6 +95,9 @@ pub(crate) async fn keep(role: Role, news: mpsc::Sender<News>, mut stop: watch::
             }
         };
         let Some(status) = status else { return Ok(()) };
+        if status.code() == Some(WRONG_SETTING.into()) {
+            bail!("the {} does not start: a setting is wrong, as it says above", role.name);
+        }
         deaths += 1;
         if started.elapsed() > GOOD_LIFE {
             rest = REST_MIN;
