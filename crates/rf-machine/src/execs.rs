@@ -165,6 +165,10 @@ impl Execs {
         });
         exec.hand_over(streams);
         lock(&self.table).insert(id, exec.clone());
+        if !keep && lock(&exec.life).link.mux.dead().is_some() {
+            // The session ended while it was being started, and with it its caller.
+            exec.orders.kill_tree();
+        }
         tokio::spawn(self.clone().follow(exec, child, reports, spec.timeout_ms));
         Ok(pid)
     }

@@ -38,8 +38,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use crate::machine_place::MachinePlace;
 use crate::machine_mux::{Ended, Mux, place_lost, pump, tame};
+pub use crate::machine_place::MachinePlace;
 
 /// How long a machine may take from the challenge to its answer. Chosen: a slow line and a slow disk together.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -307,8 +307,13 @@ impl MachineHub {
         let mut entries = lock(&self.entries);
         let heartbeat_ms = u64::try_from(self.config.heartbeat.as_millis()).unwrap_or(u64::MAX);
         let arrival = self.arrivals.fetch_add(1, Ordering::Relaxed);
-        let welcome =
-            |session: &Session, received| Welcome { version: VERSION, machine, session: session.id.clone(), received, heartbeat_ms };
+        let welcome = |session: &Session, received| Welcome {
+            version: VERSION,
+            machine,
+            session: session.id.clone(),
+            received,
+            heartbeat_ms,
+        };
         let known = entries.get(&machine).map(|entry| entry.place.session().clone());
         if let (Some(session), Some(resume)) = (&known, &hello.resume)
             && session.id == resume.session
