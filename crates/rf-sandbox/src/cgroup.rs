@@ -39,7 +39,15 @@ pub struct Hierarchies {
     cpu: Option<Controller>,
     cpuacct: Option<Controller>,
     io: Option<Controller>,
+    /// Those of [`MEMORY_FILES`] that are there.
+    memory_files: Vec<&'static str>,
 }
+
+/// Limit of memory and swap together (version 1), of TCP buffers (version 1), of swap (version 2): by configuration.
+const MEMORY_FILES: [&str; 3] = [MEMORY_AND_SWAP, TCP_BUFFERS, SWAP];
+const MEMORY_AND_SWAP: &str = "memory.memsw.limit_in_bytes";
+const TCP_BUFFERS: &str = "memory.kmem.tcp.limit_in_bytes";
+const SWAP: &str = "memory.swap.max";
 
 impl Hierarchies {
     /// Finds them in `/proc/self/mountinfo` and makes the directory `base` in each.
@@ -50,9 +58,17 @@ impl Hierarchies {
     /// When `/proc/self/mountinfo` cannot be read.
     pub fn find(base: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        let mut found =
-            Self { base: base.to_owned(), v2: None, memory: None, pids: None, cpu: None, cpuacct: None, io: None };
-        let mut v2_root = None;
+        let mut found = Self {
+            base: base.to_owned(),
+            v2: None,
+            memory: None,
+            pids: None,
+            cpu: None,
+            cpuacct: None,
+            io: None,
+            memory_files: Vec::new(),
+        };
+        let (mut v2_root, mut cpuacct) = (None, None::<PathBuf>);
         for line in mounts.lines() {
             // Fields before " - " are the mount's; after it: type, source, super options (proc_pid_mountinfo(5)).
             let Some((mount, rest)) = line.split_once(" - ") else { continue };
@@ -66,7 +82,10 @@ impl Hierarchies {
                             "memory" => &mut found.memory,
                             "pids" => &mut found.pids,
                             "cpu" => &mut found.cpu,
-                            "cpuacct" => &mut found.cpuacct,
+                            "cpuacct" => {
+                                cpuacct = Some(point.clone());
+                                continue;
+                            }
                             "blkio" => &mut found.io,
                             _ => continue,
                         };
@@ -81,7 +100,26 @@ impl Hierarchies {
         if let Some(root) = v2_root.and_then(usable_v2) {
             found.take_v2(root);
         }
+        if found.v2.is_some() {
+            // Every group of version 2 has its CPU time counted, whatever its controllers.
+            found.cpuacct = Some(Controller::V2);
+        } else if let Some(point) = cpuacct
+            && make_dir(&point.join(base)).is_ok()
+        {
+            found.cpuacct = Some(Controller::V1(point));
+        }
+        found.look_at_memory();
         Ok(found)
+    }
+
+    /// Looks which of its optional limits the memory controller has.
+    fn look_at_memory(&mut self) {
+        let Some(controller) = &self.memory else { return };
+        let dir = match (controller, &self.v2) {
+            (Controller::V1(root), _) | (Controller::V2, Some(root)) => root.join(&self.base),
+            (Controller::V2, None) => return,
+        };
+        self.memory_files = MEMORY_FILES.into_iter().filter(|name| dir.join(name).exists()).collect();
     }
 
     /// Takes the version 2 tree at `root`, with whatever controllers it has for us.
@@ -105,9 +143,6 @@ impl Hierarchies {
                 .and_then(|()| fs::write(base.join("cgroup.subtree_control"), &enable));
             if slot.is_none() && enabled.is_ok() {
                 *slot = Some(Controller::V2);
-                if name == "cpu" {
-                    self.cpuacct = Some(Controller::V2);
-                }
             }
         }
         self.v2 = Some(root);
@@ -327,27 +362,28 @@ impl Group {
         match &h.memory {
             Some(c @ Controller::V1(_)) => {
                 let dir = self.dir(c);
-                // With swap accounting memory <= memory+swap must hold at every moment: which to write first depends
-                // on the direction. One of the two orders succeeds.
-                if dir.join("memory.memsw.limit_in_bytes").exists() {
-                    if put(&dir, "memory.limit_in_bytes", &memory).is_err() {
-                        put(&dir, "memory.memsw.limit_in_bytes", &memory)?;
+                if h.memory_files.contains(&MEMORY_AND_SWAP) {
+                    // memory <= memory and swap must hold at every moment: which is written first depends on whether
+                    // it grows or shrinks, and the other order is refused.
+                    if put(&dir, "memory.limit_in_bytes", &memory).is_ok() {
+                        put(&dir, MEMORY_AND_SWAP, &memory)?;
+                    } else {
+                        put(&dir, MEMORY_AND_SWAP, &memory)?;
+                        put(&dir, "memory.limit_in_bytes", &memory)?;
                     }
-                    put(&dir, "memory.limit_in_bytes", &memory)?;
-                    put(&dir, "memory.memsw.limit_in_bytes", &memory)?;
                 } else {
                     put(&dir, "memory.limit_in_bytes", &memory)?;
                 }
                 // Version 1 counts TCP buffers apart; version 2 counts them as memory.
-                if dir.join("memory.kmem.tcp.limit_in_bytes").exists() {
-                    put(&dir, "memory.kmem.tcp.limit_in_bytes", &(limits.memory_bytes_max / 4).to_string())?;
+                if h.memory_files.contains(&TCP_BUFFERS) {
+                    put(&dir, TCP_BUFFERS, &(limits.memory_bytes_max / 4).to_string())?;
                 }
             }
             Some(c @ Controller::V2) => {
                 let dir = self.dir(c);
                 put(&dir, "memory.max", &memory)?;
-                if dir.join("memory.swap.max").exists() {
-                    put(&dir, "memory.swap.max", "0")?;
+                if h.memory_files.contains(&SWAP) {
+                    put(&dir, SWAP, "0")?;
                 }
             }
             None => {}
@@ -359,7 +395,7 @@ impl Group {
         let quota = u64::from(limits.cpu_milli_max) * CPU_PERIOD_US / 1000;
         match &h.cpu {
             Some(c @ Controller::V1(_)) => {
-                put(&self.dir(c), "cpu.cfs_period_us", &CPU_PERIOD_US.to_string())?;
+                // The period is the kernel's own standard, so it is not written.
                 put(&self.dir(c), "cpu.cfs_quota_us", &quota.to_string())?;
             }
             Some(c @ Controller::V2) => put(&self.dir(c), "cpu.max", &format!("{quota} {CPU_PERIOD_US}"))?,

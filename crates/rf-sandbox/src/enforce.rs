@@ -2,7 +2,10 @@
 //!
 //! A layer that the plan holds and that is not found is an error: the launch is refused, whatever the calls returned.
 
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use rf_types::{DiskKind, Enforcement, Held, Layer, LayerReport};
 use rf_wire::init::{Ready, ready};
@@ -22,8 +25,9 @@ pub(crate) fn read_back(
     group: &Group,
     facts: &Facts,
     ready: Ready,
+    own: &OwnNamespaces,
 ) -> Result<Enforcement, LaunchError> {
-    let seen = Seen::of(pid);
+    let seen = Seen::of(pid, own);
     let mut layers = Vec::with_capacity(Layer::ALL.len());
     for layer in Layer::ALL {
         let (held, evidence) = if plan.holds(layer) {
@@ -65,16 +69,41 @@ fn partly(layer: Layer, plan: &Plan, group: &Group) -> Held {
 }
 
 /// What `/proc` says of the sandbox's process 1.
-struct Seen {
+struct Seen<'a> {
     pid: i32,
     status: String,
+    /// `/proc/PID/cgroup`.
+    cgroup: String,
+    /// Of its root; an error's text when it cannot be had.
+    root: Result<rustix::fs::StatFs, String>,
+    own: &'a OwnNamespaces,
 }
 
-impl Seen {
-    fn of(pid: Pid) -> Self {
+/// The warden's own namespaces, by their names in `/proc/self/ns`.
+#[derive(Debug)]
+pub(crate) struct OwnNamespaces(Vec<(&'static str, PathBuf)>);
+
+impl OwnNamespaces {
+    /// Looks once: they do not change after the warden has made its mount namespace.
+    pub(crate) fn look() -> Self {
+        let names = ["user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"];
+        // One that cannot be read is missing, and then the sandbox's counts as not seen.
+        let read = |name| fs::read_link(format!("/proc/self/ns/{name}")).ok().map(|link| (name, link));
+        Self(names.into_iter().filter_map(read).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&Path> {
+        self.0.iter().find(|(own, _)| *own == name).map(|(_, link)| link.as_path())
+    }
+}
+
+impl<'a> Seen<'a> {
+    fn of(pid: Pid, own: &'a OwnNamespaces) -> Self {
         let pid = pid.as_raw_pid();
         // Nothing read is nothing held: every look below then fails.
-        Self { pid, status: fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default() }
+        let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let root = rustix::fs::statfs(format!("/proc/{pid}/root")).map_err(|errno| errno.to_string());
+        Self { pid, status: read("status"), cgroup: read("cgroup"), root, own }
     }
 
     /// A line of `status`; proc_pid_status(5).
@@ -84,16 +113,14 @@ impl Seen {
 
     /// Whether its namespace is another than ours, and its name.
     fn namespace(&self, name: &str) -> (bool, String) {
-        let theirs = fs::read_link(format!("/proc/{}/ns/{name}", self.pid));
-        let ours = fs::read_link(format!("/proc/self/ns/{name}"));
-        match (theirs, ours) {
-            (Ok(theirs), Ok(ours)) => (theirs != ours, theirs.to_string_lossy().into_owned()),
+        match (fs::read_link(format!("/proc/{}/ns/{name}", self.pid)), self.own.get(name)) {
+            (Ok(theirs), Some(ours)) => (theirs != ours, theirs.to_string_lossy().into_owned()),
             _ => (false, format!("ns/{name} cannot be read")),
         }
     }
 }
 
-fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, ready: Ready) -> (bool, String) {
+fn look(layer: Layer, plan: &Plan, seen: &Seen<'_>, group: &Group, facts: &Facts, ready: Ready) -> (bool, String) {
     let status = |name: &str, wanted: &str| {
         let value = seen.line(name).unwrap_or("missing");
         (value == wanted, format!("{name} = {value}"))
@@ -115,15 +142,11 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, re
             (own && inner == "1", format!("{name}, pid inside = {inner}"))
         }
         Layer::Mount => {
-            let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", seen.pid)).unwrap_or_default();
-            let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/")).unwrap_or("");
-            let overlay = root.contains(" - overlay ");
+            /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
+            const OVERLAY: i64 = 0x794c_7630;
+            let overlay = seen.root.as_ref().is_ok_and(|stat| i64::from(stat.f_type) == OVERLAY);
             let (own, name) = seen.namespace("mnt");
-            let count = mounts.lines().count();
-            (
-                own && overlay,
-                format!("{name}, root is {}, {count} mounts", if overlay { "overlay" } else { "not ours" }),
-            )
+            (own && overlay, format!("{name}, root is {}", if overlay { "overlay" } else { "not ours" }))
         }
         Layer::Net => seen.namespace("net"),
         Layer::Ipc => seen.namespace("ipc"),
@@ -140,7 +163,7 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, re
         Layer::Capabilities => status("CapBnd", &format!("{:016x}", plan.capabilities())),
         Layer::Keyring => (facts.keyring > 0, format!("session keyring {:#x}", facts.keyring)),
         Layer::Memory | Layer::Tasks | Layer::Cpu => match group.read_back(layer) {
-            Some(evidence) => (member(layer, seen.pid, plan), evidence),
+            Some(evidence) => (member(layer, &seen.cgroup, plan), evidence),
             None => (false, "the limit cannot be read".to_owned()),
         },
         Layer::Io => match (plan.disk, group.read_back(layer)) {
@@ -148,7 +171,7 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, re
             (DiskKind::Image, Some(evidence)) => (evidence.contains(':'), evidence),
             (DiskKind::Image, None) => (false, "the limit cannot be read".to_owned()),
         },
-        Layer::Disk => match rustix::fs::statfs(format!("/proc/{}/root", seen.pid)) {
+        Layer::Disk => match &seen.root {
             Ok(stat) => {
                 let bytes = stat.f_blocks * u64::try_from(stat.f_bsize).unwrap_or(0);
                 let wanted = plan.limits.disk_bytes_max.max(8 << 20).next_multiple_of(4096);
@@ -156,20 +179,19 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen, group: &Group, facts: &Facts, re
                 let held = bytes > 0 && bytes <= wanted && stat.f_files > 0;
                 (held, format!("statfs of the root: {bytes} bytes, {} inodes", stat.f_files))
             }
-            Err(errno) => (false, format!("statfs of the root: {errno}")),
+            Err(why) => (false, format!("statfs of the root: {why}")),
         },
     }
 }
 
 /// Whether the process is in its sandbox's group of the layer's controller, as `/proc/PID/cgroup` says (cgroups(7)).
-fn member(layer: Layer, pid: i32, plan: &Plan) -> bool {
+fn member(layer: Layer, text: &str, plan: &Plan) -> bool {
     let name = plan.id.to_string();
     let controller = match layer {
         Layer::Memory => "memory",
         Layer::Tasks => "pids",
         _ => "cpu",
     };
-    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
     let mut lines = text.lines().filter_map(|line| line.splitn(3, ':').nth(1).map(|controllers| (controllers, line)));
     let of = |wanted: &str| {
         lines.clone().find(|(controllers, _)| controllers.split(',').any(|c| c == wanted)).map(|(_, line)| line)

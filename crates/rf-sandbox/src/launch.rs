@@ -40,7 +40,7 @@ use rustix::{
 use crate::{
     cgroup::{CgroupError, Group},
     disk::{DiskError, Images},
-    enforce,
+    enforce::{self, OwnNamespaces},
     host::HostReport,
     packet,
     plan::{IDS_PER_SANDBOX, Ids, Plan, USER_ID},
@@ -124,6 +124,7 @@ pub struct Launcher {
     dev: Option<OwnedFd>,
     images: Images,
     filter: Vec<Instruction>,
+    own: OwnNamespaces,
 }
 
 impl Launcher {
@@ -148,7 +149,15 @@ impl Launcher {
         let null =
             rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
         let dev = if host.rooted { Some(Self::own_dev(dev)?) } else { None };
-        Ok(Self { host, init, null, dev, images: Images::new(images), filter: seccomp::filter() })
+        Ok(Self {
+            host,
+            init,
+            null,
+            dev,
+            images: Images::new(images),
+            filter: seccomp::filter(),
+            own: OwnNamespaces::look(),
+        })
     }
 
     fn own_dev(at: &Path) -> Result<OwnedFd, LaunchError> {
@@ -431,7 +440,7 @@ impl Starting {
     ///
     /// # Errors
     /// Why there will be no sandbox; nothing of it is left once `self` is dropped.
-    pub fn advance(&mut self) -> Result<Option<Confirmed>, LaunchError> {
+    pub fn advance(&mut self, launcher: &Launcher) -> Result<Option<Confirmed>, LaunchError> {
         let mut buffer = [0; 256];
         while let Some(setup) = &self.setup {
             match packet::receive(setup, &mut buffer, false) {
@@ -456,7 +465,7 @@ impl Starting {
         let ready = Ready { probes: reader.u32().map_err(|_| LaunchError::NotInit)? };
         let facts = self.facts.take().ok_or(LaunchError::NotInit)?;
         let pid = self.pid();
-        let enforcement = enforce::read_back(&self.plan, pid, &self.cleanup.group, &facts, ready)?;
+        let enforcement = enforce::read_back(&self.plan, pid, &self.cleanup.group, &facts, ready, &launcher.own)?;
         Ok(Some(Confirmed { enforcement }))
     }
 

@@ -483,7 +483,7 @@ impl Keeper {
 
     fn advance(&mut self, id: SandboxId, token: u64) {
         let Some(start) = self.starting.get_mut(&id) else { return };
-        match start.starting.advance() {
+        match start.starting.advance(&self.launcher) {
             Ok(None) => {}
             Ok(Some(confirmed)) => {
                 self.sources.remove(&token);
