@@ -13,6 +13,9 @@ mod transfer;
 
 fn main() -> ExitCode {
     let cli = cli::parse();
+    if !matches!(cli.command, cli::Command::Server(_)) {
+        end_at_panic();
+    }
     let out = output::Output::new(cli.global.json, cli.global.quiet);
     let exit_of_failure = cli.command.exit_of_failure();
     match commands::run(cli, &out) {
@@ -22,4 +25,14 @@ fn main() -> ExitCode {
             ExitCode::from(exit_of_failure)
         }
     }
+}
+
+/// A panic ends the process there and then. The server alone goes on: each of its requests stands by itself, and one
+/// must not end all others. Who holds rights or has just forked must not unwind into code that knows nothing of it.
+fn end_at_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::abort();
+    }));
 }
