@@ -54,7 +54,11 @@ pub async fn serve(
     let stall = Duration::from_millis(config.stall_timeout_ms);
     let header_timeout = Duration::from_millis(config.header_timeout_ms);
     let builder = builder(header_timeout);
-    let acceptor = certificate.as_ref().and_then(|certificate| certificate.acceptor().ok());
+    let acceptor = match certificate.as_ref().map(Certificate::acceptor).transpose() {
+        Ok(acceptor) => acceptor,
+        // Never plain instead.
+        Err(error) => return tracing::error!(%error, "the certificate cannot be served"),
+    };
     let mut look = tokio::time::interval(CERTIFICATE_PERIOD);
     tokio::pin!(shutdown);
     loop {
@@ -86,7 +90,6 @@ pub async fn serve(
         let stream = Impatient { stream, stall, waiting: None };
         let watcher = graceful.watcher();
         let (door, builder, acceptor) = (door.clone(), builder.clone(), acceptor.clone());
-        let tls = certificate.is_some();
         tokio::spawn(async move {
             door.metrics().connections.inc();
             match acceptor {
@@ -96,7 +99,6 @@ pub async fn serve(
                         connection(stream, peer, &door, &builder, watcher, header_timeout).await;
                     }
                 }
-                None if tls => {}
                 None => connection(stream, peer, &door, &builder, watcher, header_timeout).await,
             }
             door.metrics().connections.dec();

@@ -486,3 +486,56 @@ async fn a_deleted_user_leaves_nothing_and_is_let_in_no_more() {
     assert_eq!(world.get("/v1/users/ann", &world.admin).await.0, StatusCode::NOT_FOUND);
     assert_eq!(world.get("/v1/me", &world.bob).await.0, StatusCode::OK);
 }
+
+/// Bodies cut anywhere and with bytes changed anywhere: each is answered with one of our own refusals, or does what it
+/// happens to say; none is our mistake.
+#[tokio::test(flavor = "multi_thread")]
+async fn mangled_bodies_are_never_our_mistake() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(&world.ann).await;
+    let exec = r#"{"argv":["true","\u00e4"],"env":{"A":"b"},"cwd":"/","stdin":{"base64":"YQ=="},"timeout_ms":1000}"#;
+    let bodies = [
+        (Method::POST, format!("/v1/sandboxes/{sandbox}/exec"), exec),
+        (Method::PATCH, format!("/v1/sandboxes/{sandbox}"), r#"{"lease_ms":60000,"limits":{"tasks_max":50}}"#),
+        (Method::POST, "/v1/sessions".into(), r#"{"scopes":["read"],"ttl_ms":60000}"#),
+        (Method::PUT, "/v1/me/preference".into(), r#"{"preference":"machine-else-sandbox"}"#),
+        (Method::POST, format!("/v1/sandboxes/{sandbox}/files/move"), r#"{"from":"/nope/a","to":"/nope/b"}"#),
+        (Method::POST, "/v1/keys".into(), r#"{"name":"k","scopes":["read"],"expires_at":99999999999999}"#),
+    ];
+    let mut seed: u64 = 7;
+    let mut next = move |below: usize| {
+        // Knuth's MMIX constants; the same bytes in every run.
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    let mut refused = 0;
+    for (method, path, body) in bodies {
+        let cut = (0..body.len()).map(|at| body.as_bytes()[..at].to_vec());
+        let changed: Vec<Vec<u8>> = (0..60)
+            .map(|_| {
+                let mut bytes = body.as_bytes().to_vec();
+                for _ in 0..=next(3) {
+                    let at = next(bytes.len());
+                    match next(3) {
+                        0 => bytes[at] = u8::try_from(next(256)).unwrap(),
+                        1 => drop(bytes.remove(at)),
+                        _ => bytes.insert(at, b"{}[]\",:\\0-e\xff\0"[next(13)]),
+                    }
+                }
+                bytes
+            })
+            .collect();
+        for bytes in cut.chain(changed) {
+            let shown = String::from_utf8_lossy(&bytes).into_owned();
+            let (status, answer) = world.raw(method.clone(), &path, &world.ann, Body::from(bytes)).await;
+            assert!(status.as_u16() < 500, "{method} {path} {shown}: {status} {answer:?}");
+            if status.is_client_error() {
+                let answer: Value = serde_json::from_slice(&answer).unwrap();
+                let fields: Vec<&String> = answer.as_object().unwrap().keys().collect();
+                assert_eq!(fields, ["code", "hint", "message", "request_id"], "{shown}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 400, "{refused}");
+}
