@@ -1,6 +1,6 @@
 //! One server and one credential: making calls, reading bounded answers.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -9,7 +9,7 @@ use rf_types::{Code, Fault};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use zeroize::Zeroizing;
 
-use crate::{error::ClientError, types::Items};
+use crate::{error::ClientError, tls, types::Items};
 
 /// Longest answer that is read whole, bytes. Chosen: the largest list the server gives fits many times.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
@@ -57,6 +57,7 @@ pub struct Client {
     http: reqwest::Client,
     url: String,
     key: Option<Key>,
+    tls: Arc<rustls::ClientConfig>,
 }
 
 /// A refusal as the server sends it.
@@ -74,24 +75,27 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unusable`] when the address is not one or the certificate cannot be read.
     pub fn new(options: Options) -> Result<Self, ClientError> {
-        // A second installation is refused and leaves the first, which is the same one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
         let url = options.url.trim_end_matches('/').to_owned();
         if !(url.starts_with("http://") || url.starts_with("https://")) {
             return Err(ClientError::Unusable(format!("`{url}` is no address: it starts with http:// or https://")));
         }
-        let mut builder = reqwest::Client::builder()
+        let tls = Arc::new(tls::config(url.starts_with("https://"), options.certificate.as_deref())?);
+        let builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")));
-        if let Some(pem) = &options.certificate {
-            let certificate = reqwest::Certificate::from_pem(pem)
-                .map_err(|error| ClientError::Unusable(format!("the certificate cannot be read: {error}")))?;
-            builder = builder.add_root_certificate(certificate);
-        }
+            .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured((*tls).clone());
         let http = builder.build().map_err(|error| ClientError::Unusable(format!("no client can be made: {error}")))?;
-        Ok(Self { http, url, key: options.key })
+        Ok(Self { http, url, key: options.key, tls })
+    }
+
+    /// How TLS is spoken, for streams.
+    pub(crate) fn tls(&self) -> Arc<rustls::ClientConfig> {
+        let mut config = (*self.tls).clone();
+        // A WebSocket begins as HTTP/1.1; a server that also has HTTP/2 must not choose that.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
     }
 
     /// The server's address, without a slash at its end.

@@ -3,10 +3,13 @@
 use reqwest::Method;
 use rf_types::{ExecId, SandboxId, SignalScope};
 use rf_wire::frames;
-use tokio_tungstenite::tungstenite::{
-    self,
-    client::IntoClientRequest,
-    http::{HeaderValue, header::AUTHORIZATION},
+use tokio_tungstenite::{
+    Connector,
+    tungstenite::{
+        self,
+        client::IntoClientRequest,
+        http::{HeaderValue, header::AUTHORIZATION},
+    },
 };
 
 use crate::{
@@ -73,7 +76,8 @@ impl Client {
             let value = HeaderValue::from_str(&key.bearer()).map_err(|_| unusable("the key is no key".to_owned()))?;
             request.headers_mut().insert(AUTHORIZATION, value);
         }
-        match tokio_tungstenite::connect_async(request).await {
+        let tls = self.url().starts_with("https://").then(|| Connector::Rustls(self.tls()));
+        match tokio_tungstenite::connect_async_tls_with_config(request, None, true, tls).await {
             Ok((socket, _)) => Ok(ExecStream::new(self.url(), socket)),
             Err(tungstenite::Error::Http(answer)) => Err(refused(path, &answer)),
             Err(source) => Err(ClientError::Unreachable { url: self.url().to_owned(), source: Box::new(source) }),

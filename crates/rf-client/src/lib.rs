@@ -14,6 +14,7 @@ mod exec;
 mod files;
 mod sandboxes;
 pub mod stream;
+mod tls;
 pub mod types;
 
 pub use client::{Client, Key, Options};

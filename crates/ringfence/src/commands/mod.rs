@@ -49,7 +49,7 @@ pub(crate) fn run(cli: Cli, out: &Output) -> Result<ExitCode> {
         Command::Seccomp => seccomp::seccomp(out),
         Command::Completions(args) => completions::completions(&args),
         Command::Warden(args) => warden::warden(global.state.as_deref(), &args),
-        Command::Server(args) => server::server(global, &args),
+        Command::Server(args) => server::server(global, &args, out),
         Command::Unpack(args) => warden::unpack(&args),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{IsTerminal as _, Write as _},
+    io::{ErrorKind, IsTerminal as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
@@ -13,13 +13,15 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use rf_server::config::ServerConfig;
+use rf_server::{RunError, config::ServerConfig, tls::TlsError};
+use rf_types::{Code, Fault};
 use rustix::process::geteuid;
 
 use crate::{
     cli::Global,
+    output::Output,
     state::{SERVER_ID, State},
-    supervise::rights,
+    supervise::{child::WRONG_SETTING, rights},
 };
 
 #[derive(Args, Debug)]
@@ -94,10 +96,16 @@ fn path_text(path: &std::path::Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("`{}` is not UTF-8", path.display()))
 }
 
-pub(crate) fn server(global: &Global, args: &ServerArgs) -> Result<ExitCode> {
+pub(crate) fn server(global: &Global, args: &ServerArgs, out: &Output) -> Result<ExitCode> {
     let state = State::locate(global.state.as_deref())?;
     let rooted = geteuid().is_root();
-    let config = args.config(&state, rooted)?;
+    let config = match args.config(&state, rooted) {
+        Ok(config) => config,
+        Err(error) => {
+            out.failure(&error);
+            return Ok(ExitCode::from(WRONG_SETTING));
+        }
+    };
     // Before the rights go: a port below 1024 takes one.
     let listener = TcpListener::bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     if rooted {
@@ -108,8 +116,29 @@ pub(crate) fn server(global: &Global, args: &ServerArgs) -> Result<ExitCode> {
         rights::die_with(supervisor)?;
     }
     let scheme = if config.tls.is_some() { "https" } else { "http" };
-    rf_server::run_on(config, listener, |address| say_ready(scheme, address))?;
-    Ok(ExitCode::SUCCESS)
+    match rf_server::run_on(config, listener, move |address| say_ready(scheme, address)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if matches!(error, RunError::Tls(_)) => {
+            out.failure(&certificate_fault(error, rooted));
+            Ok(ExitCode::from(WRONG_SETTING))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Says what to do about a certificate that cannot be used.
+fn certificate_fault(error: RunError, rooted: bool) -> anyhow::Error {
+    let denied =
+        matches!(&error, RunError::Tls(TlsError::Read { error, .. }) if error.kind() == ErrorKind::PermissionDenied);
+    let hint = if denied && rooted {
+        // It reads them again when they are renewed, so handing them over once would not do.
+        format!(
+            "the server runs without rights, as id {SERVER_ID}: let it read the files, such as by `setfacl -m u:{SERVER_ID}:r FILE`, and pass their directories"
+        )
+    } else {
+        "give --tls-certificate and --tls-key files in PEM that belong together".to_owned()
+    };
+    Fault::new(Code::InvalidRequest, format!("{:#}", anyhow::Error::from(error)), hint).into()
 }
 
 /// Tells the supervisor, on the pipe that is our standard output, where a client on this machine finds us, and where

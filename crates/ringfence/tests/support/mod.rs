@@ -56,10 +56,16 @@ impl System {
     }
 
     pub fn start_in(dir: TempDir) -> Self {
+        Self::start_with(dir, &["--listen", "127.0.0.1:0"])
+    }
+
+    /// Starts it with these arguments.
+    pub fn start_with(dir: TempDir, args: &[&str]) -> Self {
         let log = fs::File::create(dir.path().join("up.log")).unwrap();
         let mut up = ringfence(dir.path())
-            .args(["up", "--json", "--listen", "127.0.0.1:0", "--pool", "2", "--state"])
+            .args(["up", "--json", "--pool", "2", "--state"])
             .arg(dir.path().join("state"))
+            .args(args)
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
