@@ -1,6 +1,6 @@
 //! Reads what a request brings, within bounds, and says what is wrong with it in words of the house.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -11,14 +11,9 @@ use bytes::BytesMut;
 use http_body_util::BodyExt as _;
 use rf_types::{Code, Fault};
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::DoorConfig;
+use crate::{config::DoorConfig, room::Room};
 
-/// Bodies up to this many bytes are read without asking for room. Chosen: nearly every request's.
-const SMALL: usize = 64 << 10;
-/// Larger JSON bodies at once in memory, KiB. Chosen: 256 MiB over all users.
-const LARGE_KIB_MAX: u32 = 256 << 10;
 /// Longest message about a malformed body, characters: a name in it is the client's.
 const MESSAGE_CHARS_MAX: usize = 400;
 
@@ -27,7 +22,7 @@ const MESSAGE_CHARS_MAX: usize = 400;
 pub struct Intake {
     json_bytes_max: usize,
     body_timeout: Duration,
-    room: Arc<Semaphore>,
+    room: Room,
 }
 
 impl Intake {
@@ -37,8 +32,14 @@ impl Intake {
         Self {
             json_bytes_max: config.json_bytes_max,
             body_timeout: Duration::from_millis(config.body_timeout_ms),
-            room: Arc::new(Semaphore::new(LARGE_KIB_MAX as usize)),
+            room: Room::default(),
         }
+    }
+
+    /// The room that bodies, inputs and outputs share.
+    #[must_use]
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// Reads a JSON body. The media type is not looked at: a credential is a header of its own, so no form of a
@@ -73,8 +74,7 @@ impl Intake {
     async fn collect(&self, mut body: Body, max: usize) -> Result<Bytes, Fault> {
         let mut whole = BytesMut::new();
         let mut first = Bytes::new();
-        let mut rooms: Vec<OwnedSemaphorePermit> = Vec::new();
-        let mut paid = SMALL;
+        let mut share = self.room.share();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Fault::invalid("the connection broke within the body"))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -88,19 +88,18 @@ impl Intake {
             if length > max {
                 return Err(too_large(max as u64));
             }
-            if length > paid {
-                // Doubling: a body of many small pieces takes few permits.
-                let more = length.max(paid * 2) - paid;
-                let kib = u32::try_from(more.div_ceil(1024)).unwrap_or(u32::MAX);
-                let room = Arc::clone(&self.room).try_acquire_many_owned(kib).map_err(|_| {
-                    Fault::new(Code::ServerBusy, "too many large bodies at once", "try again in a moment")
-                })?;
-                rooms.push(room);
-                paid += more;
+            if !share.grow(length) {
+                return Err(no_room());
             }
         }
         Ok(if whole.is_empty() { first } else { whole.freeze() })
     }
+}
+
+/// The fault for what there is no memory for now.
+#[must_use]
+pub fn no_room() -> Fault {
+    Fault::new(Code::ServerBusy, "too much is held in memory at once", "try again in a moment, or send less at once")
 }
 
 /// Reads JSON. Nothing at all is the object without fields, so that a call that needs none can be made with none.
@@ -218,12 +217,14 @@ mod tests {
     #[tokio::test]
     async fn large_bodies_share_a_bounded_room() {
         let intake = intake();
-        let all = intake.room.clone().try_acquire_many_owned(LARGE_KIB_MAX).unwrap();
+        let free = intake.room.free_kib();
+        let mut all = intake.room.share();
+        assert!(all.grow((free + 64) << 10), "64 KiB of each are free");
         let body = || Body::from(vec![b'x'; 100 << 10]);
         assert_eq!(intake.bytes(&HeaderMap::new(), body()).await.unwrap_err().code, Code::ServerBusy);
         drop(all);
         assert!(intake.bytes(&HeaderMap::new(), body()).await.is_ok());
-        assert_eq!(intake.room.available_permits(), LARGE_KIB_MAX as usize);
+        assert_eq!(intake.room.free_kib(), free);
     }
 
     #[test]

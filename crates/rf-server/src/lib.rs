@@ -23,6 +23,7 @@ pub mod openapi;
 pub mod operation;
 pub mod output;
 pub mod refusal;
+pub mod room;
 pub mod rows;
 pub mod run;
 pub mod service;

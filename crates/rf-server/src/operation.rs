@@ -191,6 +191,11 @@ impl Operation {
         std::sync::Arc::clone(self.app.metrics())
     }
 
+    /// The memory that requests share.
+    pub fn room(&self) -> crate::room::Room {
+        self.app.intake().room().clone()
+    }
+
     /// Adds something to the result's record.
     pub fn detail(&mut self, key: &str, value: impl Into<Value>) {
         self.details.insert(key.to_owned(), value.into());

@@ -13,6 +13,8 @@ use rf_types::{Code, ExitReport, Fault};
 use rf_wire::frames;
 use tokio::io::AsyncReadExt as _;
 
+use crate::room::{Room, Share};
+
 /// First and largest piece, bytes. Measured: past 256 KiB a loopback stream gets no faster; most execs print little.
 const PIECE_MIN: usize = 8 << 10;
 const PIECE_MAX: usize = 256 << 10;
@@ -120,14 +122,14 @@ impl Output {
         }
     }
 
-    /// Everything until the end, at most `max` bytes of each stream; the rest is read and dropped, so that a program
-    /// that prints much still ends.
+    /// Everything until the end, at most `max` bytes of each stream and what there is room for; the rest is read and
+    /// dropped, so that a program that prints much still ends.
     ///
     /// # Errors
     /// The fault that the place ended with.
-    pub async fn collect(mut self, max: usize) -> Result<Collected, Fault> {
-        let mut stdout = Text::default();
-        let mut stderr = Text::default();
+    pub async fn collect(mut self, max: usize, room: &Room) -> Result<Collected, Fault> {
+        let mut stdout = Text::new(room);
+        let mut stderr = Text::new(room);
         loop {
             match self.next().await {
                 Some(Event::Output(frame)) => {
@@ -176,18 +178,28 @@ pub struct Collected {
 }
 
 /// Collected bytes of one stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Text {
     bytes: Vec<u8>,
     /// Whether there was more.
     pub truncated: bool,
+    share: Share,
 }
 
 impl Text {
+    fn new(room: &Room) -> Self {
+        Self { bytes: Vec::new(), truncated: false, share: room.share() }
+    }
+
     fn push(&mut self, bytes: &[u8], max: usize) {
-        let room = max - self.bytes.len();
-        self.truncated |= bytes.len() > room;
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        let taken = &bytes[..bytes.len().min(max - self.bytes.len())];
+        // Once cut it stays cut: bytes after a gap would be read as if there were none.
+        if self.truncated || !self.share.grow(self.bytes.len() + taken.len()) {
+            self.truncated = true;
+            return;
+        }
+        self.truncated = taken.len() < bytes.len();
+        self.bytes.extend_from_slice(taken);
     }
 
     /// As JSON can hold it: the text and `utf-8`, or base64 of the bytes and `base64`.
@@ -239,22 +251,33 @@ mod tests {
     #[tokio::test]
     async fn more_than_the_bound_is_dropped_and_said() {
         let output = Output::new(reader(&[b'x'; 100]), Some(reader(b"four")), async { Ok(exit(0)) }.boxed());
-        let collected = output.collect(4).await.unwrap();
+        let collected = output.collect(4, &Room::default()).await.unwrap();
         assert!(collected.stdout.truncated && !collected.stderr.truncated);
         assert_eq!(collected.stdout.encoded(), ("xxxx".to_owned(), "utf-8"));
     }
 
     #[tokio::test]
+    async fn output_without_room_is_cut_and_said() {
+        let room = Room::default();
+        let mut all = room.share();
+        assert!(all.grow(room.free_kib() << 10));
+        let output = Output::new(reader(&[b'x'; 1 << 20]), None, async { Ok(exit(0)) }.boxed());
+        let collected = output.collect(1 << 20, &room).await.unwrap();
+        assert!(collected.stdout.truncated);
+        assert!(collected.stdout.encoded().0.len() <= 64 << 10);
+    }
+
+    #[tokio::test]
     async fn bytes_that_are_no_text_come_as_base64() {
         let output = Output::new(reader(b"\xff\0"), None, async { Ok(exit(0)) }.boxed());
-        assert_eq!(output.collect(10).await.unwrap().stdout.encoded(), ("/wA=".to_owned(), "base64"));
+        assert_eq!(output.collect(10, &Room::default()).await.unwrap().stdout.encoded(), ("/wA=".to_owned(), "base64"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_process_left_behind_does_not_hold_the_answer() {
         let (ours, theirs) = tokio::io::duplex(64);
         let output = Output::new(Box::pin(ours), None, async { Ok(exit(0)) }.boxed());
-        let collected = output.collect(10).await.unwrap();
+        let collected = output.collect(10, &Room::default()).await.unwrap();
         assert_eq!(collected.exit, exit(0));
         drop(theirs);
     }
@@ -269,7 +292,7 @@ mod tests {
             }
         });
         let output = Output::new(Box::pin(ours), None, async { Ok(exit(0)) }.boxed());
-        assert!(output.collect(10).await.unwrap().stdout.truncated);
+        assert!(output.collect(10, &Room::default()).await.unwrap().stdout.truncated);
         chatter.await.unwrap();
     }
 }

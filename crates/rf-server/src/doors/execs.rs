@@ -29,6 +29,7 @@ use crate::{
     operation::{Ask, Operation},
     output::{Event, Output},
     refusal::{Refusal, to_json},
+    room::Share,
 };
 
 /// How much longer than its command the sandbox of a one-shot lives, milliseconds. Chosen: a slow destruction.
@@ -62,6 +63,8 @@ pub struct Running {
     pub place: PlaceRef,
     /// What it is given on standard input at once.
     pub stdin: Stdin,
+    /// The memory that this input holds.
+    pub held: Share,
 }
 
 impl Running {
@@ -79,6 +82,7 @@ struct Wanted {
     stdin: Stdin,
     choice: Choice,
     output_bytes_max: usize,
+    held: Share,
 }
 
 impl App {
@@ -91,6 +95,13 @@ impl App {
         let most = self.config().door.output_bytes_max;
         let output_bytes_max = ask.output_bytes_max.map_or(most, |max| most.min(usize::try_from(max).unwrap_or(most)));
         let (mut spec, stdin) = ask.spec()?;
+        let mut held = self.intake().room().share();
+        // It stays until the program has taken it, which may be never.
+        if let Stdin::Bytes(bytes) = &stdin
+            && !held.grow(bytes.len())
+        {
+            return Err(input::no_room());
+        }
         spec.stdin |= stdin_open;
         let mut record = Ask::of(Action::Exec);
         record.place = at.place();
@@ -107,7 +118,7 @@ impl App {
                 record = record.detail(name, redactor.text(text, &[]));
             }
         }
-        Ok(Wanted { ask: record, spec, stdin, choice, output_bytes_max })
+        Ok(Wanted { ask: record, spec, stdin, choice, output_bytes_max, held })
     }
 
     /// Judges and starts an exec whose caller waits.
@@ -122,7 +133,7 @@ impl App {
         stdin_open: bool,
     ) -> Result<(Running, usize), Refusal> {
         let wanted = self.wanted(at, ask, stdin_open)?;
-        let Wanted { ask, spec, stdin, choice, output_bytes_max } = wanted;
+        let Wanted { ask, spec, stdin, choice, output_bytes_max, held } = wanted;
         let id = ExecId::random();
         let judged = self.claim_exec(caller, is_root(&spec));
         let (mut operation, claim) = self.begin_judged(caller, ask.subject(id), judged).await?;
@@ -132,14 +143,14 @@ impl App {
         };
         operation.set_place(place.place());
         match self.places().execs().run(claim, &place, id, &spec).await {
-            Ok(exec) => Ok((Running { operation, exec, place: place.place(), stdin }, output_bytes_max)),
+            Ok(exec) => Ok((Running { operation, exec, place: place.place(), stdin, held }, output_bytes_max)),
             Err(fault) => Err(operation.fail(fault).await),
         }
     }
 
     /// Judges and starts an exec that outlives its request.
     async fn start_background(&self, caller: &Caller, at: Where, ask: ExecAsk) -> Result<ExecItem, Refusal> {
-        let Wanted { ask, spec, stdin, choice, .. } = self.wanted(at, ask, false)?;
+        let Wanted { ask, spec, stdin, choice, held, .. } = self.wanted(at, ask, false)?;
         let ask = ask.detail("background", true);
         let id = ExecId::random();
         let judged = self.claim_exec(caller, is_root(&spec));
@@ -152,13 +163,13 @@ impl App {
         let started = self.places().execs().run_background(claim, &place, id, &spec).await;
         let info = operation.finish(started).await?;
         if let Stdin::Bytes(bytes) = stdin {
-            self.feed_background(caller, id, bytes).await?;
+            self.feed_background(caller, id, bytes, held).await?;
         }
         Ok(ExecItem::new(place.place(), info))
     }
 
     /// Feeds a background exec what its request brought along, beside the answer, and closes its input.
-    async fn feed_background(&self, caller: &Caller, id: ExecId, bytes: Bytes) -> Result<(), Refusal> {
+    async fn feed_background(&self, caller: &Caller, id: ExecId, bytes: Bytes, held: Share) -> Result<(), Refusal> {
         let ask = Ask::of(Action::ExecControl).subject(id).detail("op", "stdin").detail("bytes", bytes.len());
         let operation = self.begin(caller, ask).await?;
         let app = self.clone();
@@ -170,6 +181,7 @@ impl App {
                 // One that took all and ended has closed it.
                 let _ = execs.close_stdin(operation.permit(), id).await;
             }
+            drop((bytes, held));
             if let Err(refusal) = operation.finish(result).await {
                 tracing::debug!(fault = %refusal.fault, exec = %id, "standard input was not taken");
             }
@@ -185,13 +197,14 @@ fn is_root(spec: &rf_types::ExecSpec) -> bool {
 }
 
 /// Gives an exec its standard input and closes it. Ends early when the program does not want it.
-async fn feed(writer: Option<ByteWriter>, stdin: Stdin) {
+async fn feed(writer: Option<ByteWriter>, stdin: Stdin, held: Share) {
     // Any other is dropped, and so closed.
     if let (Some(mut writer), Stdin::Bytes(bytes)) = (writer, stdin) {
         // A program that closes its input has its reasons.
         let _ = writer.write_all(&bytes).await;
         let _ = writer.shutdown().await;
     }
+    drop(held);
 }
 
 /// Whether a client asked for frames.
@@ -272,12 +285,13 @@ async fn waited(running: Running, output_bytes_max: usize) -> Result<Response<Bo
 
 async fn collect(running: Running, output_bytes_max: usize) -> Result<ExecAnswer, Refusal> {
     let started = running.started();
-    let Running { mut operation, exec, place: _, stdin } = running;
+    let Running { mut operation, exec, place: _, stdin, held } = running;
+    let room = operation.room();
     let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
     let output = Output::new(stdout, stderr, exit);
     // Input goes in while output comes out, or both sides could wait for each other.
-    let collecting = std::pin::pin!(output.collect(output_bytes_max));
-    let feeding = std::pin::pin!(feed(writer, stdin));
+    let collecting = std::pin::pin!(output.collect(output_bytes_max, &room));
+    let feeding = std::pin::pin!(feed(writer, stdin, held));
     let collected = match select(collecting, feeding).await {
         Either::Left((collected, _)) => collected,
         Either::Right(((), collecting)) => collecting.await,
@@ -330,10 +344,10 @@ pub fn frames_of(
         metrics: std::sync::Arc<crate::metrics::Metrics>,
     }
     let started = Some(frame(frames::STARTED, &running.started()));
-    let Running { operation, exec, place: _, stdin } = running;
+    let Running { operation, exec, place: _, stdin, held } = running;
     let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
     let output = Output::new(stdout, stderr, exit);
-    let feeding = Some(feed(writer, stdin).boxed());
+    let feeding = Some(feed(writer, stdin, held).boxed());
     let streaming =
         Streaming { started, operation: Some(operation), output, feeding, request: caller.request, metrics };
     futures::stream::unfold(streaming, |mut s| async move {

@@ -34,6 +34,7 @@ use crate::{
     input,
     operation::{Ask, Operation},
     refusal::Refusal,
+    room::Share,
 };
 
 /// Longest message from a client, bytes: one frame. Chosen: larger ones would only wait here.
@@ -146,7 +147,11 @@ async fn serve(app: App, caller: Caller, at: Where, mut socket: WebSocket) {
     }
     let inputs = Inputs::Own {
         exec: running.exec.id,
-        stdin: Writer::start(running.exec.stdin.take(), std::mem::replace(&mut running.stdin, Stdin::None)),
+        stdin: Writer::start(
+            running.exec.stdin.take(),
+            std::mem::replace(&mut running.stdin, Stdin::None),
+            std::mem::replace(&mut running.held, app.intake().room().share()),
+        ),
         resize: running.exec.resize.take(),
     };
     let output = output(running, &caller, &app);
@@ -207,7 +212,7 @@ struct Writer {
 
 impl Writer {
     /// Begins to write what came with the command and what comes then.
-    fn start(writer: Option<ByteWriter>, stdin: Stdin) -> Option<Self> {
+    fn start(writer: Option<ByteWriter>, stdin: Stdin, held: Share) -> Option<Self> {
         let mut writer = writer?;
         let (pieces, mut queue) = mpsc::channel::<Bytes>(INPUT_MAX);
         tokio::spawn(async move {
@@ -216,6 +221,7 @@ impl Writer {
             {
                 return;
             }
+            drop(held);
             while let Some(piece) = queue.recv().await {
                 // A program that closed its input takes no more.
                 if writer.write_all(&piece).await.is_err() {
