@@ -144,7 +144,7 @@ fn look(layer: Layer, plan: &Plan, seen: &Seen<'_>, group: &Group, facts: &Facts
         Layer::Mount => {
             /// `OVERLAYFS_SUPER_MAGIC` (linux/magic.h).
             const OVERLAY: i64 = 0x794c_7630;
-            let overlay = seen.root.as_ref().is_ok_and(|stat| i64::from(stat.f_type) == OVERLAY);
+            let overlay = seen.root.as_ref().is_ok_and(|stat| stat.f_type == OVERLAY);
             let (own, name) = seen.namespace("mnt");
             (own && overlay, format!("{name}, root is {}", if overlay { "overlay" } else { "not ours" }))
         }
@@ -192,7 +192,7 @@ fn member(layer: Layer, text: &str, plan: &Plan) -> bool {
         Layer::Tasks => "pids",
         _ => "cpu",
     };
-    let mut lines = text.lines().filter_map(|line| line.splitn(3, ':').nth(1).map(|controllers| (controllers, line)));
+    let mut lines = text.lines().filter_map(|line| line.split(':').nth(1).map(|controllers| (controllers, line)));
     let of = |wanted: &str| {
         lines.clone().find(|(controllers, _)| controllers.split(',').any(|c| c == wanted)).map(|(_, line)| line)
     };
