@@ -1,5 +1,7 @@
 //! Faults by enumeration: each part is killed at each step of each operation; nothing is lost, leaked or done twice.
 
+#![allow(unreachable_pub, reason = "the modules are parts of this one test")]
+
 #[path = "faults/field.rs"]
 mod field;
 #[path = "faults/http.rs"]

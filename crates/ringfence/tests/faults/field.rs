@@ -230,11 +230,6 @@ impl Field {
         (id, init)
     }
 
-    /// Runs a line for the shell in a sandbox to its end; its answer.
-    pub fn shell(&self, sandbox: &str, line: &str) -> Said {
-        self.ask("POST", &format!("/v1/sandboxes/{sandbox}/exec"), &json!({ "shell": line }))
-    }
-
     /// The user's sandboxes.
     pub fn listed(&self) -> Option<Vec<String>> {
         let list = self.ask("GET", "/v1/sandboxes?items_max=1000", &Value::Null);

@@ -80,14 +80,6 @@ impl Op {
         matches!(self, Exec | Background | Frames | Terminal)
     }
 
-    const fn writes(self) -> bool {
-        matches!(self, Replace | Append | Tree)
-    }
-
-    const fn is_streamed(self) -> bool {
-        matches!(self, Frames | Terminal)
-    }
-
     const fn action(self) -> &'static str {
         match self {
             Exec | Background | Frames | Terminal => "exec",
