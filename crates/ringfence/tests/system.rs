@@ -29,6 +29,12 @@ fn a_command_runs_in_a_sandbox_of_its_own_and_its_end_becomes_ours() {
     let told = system.json(&["run", "--root", "--", "id", "-u"]);
     assert_eq!((told["stdout"].as_str(), told["exit"]["code"].as_i64()), (Some("0\n"), Some(0)));
 
+    let fed = Ran::of(system.command(&["run", "-i", "--", "wc", "-c"]), &[255; 1_000_000]);
+    assert_eq!(fed.expect(0), "1000000");
+    let fed = Ran::of(system.command(&["run", "-i", "--", "wc", "-c"]), &[0; (4 << 20) + 1]);
+    fed.expect(125);
+    assert!(fed.stderr.contains("exec -i"), "{}", fed.stderr);
+
     // A one-shot leaves no sandbox.
     eventually("no sandbox is left", || system.json(&["ps"])["sandboxes"].as_array().unwrap().is_empty());
     system.stop();

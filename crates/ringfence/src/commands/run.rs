@@ -1,9 +1,15 @@
 //! `ringfence run`: make a sandbox, run one command, print, destroy.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Read as _},
+    process::ExitCode,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use clap::Args;
+use rf_client::types::Stdin;
+use rf_types::{Code, Fault};
 
 use crate::{
     cli::Global,
@@ -21,11 +27,34 @@ pub(crate) struct RunArgs {
     spec: SpecArgs,
     #[command(flatten)]
     command: CommandArgs,
+    /// Send our standard input to it, up to 4 MiB.
+    #[arg(short, long, help_heading = "Command")]
+    interactive: bool,
+}
+
+/// Longest standard input of a one-shot, bytes: it goes with the request, as base64 within its bound of 8 MiB.
+const STDIN_MAX: u64 = 4 * 1024 * 1024;
+
+/// Reads our standard input to its end.
+fn stdin() -> Result<Stdin> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().take(STDIN_MAX + 1).read_to_end(&mut bytes).context("cannot read standard input")?;
+    if bytes.len() as u64 > STDIN_MAX {
+        bail!(Fault::new(
+            Code::TooLarge,
+            format!("standard input is longer than {STDIN_MAX} bytes"),
+            "make a sandbox with `ringfence create` and use `ringfence exec -i` or `ringfence cp`",
+        ));
+    }
+    Ok(Stdin::Bytes { base64: STANDARD.encode(bytes) })
 }
 
 pub(crate) fn run(global: &Global, args: RunArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
-    let request = args.command.request()?;
+    let mut request = args.command.request()?;
+    if args.interactive {
+        request.stdin = stdin()?;
+    }
     connect::runtime()?.block_on(async {
         let sandbox = args.spec.request(None);
         let events = client.run_once(&sandbox, &request).await?;
