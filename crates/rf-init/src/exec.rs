@@ -193,8 +193,6 @@ pub(crate) fn start_exec(order: &Spawn<'_>, context: &Context<'_>) -> Result<Pid
     let path = order.env.clone().find_map(|given| given.strip_prefix(b"PATH="));
     let path = path.map_or(DEFAULT_PATH, |path| cstr(path).to_bytes());
 
-    let cwd = cstr(order.cwd);
-    let (cwd, cwd_else) = if cwd.is_empty() { (user.home.cstr(), Some(c"/")) } else { (cwd, None) };
     let resources = [libc::RLIMIT_CPU, libc::RLIMIT_AS, libc::RLIMIT_FSIZE, libc::RLIMIT_NOFILE];
     let mut rlimits = [(0, 0); 4];
     let mut count = 0;
@@ -213,8 +211,8 @@ pub(crate) fn start_exec(order: &Spawn<'_>, context: &Context<'_>) -> Result<Pid
             groups: user.groups(),
             keep_capabilities: user.uid == 0 && !context.one_uid,
         },
-        cwd,
-        cwd_else,
+        home: user.home.cstr(),
+        cwd: cstr(order.cwd),
         program: if is_shell { Program::Shell } else { Program::Search(path) },
         argv,
         env,

@@ -512,7 +512,7 @@ impl Init {
                     kill::signal_cgroup(parent.as_fd(), name, signal)
                 }
             }
-            _ => kill::signal_tree(exec.pid, signal),
+            _ => kill::signal_tree(exec.pid, exec.phase == Phase::Running, signal),
         }
     }
 

@@ -1,8 +1,9 @@
 //! Ending a whole tree of processes.
 //!
 //! With cgroups that is one write which nothing in the tree can escape (`cgroup.kill`, Linux 5.14). Without them it is
-//! weaker: descendants and members of the same session are looked for in `/proc` until none is found; a process that
-//! has both detached itself from its parents and made a session of its own is missed.
+//! weaker: descendants and members of the same session are looked for in `/proc` until none is found. The first process of
+//! an exec then takes the orphans of its tree (`PR_SET_CHILD_SUBREAPER`, prctl(2)), so they are found while it lives; of
+//! an exec whose first process has ended, one that made a session of its own is missed.
 
 use core::ffi::CStr;
 
@@ -108,22 +109,36 @@ struct Process {
     ours: bool,
 }
 
-/// Signals the descendants of `leader` and the members of its session; with SIGKILL until none is left.
-pub(crate) fn signal_tree(leader: i32, signal: Signal) -> Result<(), Errno> {
+/// Signals the descendants of `leader` and the members of its session; with SIGKILL until none is left. `is_live` tells
+/// whether the leader is still ours to signal: once it was reaped, only its session is left of it.
+pub(crate) fn signal_tree(leader: i32, is_live: bool, signal: Signal) -> Result<(), Errno> {
+    let kills = signal == Signal::KILL;
+    let leader_pid = Pid::from_raw(leader).filter(|_| is_live);
+    if let Some(pid) = leader_pid.filter(|_| kills) {
+        // It takes its tree's orphans, so it goes last; and makes no new children meanwhile.
+        let _ = kill_process(pid, Signal::STOP);
+    }
     let mut sent = false;
     for _ in 0..ROUNDS_MAX {
         let mut found = [Process::default(); PROCESSES_MAX];
         let count = processes(&mut found)?;
         let found = &mut found[..count];
+        if !is_live && found.iter().any(|process| process.pid == leader) {
+            // A number is given anew only when no session has it: nothing is left, and this is another's.
+            break;
+        }
         mark(found, leader);
         let mut any = false;
-        for process in found.iter().filter(|process| process.ours) {
+        for process in found.iter().filter(|process| process.ours && !(kills && process.pid == leader)) {
             any |= Pid::from_raw(process.pid).is_some_and(|pid| kill_process(pid, signal).is_ok());
         }
         sent |= any;
-        if !any || signal != Signal::KILL {
+        if !any || !kills {
             break;
         }
+    }
+    if let Some(pid) = leader_pid.filter(|_| kills) {
+        sent |= kill_process(pid, signal).is_ok();
     }
     if sent { Ok(()) } else { Err(Errno::SRCH) }
 }

@@ -112,7 +112,7 @@ pub(crate) struct Found {
     pub(crate) started: Started,
 }
 
-/// How an exec ends. Dropped before, it kills the exec's tree, unless the exec is kept.
+/// How an exec ends. Dropped before that was taken, it kills the exec's tree, unless the exec is kept.
 #[derive(Debug)]
 pub(crate) struct Exit {
     shared: Arc<Shared>,
@@ -146,7 +146,8 @@ impl Future for Exit {
 
 impl Drop for Exit {
     fn drop(&mut self) {
-        if !self.over && !self.kept && self.end.try_recv().is_err() {
+        // Also when its first process has ended meanwhile: others of its tree may live, and nobody took the news.
+        if !self.over && !self.kept {
             self.shared.kill(self.exec);
         }
     }

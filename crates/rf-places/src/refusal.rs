@@ -175,7 +175,11 @@ pub(crate) fn file(errno: u32, path: &str) -> Fault {
         Some(Errno::EXIST) => {
             Fault::new(Code::Conflict, format!("`{path}` is there already"), "remove it, or ask to replace it")
         }
-        Some(Errno::NOTEMPTY) => failed("ask for `recursive` to remove a directory with all in it"),
+        Some(Errno::NOTEMPTY) => Fault::new(
+            Code::Conflict,
+            format!("`{path}` is not empty"),
+            "ask for `recursive` to remove a directory with all in it",
+        ),
         Some(Errno::NOSPC | Errno::DQUOT) => Fault::new(
             Code::DiskFull,
             format!("`{path}`: the sandbox's disk or inode quota is full"),
@@ -200,6 +204,22 @@ pub(crate) fn file(errno: u32, path: &str) -> Fault {
         Some(Errno::ROFS) => failed("this part of the sandbox cannot be changed"),
         _ => failed(""),
     }
+}
+
+/// What an archive that was not unpacked below `path` is answered with.
+pub(crate) fn archive(errno: u32, path: &str) -> Fault {
+    let why = match known(errno) {
+        Some(Errno::INVAL) => "it is no tar, is damaged or was broken off",
+        Some(Errno::TOOBIG) => "a header in it is too long",
+        Some(Errno::XDEV) => "an entry would leave the directory",
+        Some(Errno::OPNOTSUPP) => "an entry is of a kind that is not unpacked",
+        _ => return file(errno, path),
+    };
+    Fault::new(
+        Code::InvalidRequest,
+        format!("the archive cannot be unpacked below `{}`: {why}", shorten(path)),
+        "send a tar, not compressed, of files, directories and links within it",
+    )
 }
 
 /// What a file operation whose helper could not be started is answered with.

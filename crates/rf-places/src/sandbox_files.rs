@@ -279,6 +279,15 @@ impl Replies {
         }
     }
 
+    /// The end of an unpacking: what it does not like is mostly the archive.
+    async fn unpacked(&mut self, time: Duration) -> Result<(), Fault> {
+        match self.next_raw(time).await? {
+            Told::Done => Ok(()),
+            Told::Failed(errno) => Err(refusal::archive(errno, &self.path)),
+            other => Err(self.unexpected(other)),
+        }
+    }
+
     async fn next_raw(&mut self, time: Duration) -> Result<Told, Fault> {
         tokio::time::timeout(time, self.wait()).await.unwrap_or_else(|_| Err(refusal::timed_out("a file operation")))
     }
@@ -566,7 +575,7 @@ impl Sink for ArchiveSink {
                 return Ok(());
             }
             // The helper closed its end: it says why.
-            self.replies.done(STEP_TIME).await?;
+            self.replies.unpacked(STEP_TIME).await?;
             self.over = true;
             Ok(())
         })
@@ -575,7 +584,7 @@ impl Sink for ArchiveSink {
     fn finish(mut self: Box<Self>) -> BoxFuture<'static, Result<(), Fault>> {
         Box::pin(async move {
             drop(self.pipe);
-            if self.over { Ok(()) } else { self.replies.done(TREE_TIME).await }
+            if self.over { Ok(()) } else { self.replies.unpacked(TREE_TIME).await }
         })
     }
 }

@@ -52,7 +52,8 @@ pub struct ExecSpec {
     pub program: Program,
     /// The environment on top of the place's own small one.
     pub env: BTreeMap<String, String>,
-    /// The working directory; `None` is the user's home (a machine: the workspace root).
+    /// The working directory, if relative then below the default one; `None` is the default: the user's home (a
+    /// machine: the workspace root).
     pub cwd: Option<String>,
     /// The user inside the sandbox, `user` or `root` or another of its `/etc/passwd`; `None` is `user`. On a machine
     /// only `None`.

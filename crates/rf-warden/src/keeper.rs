@@ -10,7 +10,7 @@ use std::{
 use rf_sandbox::{
     host::HostReport,
     launch::{LaunchError, Launcher, Sandbox, Starting},
-    plan::{IDS_PER_SANDBOX, Ids, Plan, PlanError},
+    plan::{ALWAYS, IDS_PER_SANDBOX, Ids, Plan, PlanError},
 };
 use rf_types::{Code, Fault, SandboxId, SandboxSpec, units::UnixMs};
 use rf_wire::warden::{GoneWhy, Order, Reply, Request, Status, VERSION};
@@ -462,9 +462,13 @@ impl Keeper {
         };
         let id = SandboxId::random();
         let plan = Plan::new(id, &spec, host, source, ids).map_err(|error| match error {
-            PlanError::LayerUnavailable { ref cure, .. } => {
-                let cure = cure.clone();
-                Fault::new(Code::LayerUnavailable, error.to_string(), cure)
+            PlanError::LayerUnavailable { layer, ref cure, .. } => {
+                let hint = if ALWAYS.contains(&layer) {
+                    cure.clone()
+                } else {
+                    format!("{cure}; or accept a weaker sandbox by name, with `accept_missing`: `{layer}`")
+                };
+                Fault::new(Code::LayerUnavailable, error.to_string(), hint)
             }
             other => Fault::invalid(other.to_string()),
         })?;

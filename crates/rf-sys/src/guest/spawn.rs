@@ -101,17 +101,17 @@ pub struct Plan<'a> {
     pub rlimits: &'a [(u32, u64)],
     /// As whom.
     pub identity: Identity<'a>,
-    /// The working directory.
+    /// The user's home; `/` where there is none.
+    pub home: &'a CStr,
+    /// The working directory; a relative one is below the home, and an empty one is the home itself.
     pub cwd: &'a CStr,
-    /// Where to go when there is no such directory.
-    pub cwd_else: Option<&'a CStr>,
     /// How the program is found.
     pub program: Program<'a>,
     /// Its arguments; at least one.
     pub argv: Pointers<'a>,
     /// Its environment, complete.
     pub env: Pointers<'a>,
-    /// The cgroup it starts in.
+    /// The cgroup it starts in. Without one it takes the orphans of its own tree, which are not to be found otherwise.
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
@@ -222,6 +222,10 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Failure> {
     if plan.terminal {
         number(libc::SYS_ioctl, 0, libc::TIOCSCTTY as usize, 0).map_err(identity)?;
     }
+    if plan.cgroup.is_none() {
+        // Kept over execve, not passed on to children (prctl(2), PR_SET_CHILD_SUBREAPER).
+        number(libc::SYS_prctl, libc::PR_SET_CHILD_SUBREAPER as usize, 1, 0).map_err(identity)?;
+    }
     // From the change of identity until the execve the workload's other processes may signal this one: stopped, it would
     // hold init for ever.
     kill_if_stuck().map_err(identity)?;
@@ -231,12 +235,20 @@ fn prepare(plan: &Plan<'_>) -> Result<(), Failure> {
         lower_limit(*resource, *most).map_err(identity)?;
     }
     take_identity(&plan.identity).map_err(identity)?;
-    if let Err(errno) = calls::chdir(plan.cwd) {
-        let entered = plan.cwd_else.filter(|_| errno == Errno::NOENT).map_or(Err(errno), calls::chdir);
-        entered.map_err(|errno| Failure { step: Step::Directory, errno })?;
-    }
+    enter(plan.home, plan.cwd).map_err(|errno| Failure { step: Step::Directory, errno })?;
     filter::install_workload_filter().map_err(identity)?;
     calls::set_signal_mask(0).map_err(identity)
+}
+
+/// Makes `cwd` the working directory; see [`Plan::cwd`].
+fn enter(home: &CStr, cwd: &CStr) -> Result<(), Errno> {
+    if cwd.to_bytes().first() != Some(&b'/') {
+        match calls::chdir(home) {
+            Err(Errno::NOENT) => calls::chdir(c"/")?,
+            entered => entered?,
+        }
+    }
+    if cwd.is_empty() { Ok(()) } else { calls::chdir(cwd) }
 }
 
 /// How long a child may take to its execve; chosen: far above any that is not held up on purpose.

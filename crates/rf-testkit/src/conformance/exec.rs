@@ -132,10 +132,25 @@ pub(super) async fn killing_the_tree_kills_what_detached_itself(site: &Site) {
 }
 
 pub(super) async fn a_dropped_exec_is_killed(site: &Site) {
-    let line = "setsid sh -c 'echo $$ > pid; echo ready; exec sleep 1000'";
+    let line = "setsid sh -c 'echo $$ > pid; echo ready; exec sleep 1000' & wait";
     let (_, mut spawned) = site.spawn(&site.here(sh(line))).await;
     read_until(&mut spawned.stdout, "ready").await;
     drop(spawned);
+    gone(site, "pid").await;
+}
+
+pub(super) async fn what_a_dropped_exec_left_behind_is_killed(site: &Site) {
+    // Its first process ends at once, so nothing but the place's own book-keeping knows whose the other one is.
+    let line = r#"setsid sh -c "while [ -d /proc/$$ ]; do :; done; echo \$\$ > pid; echo ready; exec sleep 1000" &"#;
+    let (exec, mut spawned) = site.spawn(&site.here(sh(line))).await;
+    read_until(&mut spawned.stdout, "ready").await;
+    drop(spawned);
+    if site.differs.loses_detached_orphans {
+        // Nothing is left that could be signalled, and it says so.
+        let fault = site.signal(exec, SIGKILL, SignalScope::Tree).await.unwrap_err();
+        assert_eq!(fault.code, Code::NotFound);
+        site.shell("kill -9 $(cat pid)").await;
+    }
     gone(site, "pid").await;
 }
 

@@ -34,6 +34,17 @@ pub struct Site {
     pub user: UserId,
     /// The directory, relative to the place's default one.
     pub dir: String,
+    /// What it does otherwise than others.
+    pub differs: Differs,
+}
+
+/// What a place may do otherwise than others, since what it stands on does not let it: each is a promise less. The suite
+/// runs the same cases all the same and expects exactly this.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Differs {
+    /// When the first process of an exec has ended, one that detached itself from it (with a session of its own) is not
+    /// found any more: a sandbox without control groups.
+    pub loses_detached_orphans: bool,
 }
 
 /// Runs the whole suite, each case in a directory of its own, which is removed.
@@ -41,10 +52,18 @@ pub struct Site {
 /// # Panics
 /// At the first case that fails; its name is the last on standard error.
 pub async fn run(place: Arc<dyn Place>, user: UserId) {
+    run_where(place, user, Differs::default()).await;
+}
+
+/// As [`run`], of a place that does some things otherwise.
+///
+/// # Panics
+/// As [`run`].
+pub async fn run_where(place: Arc<dyn Place>, user: UserId, differs: Differs) {
     macro_rules! cases {
         ($($module:ident :: $case:ident),* $(,)?) => {$(
             eprintln!("conformance: {}", stringify!($module::$case));
-            let site = Site { place: place.clone(), user, dir: format!("conformance-{}", stringify!($case)) };
+            let site = Site { place: place.clone(), user, dir: format!("conformance-{}", stringify!($case)), differs };
             site.make_dir("").await;
             within($module::$case(&site)).await;
             site.remove("").await;
@@ -63,6 +82,7 @@ pub async fn run(place: Arc<dyn Place>, user: UserId) {
         exec::a_signal_reaches_the_tree,
         exec::killing_the_tree_kills_what_detached_itself,
         exec::a_dropped_exec_is_killed,
+        exec::what_a_dropped_exec_left_behind_is_killed,
         exec::large_output_is_whole,
         exec::a_reader_that_waits_stalls_nobody_else,
         exec::output_that_nobody_reads_ends_the_writer,

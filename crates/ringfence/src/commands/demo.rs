@@ -53,7 +53,7 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     full: bool,
     /// Accept that the sandbox lacks this layer on this host; may be repeated.
-    #[arg(long, value_name = "LAYER", value_parser = sandbox::parse_layer)]
+    #[arg(long, value_name = "LAYER", value_delimiter = ',', value_parser = sandbox::parse_layer)]
     accept_missing: Vec<Layer>,
 }
 

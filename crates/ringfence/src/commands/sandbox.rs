@@ -42,8 +42,8 @@ pub(crate) struct SpecArgs {
     /// Forbid root inside.
     #[arg(long, help_heading = "Sandbox")]
     no_root: bool,
-    /// Accept that this layer is missing on the host; may be repeated. The sandbox is weaker without it.
-    #[arg(long, value_name = "LAYER", value_parser = parse_layer, help_heading = "Sandbox")]
+    /// Accept that these layers are missing on the host; may be repeated. The sandbox is weaker without it.
+    #[arg(long, value_name = "LAYER", value_delimiter = ',', value_parser = parse_layer, help_heading = "Sandbox")]
     accept_missing: Vec<Layer>,
 }
 
