@@ -20,23 +20,51 @@ pub(crate) struct Cli {
 #[derive(Args, Clone)]
 pub(crate) struct Global {
     /// Print JSON instead of text; errors too.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub(crate) json: bool,
     /// No progress bars and no remarks.
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Everywhere")]
     pub(crate) quiet: bool,
     /// The server's address [default: the configuration file's, else the server started here].
-    #[arg(long, global = true, env = "RINGFENCE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "RINGFENCE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
     pub(crate) url: Option<String>,
     /// The API key [default: the configuration file's, else the first key of the server started here].
-    #[arg(long, global = true, env = "RINGFENCE_KEY", hide_env_values = true, value_name = "KEY")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "RINGFENCE_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
     pub(crate) key: Option<String>,
     /// A PEM certificate to trust besides the system's.
-    #[arg(long, global = true, env = "RINGFENCE_CERTIFICATE", hide_env_values = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "RINGFENCE_CERTIFICATE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
     pub(crate) certificate: Option<PathBuf>,
     /// Where this machine's server keeps its state [default: /var/lib/ringfence as root, else
     /// ~/.local/share/ringfence].
-    #[arg(long, global = true, env = "RINGFENCE_STATE", hide_env_values = true, value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Everywhere",
+        env = "RINGFENCE_STATE",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
     pub(crate) state: Option<PathBuf>,
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct SpecArgs {
     /// Forbid root inside.
     #[arg(long, help_heading = "Sandbox")]
     no_root: bool,
-    /// Accept that these layers are missing on the host; may be repeated. The sandbox is weaker without it.
+    /// Accept that these layers are missing on the host; may be repeated. The sandbox is weaker without them.
     #[arg(long, value_name = "LAYER", value_delimiter = ',', value_parser = parse_layer, help_heading = "Sandbox")]
     accept_missing: Vec<Layer>,
 }
