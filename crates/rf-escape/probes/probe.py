@@ -335,6 +335,19 @@ def x32_entry():
     got(f"answer {result} {errno.errorcode.get(ctypes.get_errno(), 0)}")
 
 
+def lease():
+    """Takes a write lease on a file of its own, which holds up whoever opens it."""
+    import fcntl
+
+    path = f"/tmp/lease-{os.getpid()}"
+    fd = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        guarded(lambda: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK))
+    finally:
+        os.unlink(path)
+    got()
+
+
 # Sockets.
 
 

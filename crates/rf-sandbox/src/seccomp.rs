@@ -105,6 +105,8 @@ fn by_argument(name: &str) -> Vec<Instruction> {
             op(RETURN, ALLOW),
             errno(EPERM),
         ],
+        // The command, argument 1: F_SETLEASE (linux/fcntl.h).
+        "fcntl" => vec![op(LOAD, argument(1)), jump(JUMP_EQUAL, 1024, 1, 0), op(RETURN, ALLOW), errno(EPERM)],
         "clone" => refuse_bits(0, NEW_NAMESPACES_OF_CLONE),
         "unshare" => refuse_bits(0, NEW_NAMESPACES),
         // Family, type, protocol; socket(2). Names in comments are those of the headers.
@@ -325,6 +327,12 @@ mod tests {
         assert_eq!(ioctl(0xffff_ffff_0000_5412), ERRNO | EPERM);
         assert_eq!(ioctl(0x541c), ERRNO | EPERM);
         assert_eq!(ioctl(0x5413), ALLOW);
+    }
+
+    #[test]
+    fn a_lease_on_a_file_is_refused() {
+        let fcntl = |command| answer(number("fcntl"), [3, command, 0, 0, 0, 0]);
+        assert_eq!((fcntl(1024), fcntl(1025), fcntl(3)), (ERRNO | EPERM, ALLOW, ALLOW));
     }
 
     #[test]

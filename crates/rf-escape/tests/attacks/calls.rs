@@ -35,6 +35,7 @@ pub(crate) const CALLS: &[Attack] = &[
     user("look a directory entry up by cookie", &["syscall", "212", "0", "0", "0"], NO, KNOWN),
     user("call the kernel by the 32-bit entry", &["compat_entry"], &["SIGNAL 31"], Host),
     user("call the kernel by the x32 entry", &["x32_entry"], &["SIGNAL 31"], Host),
+    user("hold up whoever opens a file, by a lease", &["lease"], &["EPERM"], Host),
     user("type into a terminal", &["terminal_injection"], &["EPERM"], Host),
     user("change the personality", &["syscall", "135", "0x0040000"], &["EPERM"], Host),
 ];

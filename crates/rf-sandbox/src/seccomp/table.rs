@@ -129,7 +129,7 @@ pub const CALLS: &[Call] = &[
     allowed(69, "msgsnd", R14),
     allowed(70, "msgrcv", R14),
     allowed(71, "msgctl", R14),
-    allowed(72, "fcntl", R0),
+    treated(72, "fcntl", Treatment::ByArgument, "refused for F_SETLEASE, by which a file holds up for seconds whoever opens or runs it"),
     allowed(73, "flock", R0),
     allowed(74, "fsync", R0),
     allowed(75, "fdatasync", R0),
