@@ -347,7 +347,7 @@ impl Program {
         let mux = link.mux.clone();
         let ended = pump(&mux, epoch, &mut wire, heartbeat, |json| orders.on_record(json)).await;
         let reason = match ended {
-            Ended::Dropped(reason) => reason,
+            Ended::Dropped(reason) | Ended::Closed(reason) => reason,
             Ended::Broken(violation) => {
                 let fault = Fault::invalid(violation.to_string());
                 let bye = machine::encode_json(kind::BYE, &Bye { fault, retry: true });

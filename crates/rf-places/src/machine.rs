@@ -57,15 +57,24 @@ pub struct HubConfig {
     pub origins: Vec<String>,
     /// How often each side gives a sign of life; three times without one ends a connection. 100 ms to a minute.
     pub heartbeat: Duration,
-    /// How long calls in progress wait for a machine that dropped out.
+    /// How long calls in progress wait for a machine that fell silent: a network that comes back.
     pub grace: Duration,
+    /// How long they wait for one whose connection was closed. A program that lives dials again after half a second, so
+    /// one that does not has died, and who waits is told so within two seconds.
+    pub grace_closed: Duration,
 }
 
 impl HubConfig {
     /// The usual times, any origin.
     #[must_use]
     pub fn new(server: String) -> Self {
-        Self { server, origins: Vec::new(), heartbeat: Duration::from_secs(10), grace: Duration::from_secs(15) }
+        Self {
+            server,
+            origins: Vec::new(),
+            heartbeat: Duration::from_secs(10),
+            grace: Duration::from_secs(15),
+            grace_closed: Duration::from_millis(1_500),
+        }
     }
 }
 
@@ -206,17 +215,18 @@ impl MachineHub {
         let Arrived { place, welcome, epoch } = arrived;
         let session = place.session().clone();
         let mux = &session.mux;
-        let guard = Attached { hub: self.clone(), place: place.clone(), epoch };
+        let mut guard = Attached { hub: self.clone(), place: place.clone(), epoch, grace: self.config.grace };
         self.authority.connected(&place);
         tracing::info!(machine = %place.machine(), resumed = welcome.received.is_some(), "machine connected");
         let welcomed = transport.send(machine::encode_json(kind::WELCOME, &welcome).into()).await;
         let ended = match welcomed {
-            Err(error) => Ended::Dropped(error.to_string()),
+            Err(error) => Ended::Closed(error.to_string()),
             Ok(()) => pump(mux, epoch, &mut transport, self.config.heartbeat, |json| session.on_record(json)).await,
         };
         tracing::info!(machine = %place.machine(), ?ended, "machine's connection ended");
         match &ended {
             Ended::Dropped(_) | Ended::Over => {}
+            Ended::Closed(_) => guard.grace = self.config.grace_closed,
             Ended::Broken(violation) => {
                 let fault = Fault::new(Code::InvalidRequest, violation.to_string(), "update ringfence on the machine");
                 let bye = machine::encode_json(kind::BYE, &Bye { fault, retry: true });
@@ -354,6 +364,7 @@ struct Attached {
     hub: Arc<MachineHub>,
     place: Arc<MachinePlace>,
     epoch: u64,
+    grace: Duration,
 }
 
 impl Drop for Attached {
@@ -374,7 +385,7 @@ impl Drop for Attached {
             give_up();
             return;
         }
-        let grace = self.hub.config.grace;
+        let grace = self.grace;
         let waiting = self.place.session().clone();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async move {

@@ -599,8 +599,10 @@ fn cut(stream: u32, out: &mut Out) -> Option<Vec<u8>> {
 /// Why a connection ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// It dropped, or fell silent, or another took its place; the session may go on.
+    /// It fell silent, or another took its place; the session may go on.
     Dropped(String),
+    /// It was closed from without: the other program died, or something between the two did; the session may go on.
+    Closed(String),
     /// The other side broke the protocol; the session is over.
     Broken(Violation),
     /// The other side said goodbye.
@@ -632,7 +634,7 @@ where
         loop {
             while let Some(frame) = mux.next_frame(epoch) {
                 if let Err(error) = sink.feed(frame.into()).await {
-                    return Ended::Dropped(error.to_string());
+                    return Ended::Closed(error.to_string());
                 }
             }
             let bye = mux.state().bye.take();
@@ -640,10 +642,10 @@ where
             if let Some(bye) = bye
                 && let Err(error) = sink.feed(bye.into()).await
             {
-                return Ended::Dropped(error.to_string());
+                return Ended::Closed(error.to_string());
             }
             if let Err(error) = sink.flush().await {
-                return Ended::Dropped(error.to_string());
+                return Ended::Closed(error.to_string());
             }
             if last {
                 return Ended::SaidBye;
@@ -652,7 +654,7 @@ where
                 () = mux.shared.writable.notified() => {}
                 _ = beat.tick() => {
                     if let Err(error) = sink.feed(machine::encode(kind::PING, &[]).into()).await {
-                        return Ended::Dropped(error.to_string());
+                        return Ended::Closed(error.to_string());
                     }
                 }
             }
@@ -662,8 +664,8 @@ where
         loop {
             let message = match timeout_at(Instant::now() + 3 * heartbeat, stream.next()).await {
                 Err(_) => return Ended::Dropped("no sign of life".to_owned()),
-                Ok(None) => return Ended::Dropped("it was closed".to_owned()),
-                Ok(Some(Err(error))) => return Ended::Dropped(error.to_string()),
+                Ok(None) => return Ended::Closed("it was closed".to_owned()),
+                Ok(Some(Err(error))) => return Ended::Closed(error.to_string()),
                 Ok(Some(Ok(message))) => message,
             };
             let done = match Frame::decode(&message) {

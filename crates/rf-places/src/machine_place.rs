@@ -204,6 +204,14 @@ impl Place for MachinePlace {
         PlaceRef::Machine(self.machine)
     }
 
+    fn gone(&self) -> BoxFuture<'_, Fault> {
+        async {
+            self.session.mux.ended().await;
+            self.session.mux.dead().unwrap_or_else(|| place_lost("its session is over"))
+        }
+        .boxed()
+    }
+
     fn spawn<'a>(
         &'a self,
         permit: &'a Permit,

@@ -72,6 +72,11 @@ pub trait Place: Send + Sync {
     /// Lets the place forget an ended exec. Failure is of no consequence.
     fn forget(&self, exec: ExecId) -> BoxFuture<'_, ()>;
 
+    /// Resolves when the place is gone for good, and whatever goes on in it is lost.
+    fn gone(&self) -> BoxFuture<'_, Fault> {
+        Box::pin(std::future::pending())
+    }
+
     /// The sandbox behind it, if it is one: its pipes can be spliced without their bytes passing through the server.
     fn sandbox(&self) -> Option<&crate::sandbox::SandboxPlace> {
         None

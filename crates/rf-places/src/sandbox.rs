@@ -268,6 +268,10 @@ impl Place for SandboxPlace {
         PlaceRef::Sandbox(self.id)
     }
 
+    fn gone(&self) -> BoxFuture<'_, Fault> {
+        Box::pin(self.lost())
+    }
+
     fn spawn<'a>(
         &'a self,
         permit: &'a Permit,

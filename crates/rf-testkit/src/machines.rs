@@ -125,7 +125,12 @@ pub struct MachineServer {
 impl MachineServer {
     /// Listens on a free port of loopback; machines that drop out have `grace`.
     pub async fn start(grace: Duration) -> Self {
-        let config = HubConfig { heartbeat: Duration::from_secs(1), grace, ..HubConfig::new("test-server".to_owned()) };
+        let config = HubConfig {
+            heartbeat: Duration::from_secs(1),
+            grace,
+            grace_closed: grace,
+            ..HubConfig::new("test-server".to_owned())
+        };
         let authority = Arc::new(Authority::default());
         let hub = Arc::new(Mutex::new(MachineHub::new(config.clone(), authority.clone())));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Bytes are streamed both ways in pieces and never held whole. Paths are the place's own and are resolved there.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use http_body_util::BodyExt as _;
-use rf_places::place::{FileAnswer, Sink};
+use rf_places::place::{FileAnswer, Place, Sink};
 use rf_policy::Action;
 use rf_types::{Code, Fault, FileKind, FileOp, Stat, WriteMode};
 use serde::{Deserialize, Serialize};
@@ -241,6 +241,7 @@ struct ChangeAnswer {
 /// An operation on a file that was judged, and is under way.
 struct Begun {
     operation: Operation,
+    place: Arc<dyn Place>,
     answer: FileAnswer,
 }
 
@@ -264,7 +265,7 @@ async fn begin(app: &App, caller: &Caller, at: &Where, op: FileOp, user: Option<
     };
     operation.set_place(place.place());
     match place.file(operation.permit(), &op, user).await {
-        Ok(answer) => Ok(Begun { operation, answer }),
+        Ok(answer) => Ok(Begun { operation, place, answer }),
         Err(fault) => Err(operation.fail(fault).await),
     }
 }
@@ -326,7 +327,7 @@ fn unexpected() -> Fault {
 
 /// Ends an operation whose answer is no more than `Done`.
 async fn done(begun: Begun) -> Result<StatusCode, Refusal> {
-    let Begun { operation, answer } = begun;
+    let Begun { operation, place: _, answer } = begun;
     let result = match answer {
         FileAnswer::Done => Ok(StatusCode::NO_CONTENT),
         _ => Err(unexpected()),
@@ -449,12 +450,17 @@ async fn write(State(app): State<App>, caller: Caller, at: Where, uri: Uri, body
 
 /// Pours a request's body into a place.
 async fn pour(app: &App, begun: Begun, body: Body) -> Result<StatusCode, Refusal> {
-    let Begun { mut operation, answer } = begun;
+    let Begun { mut operation, place, answer } = begun;
     let FileAnswer::Sink(sink) = answer else { return Err(operation.fail(unexpected()).await) };
     let door = &app.config().door;
     let idle = Duration::from_millis(door.upload_idle_timeout_ms);
     let mut taken = 0;
-    let result = drain(sink, body, idle, door.upload_bytes_max, &mut taken).await;
+    let result = tokio::select! {
+        biased;
+        result = drain(sink, body, idle, door.upload_bytes_max, &mut taken) => result,
+        // A client that is slow to send learns it at once.
+        fault = place.gone() => Err(fault),
+    };
     operation.detail("bytes", taken);
     operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
 }

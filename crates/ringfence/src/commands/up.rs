@@ -2,7 +2,14 @@
 //!
 //! The supervisor reads no stranger's byte: it listens nowhere, and of its children it reads one bounded line.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -107,8 +114,9 @@ async fn supervise(state: &State, args: &UpArgs, out: &Output) -> Result<ExitCod
     let (news, mut heard) = mpsc::channel(16);
     let (stop_warden, warden_stops) = watch::channel(false);
     let (stop_server, server_stops) = watch::channel(false);
-    let mut warden = tokio::spawn(keep(warden, news.clone(), warden_stops));
-    let mut server = tokio::spawn(keep(server, news, server_stops));
+    let all_ready = Arc::new(AtomicBool::new(false));
+    let mut warden = tokio::spawn(keep(warden, news.clone(), warden_stops, all_ready.clone()));
+    let mut server = tokio::spawn(keep(server, news, server_stops, all_ready));
     let mut greeted = false;
     let bar = out.spinner("starting");
     // Why we end: `None` when told to.

@@ -8,6 +8,10 @@
 use std::{
     ffi::OsString,
     process::{ExitStatus, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -59,9 +63,16 @@ pub(crate) enum News {
 ///
 /// # Errors
 /// It cannot be started, or died [`FALSE_STARTS_MAX`] times before it was ever ready.
-pub(crate) async fn keep(role: Role, news: mpsc::Sender<News>, mut stop: watch::Receiver<bool>) -> Result<()> {
+///
+/// `all_ready` is set by the first child that says that it is ready, which it does when it has all that it needs of the
+/// others; from then on no death is a failed start.
+pub(crate) async fn keep(
+    role: Role,
+    news: mpsc::Sender<News>,
+    mut stop: watch::Receiver<bool>,
+    all_ready: Arc<AtomicBool>,
+) -> Result<()> {
     let mut rest = REST_MIN;
-    let mut ever_ready = false;
     let mut deaths = 0;
     let mut again = Vec::new();
     loop {
@@ -80,7 +91,7 @@ pub(crate) async fn keep(role: Role, news: mpsc::Sender<News>, mut stop: watch::
                     Ok(_) => {
                         lines.set_limit(LINE_MAX);
                         if let Some(ready) = line.trim_end().strip_prefix("ready") {
-                            ever_ready = true;
+                            all_ready.store(true, Ordering::Relaxed);
                             again = (role.again)(ready.trim());
                             // The supervisor reads its news for as long as it lives.
                             let _ = news.send(News::Ready(role.name, ready.trim().to_owned())).await;
@@ -102,7 +113,7 @@ pub(crate) async fn keep(role: Role, news: mpsc::Sender<News>, mut stop: watch::
         if started.elapsed() > GOOD_LIFE {
             rest = REST_MIN;
         }
-        if !ever_ready && deaths >= FALSE_STARTS_MAX {
+        if !all_ready.load(Ordering::Relaxed) && deaths >= FALSE_STARTS_MAX {
             bail!("the {} does not start ({status}); what it said is above", role.name);
         }
         let _ = news.send(News::Died(role.name, status, rest)).await;
