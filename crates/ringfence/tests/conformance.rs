@@ -4,7 +4,8 @@
 mod support;
 
 use std::{
-    os::unix::fs::chown,
+    fs,
+    os::unix::{fs::chown, process::CommandExt as _},
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -17,7 +18,7 @@ use rf_testkit::{
     permits::permit,
 };
 use rf_types::{Code, DiskKind, Fault, Layer, PlaceRef, SandboxId, SandboxSpec, UserId, units::MIB};
-use support::{Ran, eventually, fresh_dir, ringfence, signal};
+use support::{BINARY, Ran, binary, eventually, fresh_dir, ringfence, signal};
 
 const USER: UserId = UserId::from_bits(1);
 /// Names the directory in which this binary, started once more by itself, runs its part without root.
@@ -47,13 +48,17 @@ fn a_sandbox_of_a_warden_without_root_conforms() {
     assert!(rustix::process::geteuid().is_root(), "run this as root, which can become anybody");
     let dir = fresh_dir();
     chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-    let id = NOBODY.to_string();
-    let mut again = Command::new("setpriv");
+    // They may not reach where the originals are.
+    let (tests, tested) = (dir.path().join("tests"), dir.path().join("ringfence"));
+    fs::copy(std::env::current_exe().unwrap(), &tests).unwrap();
+    fs::copy(binary(), &tested).unwrap();
+    let mut again = Command::new(tests);
     again
-        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "--inh-caps=-all", "--"])
-        .arg(std::env::current_exe().unwrap())
         .args(["--exact", "a_sandbox_of_a_warden_without_root_conforms", "--nocapture"])
+        .uid(NOBODY)
+        .gid(NOBODY)
         .current_dir(dir.path())
+        .env(BINARY, tested)
         .env(ROOTLESS_IN, dir.path());
     let ran = Ran::of(again, b"");
     let said = ran.expect(0);
@@ -111,15 +116,15 @@ impl Warden {
     fn start(dir: &Path) -> Self {
         let state = dir.join("state");
         let socket = state.join("run/warden.sock");
-        std::fs::create_dir_all(state.join("run")).unwrap();
-        std::fs::create_dir_all(state.join("warden")).unwrap();
-        let log = std::fs::File::create(dir.join("warden.log")).unwrap();
+        fs::create_dir_all(state.join("run")).unwrap();
+        fs::create_dir_all(state.join("warden")).unwrap();
+        let log = fs::File::create(dir.join("warden.log")).unwrap();
         let mut command = ringfence(dir);
         command.arg("--state").arg(&state).args(["warden", "--pool", "1"]);
         let mut child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         eventually("the warden listens", || {
             let ended = child.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}: {}", std::fs::read_to_string(dir.join("warden.log")).unwrap());
+            assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(dir.join("warden.log")).unwrap());
             socket.exists()
         });
         Self { child, state, socket }
@@ -133,7 +138,7 @@ impl Warden {
         let state = self.state.to_str().unwrap();
         let left: Vec<_> = support::processes().into_iter().filter(|(_, line)| line.contains(state)).collect();
         assert_eq!(left, []);
-        assert!(!std::fs::read_to_string("/proc/self/mountinfo").unwrap().contains(state));
+        assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(state));
     }
 }
 

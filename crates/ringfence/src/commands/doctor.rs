@@ -92,7 +92,7 @@ fn text(audit: &Audit) -> String {
     let mut alike: BTreeMap<(Role, Vec<String>), Vec<&Process>> = BTreeMap::new();
     for process in &audit.processes {
         let cells = vec![
-            if matches!(process.role, Role::Init | Role::Workload) {
+            if audit.rooted && matches!(process.role, Role::Init | Role::Workload) {
                 "own range".to_owned()
             } else {
                 process.uid.to_string()

@@ -5,7 +5,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -17,11 +17,15 @@ use tempfile::TempDir;
 /// How long the system may take to start or to end. A debug build on a busy machine is slow.
 const WITHIN: Duration = Duration::from_secs(120);
 
+/// Names a copy of the binary for a test that runs as somebody else, who may not reach the original.
+pub const BINARY: &str = "RINGFENCE_TEST_BINARY";
+
 /// The binary under test. Tests of other packages, for whom cargo does not name it, find it beside their own.
 pub fn binary() -> PathBuf {
-    match option_env!("CARGO_BIN_EXE_ringfence") {
-        Some(path) => path.into(),
-        None => {
+    match (std::env::var_os(BINARY), option_env!("CARGO_BIN_EXE_ringfence")) {
+        (Some(copy), _) => copy.into(),
+        (None, Some(path)) => path.into(),
+        (None, None) => {
             let tests = std::env::current_exe().unwrap();
             let path = tests.ancestors().nth(2).unwrap().join("ringfence");
             assert!(path.exists(), "build it first: cargo build -p ringfence makes {}", path.display());
@@ -32,7 +36,19 @@ pub fn binary() -> PathBuf {
 
 /// A command of the binary with an environment that holds nothing of the tester's.
 pub fn ringfence(home: &Path) -> Command {
-    let mut command = Command::new(binary());
+    clean(binary(), home)
+}
+
+/// The same as another user, whose binary is in their home.
+fn ringfence_as(home: &Path, uid: Option<u32>) -> Command {
+    let Some(uid) = uid else { return ringfence(home) };
+    let mut command = clean(home.join("ringfence"), home);
+    command.uid(uid).gid(uid).current_dir(home);
+    command
+}
+
+fn clean(binary: PathBuf, home: &Path) -> Command {
+    let mut command = Command::new(binary);
     command
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -47,6 +63,8 @@ pub struct System {
     up: Child,
     pub url: String,
     pub pid: u32,
+    /// Whose it is, if not the tester's; they have a copy of the binary in `dir`, which is theirs.
+    uid: Option<u32>,
 }
 
 impl System {
@@ -61,8 +79,20 @@ impl System {
 
     /// Starts it with these arguments.
     pub fn start_with(dir: TempDir, args: &[&str]) -> Self {
+        Self::start_by(dir, args, None)
+    }
+
+    /// Starts one that belongs to a user id without any rights; only root can.
+    pub fn start_as(uid: u32) -> Self {
+        let dir = fresh_dir();
+        fs::copy(binary(), dir.path().join("ringfence")).unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).unwrap();
+        Self::start_by(dir, &["--listen", "127.0.0.1:0"], Some(uid))
+    }
+
+    fn start_by(dir: TempDir, args: &[&str], uid: Option<u32>) -> Self {
         let log = fs::File::create(dir.path().join("up.log")).unwrap();
-        let mut up = ringfence(dir.path())
+        let mut up = ringfence_as(dir.path(), uid)
             .args(["up", "--json", "--pool", "2", "--state"])
             .arg(dir.path().join("state"))
             .args(args)
@@ -79,7 +109,7 @@ impl System {
             let _ = up.wait();
             panic!("the system does not start: {}", fs::read_to_string(dir.path().join("up.log")).unwrap());
         };
-        Self { url: told["url"].as_str().unwrap().to_owned(), pid: up.id(), dir, up }
+        Self { url: told["url"].as_str().unwrap().to_owned(), pid: up.id(), dir, up, uid }
     }
 
     pub fn dir(&self) -> &Path {
@@ -97,7 +127,7 @@ impl System {
 
     /// A command as the operator of this system.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = ringfence(self.dir.path());
+        let mut command = ringfence_as(self.dir.path(), self.uid);
         command.env("RINGFENCE_STATE", self.state()).args(args);
         command
     }
@@ -134,7 +164,12 @@ impl System {
     }
 
     /// Ends it in order; nothing of it may be left.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
+        self.stop_and(|| {});
+    }
+
+    /// As [`Self::stop`]; `after` is called when it has ended, before its directory is looked for and removed.
+    pub fn stop_and(mut self, after: impl FnOnce()) {
         signal(self.pid, "TERM");
         let status = wait(&mut self.up);
         let log = self.log();
@@ -142,6 +177,7 @@ impl System {
         let state = self.state();
         let left: Vec<_> = processes().into_iter().filter(|(_, line)| line.contains(state.to_str().unwrap())).collect();
         assert_eq!(left, [], "{log}");
+        after();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!mounts.contains(state.to_str().unwrap()), "{mounts}");
     }
