@@ -656,7 +656,15 @@ impl Execs {
                 let mut users = lock(&self.inner.users);
                 let execs = users.entry(user).or_default();
                 execs.ended.retain(|(_, ended)| *ended != exec);
-                execs.execs.insert(exec, Arc::clone(&entry));
+                // Who waits for it since before it was taken over waits on the old entry.
+                if let Some(old) = execs.execs.insert(exec, Arc::clone(&entry)) {
+                    let mut state = entry.state.subscribe();
+                    tokio::spawn(async move {
+                        if let Ok(ended) = state.wait_for(|state| *state != ExecState::Running).await {
+                            old.state.send_replace(*ended);
+                        }
+                    });
+                }
             }
             // As with a start: what cannot be written now is written at its end.
             let _ = spool.write_about(&entry.about(None));
