@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io::{Seek, SeekFrom, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
 use rf_types::{Code, Fault, Stat, WriteMode};
@@ -34,6 +34,8 @@ pub(crate) struct Writing {
     path: OsString,
     /// For a replace: the directory, the name of the new file and the one to give it.
     replaces: Option<(OwnedFd, OsString, OsString)>,
+    /// Whether the file has a name already.
+    named: bool,
 }
 
 impl Writing {
@@ -58,7 +60,7 @@ impl Writing {
                         if mode == WriteMode::Truncate {
                             file.set_len(0).map_err(|error| io_fault(&error, name))?;
                         }
-                        return Ok(Self { file, path: name.to_owned(), replaces: None });
+                        return Ok(Self { file, path: name.to_owned(), replaces: None, named: true });
                     }
                     Err(fault) if fault.code == Code::NotFound => {}
                     Err(fault) => return Err(fault),
@@ -66,7 +68,7 @@ impl Writing {
             }
             let (parent, last) = root.parent(path, parents)?;
             match create(parent.as_fd(), &last, permissions) {
-                Ok(file) => return Ok(Self { file, path: name.to_owned(), replaces: None }),
+                Ok(file) => return Ok(Self { file, path: name.to_owned(), replaces: None, named: true }),
                 // Made by somebody in between, or a link that leads nowhere: look again.
                 Err(Errno::EXIST) if mode != WriteMode::CreateNew => {}
                 Err(errno) => return Err(fault(errno, name)),
@@ -92,8 +94,12 @@ impl Writing {
             Err(errno) => return Err(fault(errno, name)),
         }
         let beside = OsString::from(format!(".ringfence-{:032x}", rf_types::RequestId::random().bits()));
-        let file = create(parent.as_fd(), &beside, permissions).map_err(|errno| fault(errno, name))?;
-        Ok(Self { file, path: name.to_owned(), replaces: Some((parent, beside, last)) })
+        // Without a name until its end where the file system can: then nothing is left when this program is killed.
+        let (file, named) = match nameless(parent.as_fd(), permissions) {
+            Ok(file) => (file, false),
+            Err(_) => (create(parent.as_fd(), &beside, permissions).map_err(|errno| fault(errno, name))?, true),
+        };
+        Ok(Self { file, path: name.to_owned(), replaces: Some((parent, beside, last)), named })
     }
 
     /// Writes the next bytes.
@@ -106,6 +112,11 @@ impl Writing {
         if let Some((parent, beside, last)) = &self.replaces {
             // The content first, then the name: after a crash it is the old file or the whole new one.
             self.file.sync_data().map_err(|error| io_fault(&error, &self.path))?;
+            if !self.named {
+                let own = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+                rustix::fs::linkat(rustix::fs::CWD, own, parent, beside, AtFlags::SYMLINK_FOLLOW)
+                    .map_err(|errno| fault(errno, &self.path))?;
+            }
             rustix::fs::renameat(parent, beside, parent, last).map_err(|errno| fault(errno, &self.path))?;
             self.replaces = None;
         }
@@ -120,6 +131,14 @@ impl Drop for Writing {
             let _ = rustix::fs::unlinkat(parent, beside, AtFlags::empty());
         }
     }
+}
+
+/// Makes a regular file without a name; not every file system can.
+fn nameless(parent: BorrowedFd<'_>, permissions: u32) -> Result<File, Errno> {
+    let mode = Mode::from_raw_mode(permissions & 0o777);
+    let fd = rustix::fs::openat(parent, ".", OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC, mode)?;
+    rustix::fs::fchmod(&fd, mode)?;
+    Ok(File::from(fd))
 }
 
 /// Makes a new regular file and nothing else.
