@@ -230,14 +230,15 @@ impl Execs {
             life.link.clone()
         };
         exec.tell(&link.mux, end);
-        if !exec.keep {
-            lock(&self.table).remove(&exec.id);
-        }
+        let (id, keep) = (exec.id, exec.keep);
         drop(exec);
-        // What the command left running lives on beneath its keeper, until it ends or this program does.
+        // What the command left running lives on beneath its keeper, until it is killed, ends or this program does.
         let mut nothing = [0; 1];
         while reports.read(&mut nothing).await.is_ok_and(|got| got > 0) {}
         let _ = tokio::task::spawn_blocking(move || child.wait()).await;
+        if !keep {
+            lock(&self.table).remove(&id);
+        }
     }
 
     fn find(&self, id: ExecId) -> Result<Arc<Exec>, Fault> {
@@ -251,11 +252,15 @@ impl Execs {
         let number = u8::try_from(signal).ok().filter(|number| (1..=64).contains(number));
         let number = number.ok_or_else(|| Fault::invalid(format!("{signal} is no signal: they are 1 to 64")))?;
         if lock(&exec.life).end.is_some() {
-            return Err(no_such());
+            // Others of its tree may live on, and the keeper with them.
+            let killed = scope == SignalScope::Tree && signal == SIGKILL && exec.orders.kill_tree();
+            return if killed { Ok(()) } else { Err(no_such()) };
         }
         match scope {
             SignalScope::Process => exec.orders.signal(number),
-            SignalScope::Tree if signal == SIGKILL => exec.orders.kill_tree(),
+            SignalScope::Tree if signal == SIGKILL => {
+                exec.orders.kill_tree();
+            }
             SignalScope::Tree => {
                 let keeper = exec.keeper;
                 let _ = tokio::task::spawn_blocking(move || launch::signal_tree(keeper, signal)).await;
@@ -318,7 +323,8 @@ impl Execs {
     /// A session is over: what was not to be kept is killed.
     pub(crate) fn session_over(&self, number: u64) {
         for exec in lock(&self.table).values() {
-            if !exec.keep && lock(&exec.life).link.number == number {
+            let life = lock(&exec.life);
+            if !exec.keep && life.end.is_none() && life.link.number == number {
                 exec.orders.kill_tree();
             }
         }
@@ -327,8 +333,10 @@ impl Execs {
     /// Kills and forgets what belongs to no session from `number` on: it was kept long enough.
     pub(crate) fn kill_older(&self, number: u64) {
         lock(&self.table).retain(|_, exec| {
-            let old = lock(&exec.life).link.number < number;
-            if old {
+            let life = lock(&exec.life);
+            let old = life.link.number < number;
+            // What one that has ended left running was told to its caller as ended.
+            if old && (exec.keep || life.end.is_none()) {
                 exec.orders.kill_tree();
             }
             !old

@@ -77,9 +77,9 @@ pub(crate) fn ended(message: &[u8; REPORT_LEN], started: Instant, timed_out: boo
 pub(crate) struct Orders(pub(crate) UnixStream);
 
 impl Orders {
-    /// Kills the whole tree. A keeper that is gone has nothing left to kill.
-    pub(crate) fn kill_tree(&self) {
-        let _ = (&self.0).write_all(&[KILL_TREE, 0]);
+    /// Kills the whole tree. False when the keeper is gone, and so has nothing left to kill.
+    pub(crate) fn kill_tree(&self) -> bool {
+        (&self.0).write_all(&[KILL_TREE, 0]).is_ok()
     }
 
     /// Signals the command's first process, if it still runs.
