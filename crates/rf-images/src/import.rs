@@ -12,10 +12,11 @@ use std::{
 };
 
 use rf_template::unpack::{self, Caps, Member};
+use rf_types::TemplateConfig;
 use serde::Deserialize;
 
 use crate::{
-    Blobs, Digest, Image, ImageCaps, ImageError, Layer, Progress, ProgressSink, TemplateConfig,
+    Blobs, Digest, Image, ImageCaps, ImageError, Layer, Progress, ProgressSink,
     model::{self, Descriptor, Document, Kind},
 };
 

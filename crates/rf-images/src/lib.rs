@@ -26,7 +26,7 @@ pub use self::{
     blobs::{BlobWriter, Blobs},
     digest::{Digest, ParseDigestError},
     error::ImageError,
-    model::{Image, ImageCaps, Layer, TemplateConfig},
+    model::{Image, ImageCaps, Layer},
     reference::{ParseReferenceError, Reference},
     registry::{Credentials, Registry, RegistryOptions, Secret},
 };

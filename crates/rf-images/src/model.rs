@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use rf_types::Code;
+use rf_types::{Code, TemplateConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::{Digest, ImageError};
@@ -33,22 +33,6 @@ impl ImageCaps {
         image_bytes_max: 24 << 30,
         files_max: 1_000_000,
     };
-}
-
-/// How programs are started in a template, from its image's configuration.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct TemplateConfig {
-    /// `NAME=value`.
-    pub env: Vec<String>,
-    /// A name or id, maybe with `:group`; empty is root.
-    pub user: String,
-    /// Absolute; empty is `/`.
-    pub cwd: String,
-    /// What every command is started through.
-    pub entrypoint: Vec<String>,
-    /// What is started when no command is given.
-    pub cmd: Vec<String>,
 }
 
 /// One layer of an image, in the blob store.

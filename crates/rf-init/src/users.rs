@@ -77,17 +77,22 @@ pub(crate) struct Rights {
     pub(crate) only: Option<(u32, u32)>,
 }
 
-/// Finds a user by name; the empty name is the default user.
+/// Finds a user by name or id; the empty name is the default user.
 ///
 /// # Errors
 /// `ENOENT` when there is no such user; `EPERM` when it may not be had.
 pub(crate) fn find(name: &[u8], rights: Rights) -> Result<User, Errno> {
     let default_id = rights.only.map_or(DEFAULT_ID, |(uid, _)| uid);
     let wanted = if name.is_empty() && rights.only.is_none() { DEFAULT_NAME } else { name };
+    let by_id = id(wanted);
     let mut found = None;
     lines(c"/etc/passwd", &mut |line| {
         let entry = passwd(line);
-        let hit = |entry: &User| if wanted.is_empty() { entry.uid == default_id } else { entry.name.bytes() == wanted };
+        let hit = |entry: &User| match by_id {
+            _ if wanted.is_empty() => entry.uid == default_id,
+            Some(id) => entry.uid == id,
+            None => entry.name.bytes() == wanted,
+        };
         found = entry.filter(hit);
         found.is_some()
     });
@@ -103,7 +108,20 @@ pub(crate) fn find(name: &[u8], rights: Rights) -> Result<User, Errno> {
             groups: [0; GROUPS_MAX],
             group_count: 0,
         },
-        None => return Err(Errno::NOENT),
+        // An id needs no entry: images name such users too.
+        None => {
+            let uid = by_id.ok_or(Errno::NOENT)?;
+            User {
+                uid,
+                gid: uid,
+                // All three are shorter than their room.
+                name: Text::of(wanted).unwrap_or(Text::EMPTY),
+                home: Text::of(b"/").unwrap_or(Text::EMPTY),
+                shell: Text::of(b"/bin/sh").unwrap_or(Text::EMPTY),
+                groups: [0; GROUPS_MAX],
+                group_count: 0,
+            }
+        }
     };
     match rights.only {
         Some((uid, gid)) if uid == user.uid => user.gid = gid,
@@ -173,6 +191,11 @@ fn number(digits: &[u8]) -> Option<u32> {
         return None;
     }
     text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
+/// An id in the one form that it has: other programs judge by it.
+fn id(text: &[u8]) -> Option<u32> {
+    number(text).filter(|_| text == b"0" || !text.starts_with(b"0"))
 }
 
 fn open(path: &CStr) -> Result<OwnedFd, Errno> {

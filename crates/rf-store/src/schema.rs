@@ -20,7 +20,10 @@ struct Migration {
 }
 
 /// Every step, oldest first. A published step is never edited: its checksum is in stores already.
-const MIGRATIONS: &[Migration] = &[Migration { name: "0001_first", sql: include_str!("migrations/0001_first.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { name: "0001_first", sql: include_str!("migrations/0001_first.sql") },
+    Migration { name: "0002_template_config", sql: include_str!("migrations/0002_template_config.sql") },
+];
 
 /// Brings the store to this version's schema, or refuses it.
 pub(crate) fn migrate(connection: &mut Connection, path: &str) -> Result<(), StoreError> {
@@ -121,6 +124,30 @@ mod tests {
         let before = objects(&connection).unwrap();
         migrate(&mut connection, "x").unwrap();
         assert_eq!(objects(&connection).unwrap(), before);
+    }
+
+    #[test]
+    fn a_store_of_the_first_schema_is_brought_up_and_keeps_its_rows() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection
+            .execute_batch("CREATE TABLE migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, checksum TEXT NOT NULL) STRICT;")
+            .unwrap();
+        connection.execute_batch(MIGRATIONS[0].sql).unwrap();
+        connection
+            .execute("INSERT INTO migrations VALUES (1, ?1, ?2)", (MIGRATIONS[0].name, checksum(&MIGRATIONS[0])))
+            .unwrap();
+        connection
+            .execute(
+                "INSERT INTO templates (name, layers, source, digest, created) VALUES ('a', '[]', 's', 'd', 1)",
+                [],
+            )
+            .unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        apply(&mut connection).unwrap();
+        let kept: (String, String) = connection
+            .query_row("SELECT source, config FROM templates", [], |row| Ok((row.get(0)?, row.get(1)?)))
+            .unwrap();
+        assert_eq!(kept, ("s".to_owned(), "{}".to_owned()));
     }
 
     #[test]

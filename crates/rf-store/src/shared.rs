@@ -1,6 +1,6 @@
 //! What all users share: templates and settings. Everybody authenticated reads templates; only operators write.
 
-use rf_types::{TemplateName, units::UnixMs};
+use rf_types::{TemplateConfig, TemplateName, units::UnixMs};
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Serialize;
 
@@ -11,6 +11,8 @@ use crate::{
 
 /// Templates at once. Chosen.
 const TEMPLATES_MAX: u32 = 10_000;
+/// Most bytes of a template's settings as JSON. Chosen: above what an import lets through, escapes included.
+const CONFIG_BYTES_MAX: usize = 2 << 20;
 /// Most bytes of a setting's key and value. Chosen.
 const SETTING_BYTES_MAX: usize = 64 << 10;
 
@@ -25,6 +27,8 @@ pub struct NewTemplate<'a> {
     pub source: &'a str,
     /// The digest that names its content.
     pub digest: &'a str,
+    /// How programs are started in it.
+    pub config: &'a TemplateConfig,
 }
 
 /// A template.
@@ -38,6 +42,8 @@ pub struct Template {
     pub source: String,
     /// The digest that names its content.
     pub digest: String,
+    /// How programs are started in it.
+    pub config: TemplateConfig,
     /// When it was stored.
     pub created: UnixMs,
 }
@@ -57,6 +63,12 @@ impl Store {
             return Err(StoreError::Invalid { what: "a template has 1 to 128 layers, a source and a digest".into() });
         }
         let layers = to_json(&new.layers)?;
+        let config = to_json(new.config)?;
+        if config.len() > CONFIG_BYTES_MAX {
+            return Err(StoreError::Invalid {
+                what: format!("a template's settings are at most {CONFIG_BYTES_MAX} bytes"),
+            });
+        }
         self.write(|transaction| {
             let at = StoreError::at("store a template");
             let there: u32 =
@@ -66,9 +78,11 @@ impl Store {
             }
             transaction
                 .execute(
-                    "INSERT INTO templates (name, layers, source, digest, created) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT (name) DO UPDATE SET layers = ?2, source = ?3, digest = ?4, created = ?5",
-                    params![new.name.as_str(), layers, new.source, new.digest, int(now)],
+                    "INSERT INTO templates (name, layers, source, digest, created, config)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                     ON CONFLICT (name) DO UPDATE
+                     SET layers = ?2, source = ?3, digest = ?4, created = ?5, config = ?6",
+                    params![new.name.as_str(), layers, new.source, new.digest, int(now), config],
                 )
                 .map_err(&at)?;
             Ok(())
@@ -78,6 +92,7 @@ impl Store {
             layers: new.layers.to_vec(),
             source: new.source.to_owned(),
             digest: new.digest.to_owned(),
+            config: new.config.clone(),
             created: now,
         })
     }
@@ -90,7 +105,7 @@ impl Store {
         self.read(|connection| {
             let at = StoreError::at("list templates");
             let mut statement = connection
-                .prepare_cached("SELECT name, layers, source, digest, created FROM templates ORDER BY name")
+                .prepare_cached("SELECT name, layers, source, digest, created, config FROM templates ORDER BY name")
                 .map_err(&at)?;
             let rows = statement.query_map([], template_of).map_err(&at)?;
             rows.collect::<Result<_, _>>().map_err(&at)
@@ -105,7 +120,7 @@ impl Store {
         self.read(|connection| {
             let at = StoreError::at("read a template");
             let mut statement = connection
-                .prepare_cached("SELECT name, layers, source, digest, created FROM templates WHERE name = ?1")
+                .prepare_cached("SELECT name, layers, source, digest, created, config FROM templates WHERE name = ?1")
                 .map_err(&at)?;
             let found = statement.query_row([name.as_str()], template_of).optional().map_err(&at)?;
             found.ok_or(StoreError::NotFound { what: "template" })
@@ -164,5 +179,6 @@ fn template_of(row: &Row<'_>) -> rusqlite::Result<Template> {
         source: row.get(2)?,
         digest: row.get(3)?,
         created: time(row, 4)?,
+        config: json(row, 5)?,
     })
 }

@@ -15,7 +15,7 @@ use common::{HOUR, NOW, World, enrol, hash, known_key, reserve, world};
 use rf_store::{
     NewKey, NewSandbox, NewTemplate, NewUser, PageAsk, Refused, ReserveError, SandboxPhase, Store, StoreError,
 };
-use rf_types::{Preference, SandboxId, SandboxSpec, UserLimits, Username};
+use rf_types::{Preference, SandboxId, SandboxSpec, TemplateConfig, UserLimits, Username};
 
 #[test]
 fn one_opener_at_a_time_and_rows_outlive_it() {
@@ -512,12 +512,18 @@ fn templates_and_settings_are_kept() {
     let w = world();
     let name = "debian:13".parse().unwrap();
     let layers = vec!["sha256:aa".to_owned(), "sha256:bb".to_owned()];
-    let mut new = NewTemplate { name: &name, layers: &layers, source: "docker.io/debian", digest: "sha256:cc" };
+    let mut config = TemplateConfig { user: "app".to_owned(), ..TemplateConfig::default() };
+    let source = "docker.io/debian";
+    let mut new = NewTemplate { name: &name, layers: &layers, source, digest: "sha256:cc", config: &config };
     w.store.template_put(&w.operator, &new, NOW).unwrap();
     new.digest = "sha256:dd";
     let put = w.store.template_put(&w.operator, &new, NOW + 1).unwrap();
+    assert_eq!(put.config.user, "app");
     assert_eq!(w.store.template_get(&w.ann.scope, &name).unwrap(), put);
     assert_eq!(w.store.template_list(&w.bob.scope).unwrap(), [put]);
+    config.env = vec![format!("A={}", "x".repeat(3 << 20))];
+    let new = NewTemplate { name: &name, layers: &layers, source, digest: "sha256:dd", config: &config };
+    assert!(matches!(w.store.template_put(&w.operator, &new, NOW), Err(StoreError::Invalid { .. })));
     w.store.template_remove(&w.operator, &name).unwrap();
     assert!(w.store.template_get(&w.ann.scope, &name).unwrap_err().is_not_found());
     assert_eq!(w.store.setting_get(&w.system, "id").unwrap(), None);

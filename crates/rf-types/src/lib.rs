@@ -10,6 +10,7 @@ pub mod id;
 pub mod layer;
 pub mod place;
 pub mod spec;
+pub mod template;
 pub mod units;
 
 pub use exec::{ExecInfo, ExecSpec, ExecState, ExitReport, Program, Pty, Rlimits, SignalScope, Usage};
@@ -19,3 +20,4 @@ pub use id::{ExecId, KeyId, MachineId, ParseIdError, RequestId, SandboxId, Sessi
 pub use layer::{Enforcement, Held, Layer, LayerReport};
 pub use place::{PlaceKind, PlaceRef, Preference};
 pub use spec::{DiskKind, Limits, Network, SandboxSpec, TemplateName, UserLimits};
+pub use template::TemplateConfig;

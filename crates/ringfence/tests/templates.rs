@@ -57,6 +57,11 @@ fn hex(bytes: &[u8]) -> String {
 
 /// An `oci-layout` folder of an image with these layers, lowest first.
 fn layout(dir: &Path, layers: &[Vec<u8>]) -> PathBuf {
+    layout_of(dir, layers, &serde_json::json!({}))
+}
+
+/// The same, whose programs are started as `run` says.
+fn layout_of(dir: &Path, layers: &[Vec<u8>], run: &serde_json::Value) -> PathBuf {
     let folder = dir.join("layout");
     let blobs = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
@@ -67,7 +72,7 @@ fn layout(dir: &Path, layers: &[Vec<u8>]) -> PathBuf {
     let arch = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
     let diff_ids: Vec<String> = layers.iter().map(|layer| format!("sha256:{}", hex(layer))).collect();
     let config = serde_json::json!({
-        "architecture": arch, "os": "linux", "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        "architecture": arch, "os": "linux", "config": run, "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let manifest = serde_json::json!({
         "schemaVersion": 2,
@@ -175,5 +180,56 @@ fn a_layer_that_breaks_out_is_refused_and_leaves_nothing() {
     fs::write(&tarball, tar_of(&[("fine", "text")])).unwrap();
     system.ok(&["template", "import", "good", tarball.to_str().unwrap()]);
     assert_eq!(layers_kept(&system), 1);
+    system.stop();
+}
+
+#[test]
+fn an_exec_gets_what_the_image_says_where_its_request_says_nothing() {
+    let system = System::start();
+    let base = tar_of_directory(&root(system.dir()));
+    let users = tar_of(&[
+        ("etc/passwd", "root:x:0:0::/root:/bin/sh\napp:x:700:701::/srv:/bin/sh\n"),
+        ("srv/file", ""),
+        ("data/file", ""),
+    ]);
+    let import = |name: &str, run: &serde_json::Value| {
+        let folder = layout_of(system.dir(), &[base.clone(), users.clone()], run);
+        system.ok(&["template", "import", name, folder.to_str().unwrap()]);
+        fs::remove_dir_all(folder).unwrap();
+    };
+    let ids = "while read key id rest; do case $key in [UG]id:) echo $id;; esac; done < /proc/self/status";
+    let script = format!("echo $WORD $OTHER $HOME; pwd; {ids}");
+    let seen = |args: &[&str]| {
+        let all = [args, &["--", "/bin/sh", "-c", &script]].concat();
+        system.ok(&all).lines().collect::<Vec<_>>().join(" ")
+    };
+    let run = serde_json::json!({
+        "Env": ["WORD=image", "OTHER=a=b", "PATH=/bin"], "User": "app:staff", "WorkingDir": "/data",
+        "Entrypoint": ["/bin/false"], "Cmd": ["x"],
+    });
+    import("full", &run);
+    assert_eq!(seen(&["run", "--template", "full"]), "image a=b /srv /data 700 701");
+    // Control: an image that says nothing gives what every sandbox gives.
+    import("bare", &serde_json::json!({}));
+    assert_eq!(seen(&["run", "--template", "bare"]), "/home/user /home/user 1000 1000");
+    // What the request says stands above it; what it does not say stays.
+    let asked = ["run", "--template", "full", "-e", "WORD=mine", "--cwd", "/srv", "--user", "user"];
+    assert_eq!(seen(&asked), "mine a=b /home/user /srv 1000 1000");
+    // Also in a sandbox that stays, and in the background.
+    let id = system.ok(&["create", "--template", "full"]);
+    assert_eq!(seen(&["exec", "-s", &id]), "image a=b /srv /data 700 701");
+    let exec = system.ok(&["exec", "-d", "-s", &id, "--", "/bin/sh", "-c", &script]);
+    assert_eq!(system.run(&["logs", "-f", &exec]).expect(0), "image a=b /srv\n/data\n700\n701");
+
+    // An id without an entry; and root, which is judged like one that was asked for.
+    import("number", &serde_json::json!({ "User": "4321:50" }));
+    assert_eq!(seen(&["run", "--template", "number"]), "/ / 4321 4321");
+    for root in ["root", "0"] {
+        import("root", &serde_json::json!({ "User": root }));
+        assert_eq!(seen(&["run", "--template", "root"]).split(' ').next_back(), Some("0"));
+        let refused = system.run(&["--json", "run", "--template", "root", "--no-root", "--", "/bin/sh", "-c", ":"]);
+        refused.expect(125);
+        assert!(refused.stderr.contains("\"forbidden\""), "{}", refused.stderr);
+    }
     system.stop();
 }

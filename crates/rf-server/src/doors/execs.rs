@@ -14,7 +14,7 @@ use futures::{
 use http_body_util::BodyExt as _;
 use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
 use rf_policy::Action;
-use rf_types::{ExecId, ExecState, Fault, PlaceRef, Program, SandboxId};
+use rf_types::{ExecId, ExecState, Fault, PlaceRef, Program, SandboxId, TemplateName};
 use rf_wire::frames;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
@@ -87,7 +87,7 @@ struct Wanted {
 
 impl App {
     /// Checks what is asked and writes down what the ledger is to know of it.
-    fn wanted(&self, at: Where, ask: ExecAsk, stdin_open: bool) -> Result<Wanted, Fault> {
+    fn wanted(&self, caller: &Caller, at: Where, ask: ExecAsk, stdin_open: bool) -> Result<Wanted, Fault> {
         if at != Where::Routed && ask.place.is_some() {
             return Err(Fault::invalid("`place` cannot be given where the path says the place"));
         }
@@ -113,12 +113,38 @@ impl App {
         if !spec.env.is_empty() {
             record = record.detail("env", redactor.env(&spec.env));
         }
+        match (at, choice) {
+            (Where::Sandbox(id), _) | (Where::Routed, Choice::Place(PlaceRef::Sandbox(id))) => {
+                self.fill(caller, id, &mut spec)?;
+            }
+            // The sandbox that is made at first use is of the template `host`, and a machine has none.
+            (Where::Routed | Where::Machine(_), _) => {}
+        }
         for (name, text) in [("cwd", &spec.cwd), ("as", &spec.user)] {
             if let Some(text) = text {
                 record = record.detail(name, redactor.text(text, &[]));
             }
         }
         Ok(Wanted { ask: record, spec, stdin, choice, output_bytes_max, held })
+    }
+
+    /// Fills in what the request left out and the sandbox's template says: before the judge is asked, who has to know
+    /// of `root`.
+    fn fill(&self, caller: &Caller, id: SandboxId, spec: &mut rf_types::ExecSpec) -> Result<(), Fault> {
+        let Ok(row) = self.places().sandboxes().row(caller.who.principal().user, id) else {
+            // Not theirs or not there: said where every place is looked for.
+            return Ok(());
+        };
+        if row.spec.template == TemplateName::host() {
+            return Ok(());
+        }
+        match self.store().template_get(caller.who.scope(), &row.spec.template) {
+            Ok(template) => template.config.fill(spec),
+            // Removed since the sandbox was made, and its settings with it.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Judges and starts an exec whose caller waits.
@@ -132,7 +158,7 @@ impl App {
         ask: ExecAsk,
         stdin_open: bool,
     ) -> Result<(Running, usize), Refusal> {
-        let wanted = self.wanted(at, ask, stdin_open)?;
+        let wanted = self.wanted(caller, at, ask, stdin_open)?;
         let Wanted { ask, spec, stdin, choice, output_bytes_max, held } = wanted;
         let id = ExecId::random();
         let judged = self.claim_exec(caller, is_root(&spec));
@@ -150,7 +176,7 @@ impl App {
 
     /// Judges and starts an exec that outlives its request.
     async fn start_background(&self, caller: &Caller, at: Where, ask: ExecAsk) -> Result<ExecItem, Refusal> {
-        let Wanted { ask, spec, stdin, choice, held, .. } = self.wanted(at, ask, false)?;
+        let Wanted { ask, spec, stdin, choice, held, .. } = self.wanted(caller, at, ask, false)?;
         let ask = ask.detail("background", true);
         let id = ExecId::random();
         let judged = self.claim_exec(caller, is_root(&spec));
@@ -440,7 +466,7 @@ async fn run(
         sandbox.lease_ms = Some(timeout_ms.saturating_add(RUN_LEASE_MARGIN_MS).max(1_000));
     }
     // Found out before a sandbox is made for it.
-    app.wanted(Where::Routed, exec.clone(), false)?;
+    app.wanted(&caller, Where::Routed, exec.clone(), false)?;
     let row = sandboxes::create(&app, &caller, &sandbox, false).await?;
     // Whatever comes next, also the client's going away, the sandbox is destroyed.
     let destroy = After(Some(destroy_later(&app, &caller, row.id)));

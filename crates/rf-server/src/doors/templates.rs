@@ -101,7 +101,7 @@ struct TemplateAnswer {
 
 impl From<Template> for TemplateAnswer {
     fn from(template: Template) -> Self {
-        let Template { name, layers, source, digest, created } = template;
+        let Template { name, layers, source, digest, created, config: _ } = template;
         Self { name, layers, source, digest: Some(digest), created_at: Some(created) }
     }
 }
@@ -211,7 +211,7 @@ async fn install(
     // The warden has the layers; what stays here only spares fetching those of the latest image again.
     app.images().keep_only(image.layers.iter().map(|layer| layer.blob));
     let digest = image.digest.to_string();
-    let new = NewTemplate { name, layers: &layers, source, digest: &digest };
+    let new = NewTemplate { name, layers: &layers, source, digest: &digest, config: &image.config };
     Ok(app.store().template_put(caller.operator()?, &new, app.now())?.into())
 }
 
