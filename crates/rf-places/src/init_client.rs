@@ -194,6 +194,10 @@ impl InitClient {
         fds: usize,
         keep: bool,
     ) -> Result<Result<Started, Failed>, Fault> {
+        // Looked for before: an exec whose streams find no room has run for nothing, and a second try would run it again.
+        let socket = self.shared.socket.get_ref();
+        let room: io::Result<Vec<OwnedFd>> = (0..fds).map(|_| socket.try_clone()).collect();
+        room.map(drop).map_err(|_| refusal::no_room())?;
         let (waiter, answer) = oneshot::channel();
         let pending = Pending::Spawn { exec: exec.bits(), fds, keep, waiter };
         self.order(order::SPAWN, body, pending, 0).await?;
@@ -673,7 +677,12 @@ mod tests {
         packet::send(init.as_fd(), &bytes[..len], &[pipe.as_fd(), pipe.as_fd()]).unwrap();
         let refused = spawning.await.unwrap().unwrap_err();
         drop(full);
-        assert_eq!(refusal::spawn(refused, "x", None, None).code, rf_types::Code::ServerBusy);
+        // Not `server_busy`, which says that it may be tried again: it did run.
+        assert_eq!(refusal::spawn(refused, "x", None, None).code, rf_types::Code::PlaceLost);
+        let full = exhaust();
+        let refused = client.spawn(exec, &[], 2, true).await;
+        drop(full);
+        assert!(matches!(refused, Err(fault) if fault.code == rf_types::Code::ServerBusy));
         let Received::Message((header, killed)) = packet::receive(init.as_fd(), look).unwrap() else {
             panic!("no order")
         };

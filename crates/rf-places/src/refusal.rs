@@ -103,7 +103,12 @@ fn known(errno: u32) -> Option<Errno> {
 pub(crate) fn spawn(failed: Failed, program: &str, cwd: Option<&str>, user: Option<&str>) -> Fault {
     let program = shorten(program);
     if failed == Failed::NO_ROOM {
-        return no_room();
+        // It started, so this is none of the errors after which the same may be asked again.
+        return Fault::new(
+            Code::PlaceLost,
+            "this server had no descriptors left for the exec's streams, and killed it",
+            "what it did until then is not known; ask the operator to raise the limit on open files",
+        );
     }
     let Failed { errno, stage } = failed;
     let text = errno_text(errno);
