@@ -8,53 +8,38 @@ mod field;
 mod http;
 #[path = "faults/point.rs"]
 mod point;
+#[path = "faults/scarce.rs"]
+mod scarce;
 mod support;
 
-use field::Field;
 use point::{Target, go_through};
 
 #[test]
 fn the_server_is_killed_at_every_step() {
-    let mut field = Field::start();
-    field.watch();
-    let points = go_through(&mut field, Target::Server);
-    assert!(points >= 35, "{points}");
-    field.ask_witness();
-    field.end();
+    let points = go_through(Target::Server, true);
+    assert!(points >= 40, "{points}");
 }
 
 #[test]
 fn the_warden_is_killed_at_every_step() {
-    let mut field = Field::start();
-    let points = go_through(&mut field, Target::Warden);
-    assert!(points >= 35, "{points}");
-    field.end();
+    let points = go_through(Target::Warden, false);
+    assert!(points >= 40, "{points}");
 }
 
 #[test]
 fn process_1_is_killed_at_every_step() {
-    let mut field = Field::start();
-    field.watch();
-    let points = go_through(&mut field, Target::Init);
-    assert!(points >= 30, "{points}");
-    field.ask_witness();
-    field.end();
+    let points = go_through(Target::Init, true);
+    assert!(points >= 34, "{points}");
 }
 
 #[test]
 fn a_machine_is_killed_at_every_step() {
-    let mut field = Field::start();
-    field.join().unwrap();
-    let points = go_through(&mut field, Target::Machine);
-    assert!(points >= 25, "{points}");
-    field.end();
+    let points = go_through(Target::Machine, false);
+    assert!(points >= 32, "{points}");
 }
 
 #[test]
 fn the_server_of_a_machine_is_killed_at_every_step() {
-    let mut field = Field::start();
-    field.join().unwrap();
-    let points = go_through(&mut field, Target::ServerOfMachine);
-    assert!(points >= 25, "{points}");
-    field.end();
+    let points = go_through(Target::ServerOfMachine, false);
+    assert!(points >= 32, "{points}");
 }

@@ -230,6 +230,11 @@ impl Field {
         (id, init)
     }
 
+    /// Runs a line for the shell in a sandbox to its end; its answer.
+    pub fn shell(&self, sandbox: &str, line: &str) -> Said {
+        self.ask("POST", &format!("/v1/sandboxes/{sandbox}/exec"), &json!({ "shell": line }))
+    }
+
     /// The user's sandboxes.
     pub fn listed(&self) -> Option<Vec<String>> {
         let list = self.ask("GET", "/v1/sandboxes?items_max=1000", &Value::Null);
@@ -295,7 +300,7 @@ impl Field {
         let Said::Answer { status: 200, body, whole: true } = logs else { panic!("{logs}") };
         let text = String::from_utf8(body).unwrap();
         let counted: Vec<usize> = text.lines().map(|line| line.parse().unwrap()).collect();
-        assert!(counted.len() > 100 && counted.iter().copied().eq(1..=counted.len()), "{text}");
+        assert!(counted.len() > 20 && counted.iter().copied().eq(1..=counted.len()), "{text}");
         self.must("DELETE", &format!("/v1/sandboxes/{sandbox}"), &Value::Null);
         self.settle().unwrap();
     }
@@ -347,13 +352,18 @@ impl Field {
     }
 
     /// Ends all; nothing may be left.
-    pub fn end(mut self) {
+    pub fn end(self) {
+        self.end_with(|| {});
+    }
+
+    /// As [`Self::end`], and then `after`, while its directory is still there.
+    pub fn end_with(mut self, after: impl FnOnce()) {
         if let Some(mut machine) = self.machine.take() {
             send(machine.child.id(), Signal::TERM);
             let _ = machine.child.wait();
         }
         let Self { system, bases, .. } = self;
-        system.stop();
+        system.stop_and(after);
         for base in bases {
             assert!(!base.exists(), "{} is left", base.display());
         }
