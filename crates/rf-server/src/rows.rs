@@ -7,7 +7,9 @@ use rf_ledger::{Entry, Event, Ledger};
 use rf_places::{Choice, EndedWhy, FirstUse, Rows, SandboxClaim, SandboxRow, place::Place};
 use rf_policy::{Action, Asked, Permit};
 use rf_store::{NewSandbox, Store, StoreError, SystemScope};
-use rf_types::{Enforcement, Fault, Limits, PlaceRef, Preference, SandboxId, SandboxSpec, TemplateName, UserId};
+use rf_types::{
+    Enforcement, ExecSpec, Fault, Limits, PlaceRef, Preference, SandboxId, SandboxSpec, TemplateName, UserId,
+};
 
 use crate::{
     api::{self, SandboxAsk},
@@ -159,6 +161,28 @@ impl App {
             Ok(permit)
         })?;
         with_permit(kept, claim)
+    }
+
+    /// Fills in what the request left out and the sandbox's template says: before the judge is asked, who has to know
+    /// of `root`.
+    ///
+    /// # Errors
+    /// `store_unavailable`.
+    pub fn fill_from_template(&self, caller: &Caller, id: SandboxId, spec: &mut ExecSpec) -> Result<(), Fault> {
+        let Ok(row) = self.places().sandboxes().row(caller.who.principal().user, id) else {
+            // Not theirs or not there: said where every place is looked for.
+            return Ok(());
+        };
+        if row.spec.template == TemplateName::host() {
+            return Ok(());
+        }
+        match self.store().template_get(caller.who.scope(), &row.spec.template) {
+            Ok(template) => template.config.fill(spec),
+            // Removed since the sandbox was made, and its settings with it.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Judges other limits of a sandbox that is there, as if it were made anew beside the user's others.

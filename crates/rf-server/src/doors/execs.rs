@@ -14,7 +14,7 @@ use futures::{
 use http_body_util::BodyExt as _;
 use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
 use rf_policy::Action;
-use rf_types::{ExecId, ExecState, Fault, PlaceRef, Program, SandboxId, TemplateName};
+use rf_types::{ExecId, ExecState, Fault, PlaceRef, Program, SandboxId};
 use rf_wire::frames;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
@@ -115,7 +115,7 @@ impl App {
         }
         match (at, choice) {
             (Where::Sandbox(id), _) | (Where::Routed, Choice::Place(PlaceRef::Sandbox(id))) => {
-                self.fill(caller, id, &mut spec)?;
+                self.fill_from_template(caller, id, &mut spec)?;
             }
             // The sandbox that is made at first use is of the template `host`, and a machine has none.
             (Where::Routed | Where::Machine(_), _) => {}
@@ -126,25 +126,6 @@ impl App {
             }
         }
         Ok(Wanted { ask: record, spec, stdin, choice, output_bytes_max, held })
-    }
-
-    /// Fills in what the request left out and the sandbox's template says: before the judge is asked, who has to know
-    /// of `root`.
-    fn fill(&self, caller: &Caller, id: SandboxId, spec: &mut rf_types::ExecSpec) -> Result<(), Fault> {
-        let Ok(row) = self.places().sandboxes().row(caller.who.principal().user, id) else {
-            // Not theirs or not there: said where every place is looked for.
-            return Ok(());
-        };
-        if row.spec.template == TemplateName::host() {
-            return Ok(());
-        }
-        match self.store().template_get(caller.who.scope(), &row.spec.template) {
-            Ok(template) => template.config.fill(spec),
-            // Removed since the sandbox was made, and its settings with it.
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 
     /// Judges and starts an exec whose caller waits.
