@@ -2,6 +2,8 @@
 
 #![allow(unreachable_pub, reason = "the modules are parts of this one test")]
 
+#[path = "faults/adoption.rs"]
+mod adoption;
 #[path = "faults/field.rs"]
 mod field;
 #[path = "faults/http.rs"]

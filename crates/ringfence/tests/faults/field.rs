@@ -164,6 +164,16 @@ impl Field {
         self.system.child("server")
     }
 
+    /// The server's process, if there is one just now.
+    pub fn try_server(&self) -> Option<u32> {
+        let up = self.system.pid;
+        let children = fs::read_to_string(format!("/proc/{up}/task/{up}/children")).ok()?;
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(|pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|b| *b == 0).nth(1) == Some(b"server")
+        })
+    }
+
     pub fn warden(&self) -> u32 {
         self.system.child("warden")
     }
