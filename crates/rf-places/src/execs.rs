@@ -3,22 +3,19 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    future::Future,
     io,
     path::PathBuf,
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
-use futures::{future::BoxFuture, stream::BoxStream};
+use futures::stream::BoxStream;
 use rf_policy::{Action, Permit};
 use rf_types::{
-    Code, ExecId, ExecInfo, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SignalScope, Usage, UserId, units::UnixMs,
+    Code, ExecId, ExecInfo, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SignalScope, UserId, units::UnixMs,
 };
 use tokio::{
     io::AsyncWriteExt as _,
@@ -35,6 +32,10 @@ use crate::{
     sandboxes::now_ms,
     spool::{About, Budget, Progress, Spool, Which},
 };
+
+mod end;
+
+use end::{EndGuard, WatchedExit};
 
 /// What is kept of execs, and where.
 #[derive(Clone, Debug)]
@@ -754,50 +755,5 @@ impl Kept {
             Which::Stdout => &self.out,
             Which::Stderr => &self.err,
         }
-    }
-}
-
-/// Notes the end of a foreground exec, whatever its caller does.
-struct EndGuard {
-    execs: Execs,
-    entry: Arc<Entry>,
-    exec: ExecId,
-    over: bool,
-}
-
-impl EndGuard {
-    fn not_started(mut self, fault: &Fault) {
-        self.over = true;
-        self.execs.not_started(&self.entry, fault);
-    }
-}
-
-impl Drop for EndGuard {
-    fn drop(&mut self) {
-        if !self.over {
-            // The caller went away and the place kills the tree.
-            const SIGKILL: i32 = 9;
-            let wall_us = now_ms().saturating_sub(lock(&self.entry.info).started_at).saturating_mul(1000);
-            let usage = Usage { wall_us, ..Usage::default() };
-            let killed = ExitReport { code: None, signal: Some(SIGKILL), timed_out: false, usage };
-            self.execs.end(&self.entry, self.exec, ExecState::Exited(killed));
-        }
-    }
-}
-
-/// The end of a foreground exec, noted when it comes.
-struct WatchedExit {
-    exit: BoxFuture<'static, Result<ExitReport, Fault>>,
-    guard: EndGuard,
-}
-
-impl Future for WatchedExit {
-    type Output = Result<ExitReport, Fault>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let end = ready!(self.exit.as_mut().poll(context));
-        self.guard.over = true;
-        self.guard.execs.end(&self.guard.entry, self.guard.exec, ended_state(&end));
-        Poll::Ready(end)
     }
 }
