@@ -107,6 +107,17 @@ pub fn run(config: WardenConfig) -> Result<(), WardenError> {
     }
     let _lock = door::lock(&config.own("lock"))?;
     let host = HostReport::probe(&config.base()).map_err(WardenError::step("probe the host"))?;
+    let hierarchies = host.hierarchies.clone();
+    let kept = keep(config, host);
+    if kept.is_err() {
+        // One that does not come up leaves no empty group behind either.
+        hierarchies.remove_base();
+    }
+    kept
+}
+
+/// Sweeps, sets up, and keeps until told to stop.
+fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
     host.hierarchies.sweep()?;
     host.hierarchies.stay_limited()?;
     let signals =
