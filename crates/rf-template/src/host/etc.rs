@@ -99,8 +99,8 @@ fn skeleton(plan: &mut Plan) {
     }
 }
 
-/// Where packages come from: the distribution's public archive. The host's own sources may name private mirrors and
-/// carry credentials, so they are not taken.
+/// What apt and dpkg need to install packages that are there as files. Sources there are none: the host's own may name
+/// private mirrors and carry credentials, and a sandbox has no way out by which to reach others.
 fn packages(plan: &mut Plan, host: &Path) -> io::Result<()> {
     if !plan.nodes.contains_key(Path::new("var/lib/dpkg/status")) {
         return Ok(());
@@ -117,37 +117,6 @@ fn packages(plan: &mut Plan, host: &Path) -> io::Result<()> {
         }
     }
     plan.file("var/lib/dpkg/statoverride", 0o644, overrides);
-
-    let release = [text(host, "usr/lib/os-release")?, text(host, "etc/os-release")?].concat();
-    let field = |name: &str| {
-        release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).map(|value| value.trim_matches('"'))
-    };
-    let Some(codename) = field("VERSION_CODENAME").filter(|name| name.bytes().all(|b| b.is_ascii_lowercase())) else {
-        return Ok(());
-    };
-    let (archive, security, suite, components, keyring) = match field("ID") {
-        Some("debian") => (
-            "http://deb.debian.org/debian",
-            "http://deb.debian.org/debian-security",
-            format!("{codename}-security"),
-            "main",
-            "usr/share/keyrings/debian-archive-keyring.gpg",
-        ),
-        Some("ubuntu") => (
-            "http://archive.ubuntu.com/ubuntu",
-            "http://security.ubuntu.com/ubuntu",
-            format!("{codename}-security"),
-            "main universe",
-            "usr/share/keyrings/ubuntu-archive-keyring.gpg",
-        ),
-        Some(_) | None => return Ok(()),
-    };
-    let signed = if host.join(keyring).exists() { format!("Signed-By: /{keyring}\n") } else { String::new() };
-    let sources = format!(
-        "Types: deb\nURIs: {archive}\nSuites: {codename} {codename}-updates\nComponents: {components}\n{signed}\n\
-         Types: deb\nURIs: {security}\nSuites: {suite}\nComponents: {components}\n{signed}"
-    );
-    plan.file("etc/apt/sources.list.d/distribution.sources", 0o644, sources);
     Ok(())
 }
 
