@@ -63,6 +63,9 @@ fn partly(layer: Layer, plan: &Plan, group: &Group) -> Held {
         (Layer::Memory, _) if group.hierarchies().memory_is_version_1() => {
             "buffers of TCP sockets: cgroup version 1 counts them apart; held to 128 KiB a socket and direction"
         }
+        (Layer::Landlock, _) if rf_sys::landlock::abi() < 6 => {
+            "scopes of signals and abstract sockets (Landlock ABI 6); the pid and net namespaces hold both"
+        }
         _ => return Held::Full,
     };
     Held::Partial { missing: missing.to_owned() }

@@ -60,8 +60,6 @@ pub(crate) fn lock(path: &Path) -> Result<OwnedFd, WardenError> {
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
-    /// Whether it said `Hello`.
-    pub(crate) greeted: bool,
     queue: std::collections::VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
 }
 
@@ -73,7 +71,7 @@ impl Connection {
         if peer != server_uid && peer != rustix::process::geteuid().as_raw() {
             return Ok(None);
         }
-        Ok(Some(Self { socket, greeted: false, queue: std::collections::VecDeque::new() }))
+        Ok(Some(Self { socket, queue: std::collections::VecDeque::new() }))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {

@@ -397,9 +397,6 @@ impl Keeper {
             self.close(old);
             self.server = Some(connection);
         }
-        if let Some(connection) = self.connections.get_mut(&connection) {
-            connection.greeted = true;
-        }
         Ok(Reply::Done {})
     }
 

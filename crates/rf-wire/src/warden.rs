@@ -71,7 +71,7 @@ pub enum Order {
     SetTemplate {
         /// Its name.
         name: TemplateName,
-        /// Its layers' `diff_id`s, 1 to 128.
+        /// Its layers' `diff_id`s, 1 to 100.
         layers: Vec<String>,
     },
     /// Remove a template and the layers that no other has. Answer: `Done`.

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use http_body_util::BodyExt as _;
 use rf_places::place::{FileAnswer, Place, Sink};
-use rf_policy::Action;
 use rf_types::{Code, Fault, FileKind, FileOp, Stat, WriteMode};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -247,7 +246,7 @@ struct Begun {
 
 /// Judges and begins `op`.
 async fn begin(app: &App, caller: &Caller, at: &Where, op: FileOp, user: Option<&str>) -> Result<Begun, Refusal> {
-    let action = action(&op);
+    let action = rf_places::file_action(&op);
     // The kernel takes none (open(2)); said here by name and not by an errno.
     if paths(&op).iter().any(|path| path.contains('\0')) || user.is_some_and(|user| user.contains('\0')) {
         return Err(Fault::invalid("a path or user holds a NUL byte").into());
@@ -267,23 +266,6 @@ async fn begin(app: &App, caller: &Caller, at: &Where, op: FileOp, user: Option<
     match place.file(operation.permit(), &op, user).await {
         Ok(answer) => Ok(Begun { operation, place, answer }),
         Err(fault) => Err(operation.fail(fault).await),
-    }
-}
-
-/// Which action a file operation is.
-const fn action(op: &FileOp) -> Action {
-    match op {
-        FileOp::Read { .. }
-        | FileOp::List { .. }
-        | FileOp::Stat { .. }
-        | FileOp::TarOut { .. }
-        | FileOp::Watch { .. } => Action::FileRead,
-        FileOp::Write { .. }
-        | FileOp::MakeDir { .. }
-        | FileOp::Move { .. }
-        | FileOp::Remove { .. }
-        | FileOp::Chmod { .. }
-        | FileOp::TarIn { .. } => Action::FileWrite,
     }
 }
 
