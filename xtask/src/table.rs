@@ -35,6 +35,12 @@ pub(crate) const HOUSE: &[Room] = &[
         must_never: &["tokio", "http", "reqwest", "tracing", "rustix", "rf-sys"],
         may_be_unsafe: false,
     },
+    Room {
+        name: "rf-e2b",
+        may_use: &["rf-types"],
+        must_never: &["tokio", "rf-sys", "rustix", "axum", "reqwest"],
+        may_be_unsafe: false,
+    },
     Room { name: "rf-wire", may_use: &["rf-types"], must_never: &["tokio", "rf-sys", "rustix"], may_be_unsafe: false },
     Room {
         name: "rf-sandbox",
@@ -105,6 +111,7 @@ pub(crate) const HOUSE: &[Room] = &[
             "rf-policy",
             "rf-template",
             "rf-images",
+            "rf-e2b",
         ],
         must_never: &["rf-sandbox", "rf-sys", "rf-warden", "rf-machine"],
         may_be_unsafe: false,

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod audit;
+pub mod e2b;
 pub mod execs;
 pub mod files;
 pub mod health;
