@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     config::ServerConfig,
-    doors::{sandboxes::Repeats, templates::Images},
+    doors::{e2b::E2b, sandboxes::Repeats, templates::Images},
     input::{self, Intake},
     metrics::Metrics,
     refusal::{Refusal, to_json},
@@ -61,6 +61,8 @@ pub struct Shared {
     pub hub: Arc<MachineHub>,
     /// Images on their way to be templates.
     pub images: Images,
+    /// What the door of the E2B clients keeps.
+    pub e2b: E2b,
     /// Held for as long as the store is open: background work ends with it.
     pub system: Arc<SystemScope>,
 }
@@ -154,6 +156,12 @@ impl App {
     #[must_use]
     pub fn images(&self) -> &Images {
         &self.0.images
+    }
+
+    /// What the door of the E2B clients keeps.
+    #[must_use]
+    pub fn e2b(&self) -> &E2b {
+        &self.0.e2b
     }
 
     /// The server's own work, for tests and the like; no request comes here.

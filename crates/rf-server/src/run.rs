@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     app::{App, Shared, now},
     config::{ConfigError, ServerConfig},
-    doors::{self, machines::Authority, templates::Images},
+    doors::{self, e2b::E2b, machines::Authority, templates::Images},
     edge, harden,
     input::Intake,
     logs,
@@ -287,6 +287,11 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
 
     prune_now_and_then(store.clone(), Arc::downgrade(&system));
     let images = Images::open(&dir.join("blobs"))?;
+    let e2b = E2b::open(&dir).map_err(|error| RunError::File {
+        step: "open the key of the sandboxes' tokens in",
+        path: dir.clone(),
+        error,
+    })?;
     Ok(App::new(Shared {
         intake: Intake::new(&config.door),
         config,
@@ -302,6 +307,7 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         limits_turn: tokio::sync::Mutex::new(()),
         hub,
         images,
+        e2b,
         system,
     }))
 }
