@@ -53,6 +53,8 @@ pub struct RootSource {
     pub layers: Vec<PathBuf>,
     /// Host directories with their place below the root.
     pub binds: Vec<Bind>,
+    /// Directories laid over the root, lowest first, that belong to the template: what it has beyond the host.
+    pub additions: Vec<PathBuf>,
     /// A directory laid over the root, `usr/bin/sudo` in it, where `root` inside may be had: see [`init_program`].
     pub tools: Option<PathBuf>,
 }
@@ -60,15 +62,20 @@ pub struct RootSource {
 impl RootSource {
     /// The lower directories of the root, lowest first.
     pub(crate) fn root_layers(&self) -> impl Iterator<Item = PathBuf> {
-        // What the tools are laid over is where `/usr` comes from: the root, or a bind of its own.
-        let tools = self.tools.clone().filter(|_| !self.binds.iter().any(Bind::is_usr));
-        self.layers.iter().cloned().chain(tools)
+        // What they are laid over is where `/usr` comes from: the root, or a bind of its own.
+        let bound = self.binds.iter().any(Bind::is_usr);
+        self.layers.iter().chain(self.laid_over().filter(move |_| !bound)).cloned()
     }
 
     /// The lower directories of a bind, lowest first.
     pub(crate) fn bind_layers(&self, bind: &Bind) -> impl Iterator<Item = PathBuf> {
-        let tools = self.tools.as_ref().filter(|_| bind.is_usr()).map(|tools| tools.join("usr"));
-        std::iter::once(bind.from.clone()).chain(tools)
+        let over = self.laid_over().filter(|_| bind.is_usr()).map(|dir| dir.join("usr"));
+        std::iter::once(bind.from.clone()).chain(over)
+    }
+
+    /// What is laid over the root, lowest first.
+    fn laid_over(&self) -> impl Iterator<Item = &PathBuf> {
+        self.additions.iter().chain(&self.tools)
     }
 
     /// Every directory that is mounted, in the order in which the new process takes them.
@@ -272,6 +279,9 @@ impl fmt::Display for Plan {
         for bind in &self.source.binds {
             let how = if bind.overlay { "overlay" } else { "read-only" };
             writeln!(f, "bind: {} on /{} {how}", bind.from.display(), bind.to.display())?;
+        }
+        for dir in &self.source.additions {
+            writeln!(f, "addition: {}", dir.display())?;
         }
         writeln!(f, "proc: hidepid, /proc/sys read-only, covered: {}", self.proc_covered.join(" "))?;
         writeln!(f, "hostname: {}", self.hostname())?;

@@ -22,6 +22,18 @@ impl TemplateName {
         Self("host".to_owned())
     }
 
+    /// The other template that is always there: `host` with what programs written for E2B's sandboxes expect.
+    #[must_use]
+    pub fn base() -> Self {
+        Self("base".to_owned())
+    }
+
+    /// Whether the server makes it itself, so that nobody imports or removes it.
+    #[must_use]
+    pub fn is_built_in(&self) -> bool {
+        matches!(self.0.as_str(), "host" | "base")
+    }
+
     /// The name's text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -20,7 +20,7 @@ use rustix::{
     process::Signal,
 };
 
-use crate::{WardenConfig, WardenError, door, door::Connection, templates::Templates, unpack::Unpacking};
+use crate::{WardenConfig, WardenError, door, door::Connection, pool::Pool, templates::Templates, unpack::Unpacking};
 
 /// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
 const IDS_BASE: u32 = 0x7000_0000;
@@ -81,10 +81,7 @@ struct Keeper {
     server: Option<u64>,
     starting: HashMap<SandboxId, Start>,
     live: HashMap<SandboxId, Live>,
-    pool: VecDeque<SandboxId>,
-    pool_spec: SandboxSpec,
-    /// Set when the pool's spec cannot be launched here: every one would fail alike.
-    pool_off: bool,
+    pool: Pool,
     /// When the server last asked for something to be made or destroyed.
     asked: Instant,
     dying: HashMap<SandboxId, Dying>,
@@ -127,6 +124,7 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
     let listener = door::listen(&config.socket(), config.server_uid)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;
     let ranges = (0..config.sandboxes_max).map(|slot| IDS_BASE + slot * IDS_PER_SANDBOX).collect();
+    let pool = Pool::new(config.pool, config.pool_base);
     let mut keeper = Keeper {
         config,
         launcher,
@@ -138,9 +136,7 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
         server: None,
         starting: HashMap::new(),
         live: HashMap::new(),
-        pool: VecDeque::new(),
-        pool_spec: SandboxSpec::standard(60_000),
-        pool_off: false,
+        pool,
         asked: Instant::now(),
         dying: HashMap::new(),
         leases: BTreeSet::new(),
@@ -420,6 +416,9 @@ impl Keeper {
 
     fn create(&mut self, asker: Asker, spec: SandboxSpec) {
         self.asked = Instant::now();
+        for id in self.pool.asked(&spec) {
+            self.destroy(id, None);
+        }
         if let Some(id) = self.take_prepared(&spec) {
             return self.claim(id, spec, asker, true);
         }
@@ -430,15 +429,10 @@ impl Keeper {
 
     /// A prepared sandbox that is what `spec` wants but for limits that can still be set.
     fn take_prepared(&mut self, spec: &SandboxSpec) -> Option<SandboxId> {
-        let p = &self.pool_spec;
-        let same = spec.validate().is_ok()
-            && spec.template == p.template
-            && spec.disk == p.disk
-            && spec.network == p.network
-            && spec.root_allowed == p.root_allowed
-            && spec.limits.disk_bytes_max == p.limits.disk_bytes_max
-            && spec.limits.inodes_max == p.limits.inodes_max;
-        while same && let Some(id) = self.pool.pop_front() {
+        if spec.validate().is_err() {
+            return None;
+        }
+        while let Some(id) = self.pool.take(spec) {
             let usable = match self.live.get_mut(&id) {
                 Some(live) if spec.limits == live.spec.limits => true,
                 Some(live) => live.sandbox.limit(&spec.limits).is_ok(),
@@ -511,7 +505,8 @@ impl Keeper {
                 self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0 });
                 match asker {
                     Some(asker) => self.claim(id, spec, asker, false),
-                    None => self.pool.push_back(id),
+                    None if self.pool.add(id, &spec) => {}
+                    None => self.destroy(id, None),
                 }
             }
             Err(error) => {
@@ -528,7 +523,7 @@ impl Keeper {
         self.give_back(host_ids(&start.starting));
         match start.asker {
             Some(asker) => self.answer(asker, Err(fault.clone())),
-            None => self.pool_off = true,
+            None => self.pool.give_up(&start.spec),
         }
     }
 
@@ -553,14 +548,17 @@ impl Keeper {
     }
 
     fn wants_refill(&self) -> bool {
-        self.pool.len() < self.config.pool as usize && !self.pool_off
+        self.pool.wants().is_some()
     }
 
     /// Prepares the next sandbox when nothing more urgent is under way: one at a time.
     fn refill(&mut self) {
-        if self.wants_refill() && self.starting.is_empty() && self.asked.elapsed() >= QUIET {
-            let spec = self.pool_spec.clone();
-            self.pool_off = self.begin(spec, None).is_err();
+        if self.starting.is_empty()
+            && self.asked.elapsed() >= QUIET
+            && let Some(spec) = self.pool.wants().cloned()
+            && self.begin(spec.clone(), None).is_err()
+        {
+            self.pool.give_up(&spec);
         }
     }
 
@@ -632,7 +630,7 @@ impl Keeper {
     fn destroy(&mut self, id: SandboxId, asker: Option<Asker>) {
         if let Some(live) = self.live.remove(&id) {
             self.leases.remove(&(live.lease_until, id));
-            self.pool.retain(|pooled| *pooled != id);
+            self.pool.forget(id);
             live.sandbox.kill();
             self.dying.insert(id, Dying { sandbox: live.sandbox, askers: Vec::new() });
         }

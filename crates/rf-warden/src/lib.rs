@@ -13,6 +13,7 @@
 
 mod door;
 mod keeper;
+mod pool;
 mod templates;
 mod unpack;
 
@@ -30,8 +31,10 @@ pub struct WardenConfig {
     pub state: PathBuf,
     /// The id that the server runs as: the only one whose orders are taken, beside our own.
     pub server_uid: u32,
-    /// How many sandboxes are kept prepared, 0 to 256.
+    /// How many sandboxes of the template `host` are kept prepared, 0 to 256.
     pub pool: u32,
+    /// How many of the template `base` are, once the first was asked for, 0 to 256.
+    pub pool_base: u32,
     /// Most sandboxes at once, prepared ones included, 1 to 4,000.
     pub sandboxes_max: u32,
 }

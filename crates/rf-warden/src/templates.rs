@@ -3,6 +3,7 @@
 //! ```text
 //! warden/host/host-DIGEST/      the tree of the `host` template
 //! warden/tools/usr/bin/sudo     laid over every root whose user may be `root` inside
+//! warden/base/usr/local/bin/    laid over the host's tree for the template `base`
 //! warden/layers/HEX/            one unpacked layer; HEX.part while it is being unpacked
 //! warden/templates/NAME.json    the layers of a template, lowest first; `/` in the name is `%`
 //! ```
@@ -13,7 +14,7 @@ use std::{
 };
 
 use rf_sandbox::plan::{Bind, RootSource};
-use rf_template::host::{HostTemplate, build_base};
+use rf_template::host::{HostTemplate, base, build_base};
 use rf_types::{Code, Fault, TemplateName};
 use rf_wire::warden::Template;
 
@@ -28,8 +29,10 @@ pub(crate) struct Templates {
     templates: PathBuf,
     tools: PathBuf,
     host: RootSource,
-    /// Below the layers of every other template.
-    base: PathBuf,
+    /// What `base` has beyond `host`.
+    additions: PathBuf,
+    /// Below the layers of every imported template.
+    below: PathBuf,
 }
 
 impl Templates {
@@ -51,11 +54,14 @@ impl Templates {
         let host = RootSource {
             layers: vec![host.root],
             binds: host.binds.into_iter().map(bind).collect(),
+            additions: Vec::new(),
             tools: Some(tools.clone()),
         };
-        let base = build_base(&dir).map_err(WardenError::file(&dir))?;
+        let additions = config.own("base");
+        base::write_additions(Path::new("/"), &additions).map_err(WardenError::file(&additions))?;
+        let below = build_base(&dir).map_err(WardenError::file(&dir))?;
         let (layers, templates) = (config.own("layers"), config.own("templates"));
-        let templates = Self { layers, templates, tools, host, base };
+        let templates = Self { layers, templates, tools, host, additions, below };
         for entry in fs::read_dir(&templates.layers).map_err(WardenError::file(&templates.layers))?.flatten() {
             if entry.path().extension().is_some_and(|extension| extension == "part") {
                 fs::remove_dir_all(entry.path()).map_err(WardenError::file(&entry.path()))?;
@@ -69,23 +75,36 @@ impl Templates {
         if *name == TemplateName::host() {
             return Ok(self.host.clone());
         }
+        if *name == TemplateName::base() {
+            // Asked each time: what is missing may have been installed meanwhile.
+            let missing = base::missing(Path::new("/"));
+            if !missing.is_empty() {
+                let what = format!("the template `base` needs what this host lacks: {}", missing.join(", "));
+                let hint = format!("on the server: {}", base::cure(&missing));
+                return Err(Fault::new(Code::TemplateUnavailable, what, hint));
+            }
+            return Ok(RootSource { additions: vec![self.additions.clone()], ..self.host.clone() });
+        }
         let unknown = || {
             let hint = "see `ringfence template list`; import it with `ringfence template import`";
             Fault::new(Code::TemplateUnavailable, format!("there is no template `{name}`"), hint)
         };
         let layers = self.read(&self.file(name)).ok_or_else(unknown)?;
-        let mut lowest_first = vec![self.base.clone()];
+        let mut lowest_first = vec![self.below.clone()];
         for id in &layers {
             lowest_first.push(self.layer(id)?);
         }
-        Ok(RootSource { layers: lowest_first, binds: Vec::new(), tools: Some(self.tools.clone()) })
+        let tools = Some(self.tools.clone());
+        Ok(RootSource { layers: lowest_first, binds: Vec::new(), additions: Vec::new(), tools })
     }
 
     pub(crate) fn list(&self) -> Vec<Template> {
-        let mut all = vec![Template { name: TemplateName::host(), layers: Vec::new() }];
+        let built_in = [TemplateName::base(), TemplateName::host()];
+        let mut all = built_in.map(|name| Template { name, layers: Vec::new() }).to_vec();
         for entry in fs::read_dir(&self.templates).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().strip_suffix(".json").map(|stem| stem.replace('%', "/"));
-            if let (Some(Ok(name)), Some(layers)) = (name.map(|n| n.parse()), self.read(&entry.path())) {
+            let name = name.and_then(|name| name.parse::<TemplateName>().ok()).filter(|name| !name.is_built_in());
+            if let (Some(name), Some(layers)) = (name, self.read(&entry.path())) {
                 all.push(Template { name, layers });
             }
         }
@@ -94,12 +113,9 @@ impl Templates {
     }
 
     pub(crate) fn set(&self, name: &TemplateName, layers: &[String]) -> Result<(), Fault> {
-        if *name == TemplateName::host() {
-            return Err(Fault::new(
-                Code::Conflict,
-                "the template `host` is made by the server itself",
-                "choose another name",
-            ));
+        if name.is_built_in() {
+            let what = format!("the template `{name}` is made by the server itself");
+            return Err(Fault::new(Code::Conflict, what, "choose another name"));
         }
         if layers.is_empty() || layers.len() > LAYERS_MAX {
             return Err(Fault::invalid(format!("a template has 1 to {LAYERS_MAX} layers, not {}", layers.len())));

@@ -117,7 +117,7 @@ fn a_root_of_ones_own_becomes_a_template_and_has_nothing_of_the_host() {
     system.ok(&["run", "--", "/usr/bin/env"]);
     let names: Vec<_> =
         system.json(&["template", "list"]).as_array().unwrap().iter().map(|t| t["name"].clone()).collect();
-    assert_eq!(names, ["host", "directory", "tarball"]);
+    assert_eq!(names, ["host", "base", "directory", "tarball"]);
     system.ok(&["template", "rm", "tarball"]);
     system.run(&["run", "--template", "tarball", "--", "/bin/sh", "-c", ":"]).expect(125);
     system.ok(&["template", "rm", "directory"]);
@@ -231,5 +231,45 @@ fn an_exec_gets_what_the_image_says_where_its_request_says_nothing() {
         refused.expect(125);
         assert!(refused.stderr.contains("\"forbidden\""), "{}", refused.stderr);
     }
+    system.stop();
+}
+
+#[test]
+fn base_has_what_programs_for_e2b_expect() {
+    let system = System::start();
+    let seen = |args: &[&str], script: &str| {
+        let all = [args, &["--", "/bin/bash", "-l", "-c", script]].concat();
+        system.ok(&all).lines().collect::<Vec<_>>().join("; ")
+    };
+    let run = ["run", "--template", "base"];
+    assert_eq!(seen(&run, "pwd; whoami; id -gn; echo $HOME"), "/home/user; user; user; /home/user");
+    assert_eq!(seen(&run, "getent passwd user root | cut -d: -f1,6,7"), "user:/home/user:/bin/bash; root:/root:/bin/bash");
+    let python = "import sys; print(sys.version_info.major)";
+    assert_eq!(seen(&run, &format!("python -c '{python}'; python3 -c '{python}'")), "3; 3");
+    assert_eq!(seen(&run, "sudo id -un; sudo -n id -u; sudo -u root whoami"), "root; 0; root");
+    assert_eq!(seen(&run, "for name in curl git ps ss sudo; do command -v $name >/dev/null || echo no $name; done"), "");
+    assert_eq!(seen(&run, "git init -q r && touch r/x && ls -ld r/x r | awk '{ print $3, $4 }'"), "user user; user user");
+    assert_eq!(seen(&run, "ps -o comm= -p $$; ss -ltn | wc -l"), "bash; 1");
+
+    // Where root may not be had, there is no sudo, and `python` is there all the same.
+    let plain = ["run", "--template", "base", "--no-root"];
+    assert_eq!(seen(&plain, "command -v python; command -v sudo | grep -c rf || :"), "/usr/local/bin/python; 0");
+    // Control: `host` has nothing beyond the host.
+    let here = Path::new("/usr/local/bin/python").exists() || Path::new("/usr/bin/python").exists();
+    let found = seen(&["run"], "command -v python >/dev/null && echo yes || echo no");
+    assert_eq!(found, if here { "yes" } else { "no" });
+
+    // Since somebody asked for it, some are kept prepared, beside the two of `host`.
+    let warden = system.child("warden");
+    let children = || fs::read_to_string(format!("/proc/{warden}/task/{warden}/children")).unwrap();
+    support::eventually("prepared sandboxes of `base`", || children().split_whitespace().count() == 2 + 8);
+
+    // Nobody takes its name.
+    let mine = system.dir().join("root");
+    fs::create_dir(&mine).unwrap();
+    let taken = system.run(&["--json", "template", "import", "base", mine.to_str().unwrap()]);
+    taken.expect(125);
+    assert!(taken.stderr.contains("\"conflict\""), "{}", taken.stderr);
+    assert!(system.run(&["template", "rm", "base"]).code != 0);
     system.stop();
 }

@@ -89,7 +89,7 @@ struct TemplateAnswer {
     /// Its name.
     #[schema(value_type = String)]
     name: TemplateName,
-    /// Digests of its layers, lowest first; none for `host`.
+    /// Digests of its layers, lowest first; none for `host` and `base`.
     layers: Vec<String>,
     /// What it was made from.
     source: String,
@@ -111,15 +111,21 @@ impl From<Template> for TemplateAnswer {
 async fn templates(State(app): State<App>, caller: Caller) -> Result<Response<Body>, Refusal> {
     let operation = app.begin(&caller, Ask::of(Action::TemplateRead).detail("op", "list")).await?;
     let rows = operation.finish(app.store().template_list(caller.who.scope()).map_err(Fault::from)).await?;
-    // Always there, in no store: it is made from what the host has.
-    let host = TemplateAnswer {
-        name: TemplateName::host(),
+    // Always there, in no store: they are made from what the host has.
+    let made = |name, source: &str| TemplateAnswer {
+        name,
         layers: Vec::new(),
-        source: "the server's own /usr and a synthetic /etc".to_owned(),
+        source: source.to_owned(),
         digest: None,
         created_at: None,
     };
-    let items = std::iter::once(host).chain(rows.into_iter().map(TemplateAnswer::from));
+    let made = [
+        made(TemplateName::host(), "the server's own /usr and a synthetic /etc"),
+        made(TemplateName::base(), "`host`, and what E2B's clients expect of a sandbox"),
+    ];
+    // One of an earlier version that was given such a name cannot be had any more.
+    let imported = rows.into_iter().filter(|template| !template.name.is_built_in()).map(TemplateAnswer::from);
+    let items = made.into_iter().chain(imported);
     Ok(json(StatusCode::OK, &whole(items)))
 }
 
@@ -141,8 +147,9 @@ fn fault(error: &ImageError) -> Fault {
 }
 
 fn check_name(name: &TemplateName) -> Result<(), Fault> {
-    if *name == TemplateName::host() {
-        return Err(Fault::new(Code::Conflict, "the template `host` is made by the server", "choose another name"));
+    if name.is_built_in() {
+        let what = format!("the template `{name}` is made by the server");
+        return Err(Fault::new(Code::Conflict, what, "choose another name"));
     }
     Ok(())
 }

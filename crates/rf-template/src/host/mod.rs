@@ -9,6 +9,7 @@
 //! The tree is owned by ids 0 to 65535 as a sandbox sees them, to be mapped when it is mounted. Without the right to
 //! give files away every file is the builder's, which is the sandbox's `root` then.
 
+pub mod base;
 mod certs;
 mod collect;
 mod etc;

@@ -1,10 +1,11 @@
 //! `ringfence doctor`: what this host can hold and how to get the rest; `--audit`: what each process of ours holds.
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use rf_sandbox::host::HostReport;
+use rf_template::host::base;
 use rf_types::{Code, Fault};
 use serde_json::json;
 
@@ -34,11 +35,13 @@ fn host(out: &Output) -> Result<ExitCode> {
     let mode = if report.rooted { "rooted" } else { "rootless" };
     let layers = report.statuses();
     let missing = layers.iter().filter(|layer| !layer.available).count();
+    let packages = base::missing(Path::new("/"));
     let value = json!({
         "mode": mode,
         "kernel": report.kernel,
         "layers": layers,
         "disk_image": { "available": report.image.available, "evidence": report.image.evidence, "cure": report.image.cure },
+        "template_base": { "available": packages.is_empty(), "missing_packages": packages },
         "missing": missing,
     });
     out.value(&value, |_| {
@@ -50,6 +53,15 @@ fn host(out: &Output) -> Result<ExitCode> {
                 "disk image".to_owned(),
                 mark(report.image.available).to_owned(),
                 report.image.evidence.clone(),
+            ]])
+            .chain([vec![
+                "template base".to_owned(),
+                mark(packages.is_empty()).to_owned(),
+                if packages.is_empty() {
+                    "the host has every program that it needs".to_owned()
+                } else {
+                    format!("looked for programs: {} missing", packages.join(", "))
+                },
             ]]);
         let mut text = format!(
             "kernel {}, {mode}\n\n{}\n",
@@ -61,6 +73,9 @@ fn host(out: &Output) -> Result<ExitCode> {
         }
         if !report.image.available {
             text.push_str(&format!("\ndisks on images are not to be had. To get them: {}", report.image.cure));
+        }
+        if !packages.is_empty() {
+            text.push_str(&format!("\nthe template `base` is not to be had. To get it: {}", base::cure(&packages)));
         }
         match missing {
             0 => text.push_str("\nevery layer can be held: sandboxes start as they should"),

@@ -55,6 +55,9 @@ pub(crate) struct UpArgs {
     /// How many sandboxes are kept prepared.
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     pool: u32,
+    /// How many of the template `base`, which E2B's clients use, are kept prepared once the first was asked for.
+    #[arg(long, value_name = "COUNT", default_value_t = 8)]
+    pool_base: u32,
     /// Most sandboxes at once on this machine.
     #[arg(long, value_name = "COUNT", default_value_t = 2500)]
     sandboxes_max: u32,
@@ -91,6 +94,8 @@ impl UpArgs {
             state.root().into(),
             "--pool".into(),
             self.pool.to_string().into(),
+            "--pool-base".into(),
+            self.pool_base.to_string().into(),
             "--sandboxes-max".into(),
             self.sandboxes_max.to_string().into(),
         ]

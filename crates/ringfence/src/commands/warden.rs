@@ -25,6 +25,9 @@ pub(crate) struct WardenArgs {
     /// How many sandboxes are kept prepared.
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     pool: u32,
+    /// How many of the template `base` are kept prepared, once the first was asked for.
+    #[arg(long, value_name = "COUNT", default_value_t = 8)]
+    pool_base: u32,
     /// Most sandboxes at once.
     #[arg(long, value_name = "COUNT", default_value_t = 2500)]
     sandboxes_max: u32,
@@ -41,6 +44,7 @@ pub(crate) fn warden(state: Option<&std::path::Path>, args: &WardenArgs) -> Resu
         state: state.root().to_owned(),
         server_uid,
         pool: args.pool,
+        pool_base: args.pool_base,
         sandboxes_max: args.sandboxes_max,
     })?;
     Ok(ExitCode::SUCCESS)
