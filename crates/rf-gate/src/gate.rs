@@ -60,7 +60,7 @@ impl Denied {
         Self { fault, reason }
     }
 
-    fn rate(per_second: u32, wait_ms: u64, reason: &'static str) -> Self {
+    pub(crate) fn rate(per_second: u32, wait_ms: u64, reason: &'static str) -> Self {
         let fault = Fault::new(
             Code::RateLimited,
             format!("more than {per_second} requests a second"),
@@ -167,7 +167,9 @@ pub(crate) struct Inner {
     pub(crate) pepper: Option<Pepper>,
     tokens: Tokens,
     requests: Rates<UserId>,
-    failures: Rates<Peer>,
+    /// Requests of visitors, for each sandbox: they use up nothing of its user's own rate.
+    pub(crate) visits: Rates<SandboxId>,
+    pub(crate) failures: Rates<Peer>,
     execs: Arc<Execs>,
 }
 
@@ -191,6 +193,7 @@ impl Gate {
             pepper,
             tokens,
             requests: Rates::new(config.requests),
+            visits: Rates::new(config.requests),
             failures: Rates::new(config.failures),
             execs: Arc::default(),
             config,
@@ -258,7 +261,7 @@ impl Gate {
             .map_err(|wait_ms| Denied::rate(self.0.config.requests.per_second, wait_ms, "too many requests"))
     }
 
-    fn too_many_failures(&self, wait_ms: u64) -> Denied {
+    pub(crate) fn too_many_failures(&self, wait_ms: u64) -> Denied {
         Denied::rate(self.0.config.failures.per_second, wait_ms, "too many failed credentials from this peer")
     }
 
@@ -454,6 +457,8 @@ impl Gate {
             Credential::Key { id } => Proof::Key(*id),
             Credential::Session { id } => Proof::Session(id),
             Credential::Token { .. } => Proof::Token,
+            Credential::Sandbox { id } => Proof::Sandbox(*id),
+            Credential::Visitor { sandbox } => Proof::Sandbox(*sandbox),
         };
         // The credential is the operator's where one acts for a user.
         let holder = who.acted_by().unwrap_or(&who.scope);
@@ -484,7 +489,7 @@ fn with_execs(usage: Usage, execs: u32) -> UserUsage {
     }
 }
 
-fn authenticated<I>(known: Known<I>, credential: Credential, mut scopes: Vec<Scope>) -> Authenticated {
+pub(crate) fn authenticated<I>(known: Known<I>, credential: Credential, mut scopes: Vec<Scope>) -> Authenticated {
     // A credential gives nothing that its user has not: `operate` needs the row as well, and the row needs the scope.
     if known.operator.is_none() {
         scopes.retain(|scope| *scope != Scope::Operate);

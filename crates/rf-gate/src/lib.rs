@@ -18,6 +18,7 @@ mod gate;
 mod jwks;
 mod jwt;
 mod rate;
+mod sandbox;
 mod secret;
 
 pub use accounts::{Enrolled, KeyAsked, KeyForm, MachineAuthenticated};
@@ -25,4 +26,5 @@ pub use config::{GateConfig, IssuerConfig, JwksSource, ScopesByClaim, SignatureA
 pub use execs::ExecSlot;
 pub use gate::{ActFor, Authenticated, Denied, Gate, GateError, Presented};
 pub use rate::Rate;
+pub use sandbox::SandboxOwner;
 pub use secret::{Pepper, Secret, SecretKind};

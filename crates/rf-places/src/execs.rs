@@ -428,6 +428,12 @@ impl Execs {
         users.get(&user).and_then(|execs| execs.execs.get(&exec)).cloned().ok_or_else(|| Fault::not_found("exec"))
     }
 
+    /// As [`Self::find`], for a permit that may be good in one sandbox only: what runs elsewhere is not there for it.
+    fn find_for(&self, permit: &Permit, exec: ExecId) -> Result<Arc<Entry>, Fault> {
+        let entry = self.find(permit.user(), exec)?;
+        if permit.reaches(entry.place) { Ok(entry) } else { Err(Fault::not_found("exec")) }
+    }
+
     /// One exec as listed.
     ///
     /// # Errors
@@ -470,7 +476,7 @@ impl Execs {
     /// `not_found`, also when it is another user's.
     pub async fn wait(&self, permit: &Permit, exec: ExecId) -> Result<ExecState, Fault> {
         permit.require(Action::ExecRead)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         let mut state = entry.state.subscribe();
         let ended = state.wait_for(|state| *state != ExecState::Running).await;
         ended.map(|state| *state).map_err(|_| Fault::not_found("exec"))
@@ -482,7 +488,7 @@ impl Execs {
     /// `not_found` when there is no such exec or it has ended; what the place says.
     pub async fn signal(&self, permit: &Permit, exec: ExecId, signal: i32, scope: SignalScope) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         if !entry.is_running() {
             return Err(Fault::not_found("running exec"));
         }
@@ -496,7 +502,7 @@ impl Execs {
     /// `not_found`; `conflict` when it has no standard input, or that is closed.
     pub async fn write_stdin(&self, permit: &Permit, exec: ExecId, bytes: &[u8]) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         let kept = entry.kept()?;
         let mut stdin = kept.stdin.lock().await;
         let writer = stdin.as_mut().ok_or_else(no_stdin)?;
@@ -513,7 +519,7 @@ impl Execs {
     /// `not_found`; `conflict` when it has none, or that is closed.
     pub async fn close_stdin(&self, permit: &Permit, exec: ExecId) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         let mut writer = entry.kept()?.stdin.lock().await.take().ok_or_else(no_stdin)?;
         // It is gone either way.
         let _ = writer.shutdown().await;
@@ -526,7 +532,7 @@ impl Execs {
     /// `not_found`; `conflict` when it has no terminal.
     pub fn resize(&self, permit: &Permit, exec: ExecId, rows: u16, cols: u16) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         let resize = lock(&entry.kept()?.resize);
         let no_terminal = || Fault::new(Code::Conflict, "the exec has no terminal", "start it with `pty`");
         resize.as_ref().ok_or_else(no_terminal)?.resize(rows, cols)
@@ -547,7 +553,7 @@ impl Execs {
         follow: bool,
     ) -> Result<BoxStream<'static, Result<ExecEvent, Fault>>, Fault> {
         permit.require(Action::ExecRead)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         entry.kept()?;
         Ok(crate::attach::attach(entry, stdout_from, stderr_from, follow))
     }
@@ -565,7 +571,7 @@ impl Execs {
         length: Option<u64>,
     ) -> Result<(BoxStream<'static, Result<Bytes, Fault>>, bool), Fault> {
         permit.require(Action::ExecRead)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         let kept = entry.kept()?;
         let truncated = kept.progress(which).borrow().truncated;
         match kept.spool.open_to_read(which) {
@@ -584,7 +590,7 @@ impl Execs {
     /// `not_found`; `conflict` while it runs.
     pub fn remove(&self, permit: &Permit, exec: ExecId) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         if entry.is_running() {
             return Err(Fault::new(Code::Conflict, "the exec is running", "kill it first"));
         }

@@ -67,7 +67,8 @@ impl MachinePlace {
     /// The permit is for this action and for the machine's user.
     fn check(&self, permit: &Permit, action: Action) -> Result<(), Fault> {
         permit.require(action)?;
-        if permit.user() == self.user { Ok(()) } else { Err(Fault::not_found("machine")) }
+        let ours = permit.user() == self.user && permit.reaches(PlaceRef::Machine(self.machine));
+        if ours { Ok(()) } else { Err(Fault::not_found("machine")) }
     }
 
     /// Opens an exec's streams on our side.

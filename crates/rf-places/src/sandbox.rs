@@ -142,8 +142,9 @@ impl SandboxPlace {
 
     pub(crate) fn check(&self, permit: &Permit, action: Action) -> Result<(), Fault> {
         permit.require(action)?;
-        // A permit of another user's: as if there were no such sandbox.
-        if permit.user() == self.user { Ok(()) } else { Err(Fault::not_found("sandbox")) }
+        // A permit of another user's, or for another sandbox alone: as if there were no such sandbox.
+        let ours = permit.user() == self.user && permit.reaches(PlaceRef::Sandbox(self.id));
+        if ours { Ok(()) } else { Err(Fault::not_found("sandbox")) }
     }
 
     /// As [`Place::spawn`], with the descriptors as they are.

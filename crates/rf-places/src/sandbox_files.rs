@@ -148,7 +148,7 @@ impl SandboxPlace {
     /// # Errors
     /// `not_found` when nothing listens there; `place_lost`, `place_exhausted`.
     pub async fn connect(&self, permit: &Permit, port: u16) -> Result<tokio::net::TcpStream, Fault> {
-        self.check(permit, Action::Exec)?;
+        self.check(permit, Action::PortConnect)?;
         let order = File {
             op: file_op::CONNECT,
             mode: 0,

@@ -22,7 +22,7 @@ impl Inside {
     async fn new() -> Self {
         let field = Field::new();
         let places = field.places().await;
-        let place = places.sandboxes().create(claim_sandbox(&places, user(1)), None, false).await.unwrap();
+        let place = places.sandboxes().create(claim_sandbox(&places, user(1)), rf_places::Making::default()).await.unwrap();
         Self { field, place, _places: places }
     }
 
@@ -180,7 +180,7 @@ async fn a_port_inside_is_reached_and_a_closed_one_is_said_so() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let sandbox = inside.place.sandbox().unwrap();
-    let permit = permit_of(user(1), Action::Exec);
+    let permit = permit_of(user(1), Action::PortConnect);
     let mut stream = sandbox.connect(&permit, port).await.unwrap();
     let (mut peer, _) = listener.accept().await.unwrap();
     stream.write_all(b"ping").await.unwrap();

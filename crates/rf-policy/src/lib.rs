@@ -5,7 +5,9 @@
 
 use std::fmt;
 
-use rf_types::{Code, Fault, KeyId, RequestId, SandboxSpec, SessionId, UserId, UserLimits, Username};
+use rf_types::{
+    Code, Fault, KeyId, PlaceRef, RequestId, SandboxId, SandboxSpec, SessionId, UserId, UserLimits, Username,
+};
 use serde::{Deserialize, Serialize};
 
 /// What somebody wants to do. One for each kind of operation that the ledger tells apart.
@@ -30,6 +32,8 @@ pub enum Action {
     FileRead,
     /// Write, make, move, remove, chmod files; upload trees.
     FileWrite,
+    /// Speak to a port that a program inside a sandbox listens on.
+    PortConnect,
     /// See one's machines and preference.
     MachineRead,
     /// Make enrolment tokens, remove machines, set the preference.
@@ -50,7 +54,7 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::SandboxCreate,
         Self::SandboxRead,
         Self::SandboxUpdate,
@@ -60,6 +64,7 @@ impl Action {
         Self::ExecRead,
         Self::FileRead,
         Self::FileWrite,
+        Self::PortConnect,
         Self::MachineRead,
         Self::MachineManage,
         Self::TemplateRead,
@@ -80,10 +85,34 @@ impl Action {
             | Self::SandboxDestroy
             | Self::Exec
             | Self::ExecControl
-            | Self::FileWrite => Scope::Run,
+            | Self::FileWrite
+            | Self::PortConnect => Scope::Run,
             Self::MachineManage | Self::KeyManage | Self::SessionManage => Scope::Account,
             Self::AuditRead => Scope::Audit,
             Self::TemplateManage | Self::Operate => Scope::Operate,
+        }
+    }
+
+    /// Whether it is work inside one sandbox, which a sandbox's own credential covers; never the life of the sandbox
+    /// itself, nor anything else of its user's.
+    #[must_use]
+    pub const fn inside_a_sandbox(self) -> bool {
+        match self {
+            Self::Exec | Self::ExecControl | Self::ExecRead | Self::FileRead | Self::FileWrite | Self::PortConnect => {
+                true
+            }
+            Self::SandboxCreate
+            | Self::SandboxRead
+            | Self::SandboxUpdate
+            | Self::SandboxDestroy
+            | Self::MachineRead
+            | Self::MachineManage
+            | Self::TemplateRead
+            | Self::TemplateManage
+            | Self::KeyManage
+            | Self::SessionManage
+            | Self::AuditRead
+            | Self::Operate => false,
         }
     }
 }
@@ -147,6 +176,39 @@ pub enum Credential {
         /// Which.
         id: SessionId,
     },
+    /// A sandbox's own token, which is good inside that one sandbox.
+    Sandbox {
+        /// Which.
+        id: SandboxId,
+    },
+    /// None: a visitor of a port that the sandbox's user lets everybody reach. They have no rows of their own, so what
+    /// they do is the sandbox's user's.
+    Visitor {
+        /// Of which sandbox.
+        sandbox: SandboxId,
+    },
+}
+
+impl Credential {
+    /// The one sandbox it is good for, where it is good for one only.
+    #[must_use]
+    pub const fn within(&self) -> Option<SandboxId> {
+        match self {
+            Self::Sandbox { id } => Some(*id),
+            Self::Visitor { sandbox } => Some(*sandbox),
+            Self::Key { .. } | Self::Token { .. } | Self::Session { .. } => None,
+        }
+    }
+
+    /// Whether it can cover an action at all, whatever its scopes.
+    #[must_use]
+    pub const fn covers(&self, action: Action) -> bool {
+        match self {
+            Self::Key { .. } | Self::Token { .. } | Self::Session { .. } => true,
+            Self::Sandbox { .. } => action.inside_a_sandbox(),
+            Self::Visitor { .. } => matches!(action, Action::PortConnect),
+        }
+    }
 }
 
 /// Who asks, as authentication found out. Never built from a parameter of the request.
@@ -220,6 +282,7 @@ pub struct Permit {
     user: UserId,
     action: Action,
     request: RequestId,
+    within: Option<SandboxId>,
 }
 
 impl Permit {
@@ -239,6 +302,18 @@ impl Permit {
     #[must_use]
     pub const fn request(&self) -> RequestId {
         self.request
+    }
+
+    /// The one sandbox it is good for; `None` for all places of the user's.
+    #[must_use]
+    pub const fn within(&self) -> Option<SandboxId> {
+        self.within
+    }
+
+    /// Whether it is good in this place of the user's; every place asks, and answers as if it were not there.
+    #[must_use]
+    pub fn reaches(&self, place: PlaceRef) -> bool {
+        self.within.is_none_or(|only| place == PlaceRef::Sandbox(only))
     }
 
     /// Checks that the permit is for `action`; every door into a place does this first.
@@ -261,6 +336,13 @@ impl Permit {
 /// be passed; `invalid_request` when the spec is out of range.
 pub fn judge(question: &Question<'_>) -> Result<Permit, Fault> {
     let Question { principal, action, request, limits, usage, asked } = question;
+    if !principal.credential.covers(*action) {
+        return Err(Fault::new(
+            Code::Forbidden,
+            format!("{action} is not for a credential of one sandbox"),
+            "use an API key of the user's",
+        ));
+    }
     let scope = action.scope();
     if !principal.scopes.contains(&scope) {
         return Err(Fault::new(
@@ -290,7 +372,7 @@ pub fn judge(question: &Question<'_>) -> Result<Permit, Fault> {
         }
         Asked::Lease { lease_ms } => within("lease_ms", 0, *lease_ms, limits.lease_ms_max)?,
     }
-    Ok(Permit { user: principal.user, action: *action, request: *request })
+    Ok(Permit { user: principal.user, action: *action, request: *request, within: principal.credential.within() })
 }
 
 fn no_root() -> Fault {
@@ -334,6 +416,30 @@ mod tests {
             for scope in [Scope::Read, Scope::Run, Scope::Account, Scope::Audit, Scope::Operate] {
                 let permit = ask(&principal(&[scope]), action, UserUsage::default(), Asked::Nothing);
                 assert_eq!(permit.is_ok(), action.scope() == scope, "{action} with {scope:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_sandboxs_own_credential_is_good_inside_it_and_a_visitors_for_its_ports() {
+        let (id, other) = (SandboxId::from_bits(7), SandboxId::from_bits(8));
+        let everything = [Scope::Read, Scope::Run, Scope::Account, Scope::Audit, Scope::Operate];
+        let with = |credential| Principal { credential, ..principal(&everything) };
+        let (sandbox, visitor) = (with(Credential::Sandbox { id }), with(Credential::Visitor { sandbox: id }));
+        for action in Action::ALL {
+            let asked = |who: &Principal| ask(who, action, UserUsage::default(), Asked::Nothing);
+            // Control: a key of the same scopes may do each.
+            assert!(asked(&principal(&everything)).is_ok_and(|permit| permit.reaches(PlaceRef::Sandbox(other))));
+            for (who, covered) in [(&sandbox, action.inside_a_sandbox()), (&visitor, action == Action::PortConnect)] {
+                match asked(who) {
+                    Ok(permit) => {
+                        assert!(covered, "{action}");
+                        assert!(permit.reaches(PlaceRef::Sandbox(id)));
+                        assert!(!permit.reaches(PlaceRef::Sandbox(other)));
+                        assert!(!permit.reaches(PlaceRef::Machine(rf_types::MachineId::from_bits(7))));
+                    }
+                    Err(code) => assert!(!covered && code == Code::Forbidden, "{action}"),
+                }
             }
         }
     }

@@ -87,6 +87,8 @@ impl Header {
             Credential::Key { id } => By::new("key", id.to_string()),
             Credential::Token { issuer } => By::new("token", issuer.clone()),
             Credential::Session { id } => By::new("session", id.to_string()),
+            Credential::Sandbox { id } => By::new("sandbox", id.to_string()),
+            Credential::Visitor { sandbox } => By::new("visitor", sandbox.to_string()),
         };
         Self {
             request: caller.request,
@@ -314,6 +316,7 @@ pub const fn action_name(action: Action) -> &'static str {
         Action::ExecRead => "exec_read",
         Action::FileRead => "file_read",
         Action::FileWrite => "file_write",
+        Action::PortConnect => "port_connect",
         Action::MachineRead => "machine_read",
         Action::MachineManage => "machine_manage",
         Action::TemplateRead => "template_read",

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use rf_types::{KeyId, MachineId, Preference, SessionId, UserId, UserLimits, Username, units::UnixMs};
+use rf_types::{KeyId, MachineId, Preference, SandboxId, SessionId, UserId, UserLimits, Username, units::UnixMs};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::{
@@ -88,6 +88,8 @@ pub enum Proof<'a> {
     Session(&'a SessionId),
     /// A provider's token, whose own end the gate checks.
     Token,
+    /// A sandbox that has not ended: its own token, or what its user lets everybody do in it.
+    Sandbox(SandboxId),
 }
 
 /// What a user may have at this moment.
@@ -270,6 +272,30 @@ impl Store {
         })
     }
 
+    /// Whose sandbox this is, while it has not ended: for a caller who has its own token, or asks for what its user lets
+    /// everybody do. The gate tells the two apart.
+    ///
+    /// # Errors
+    /// As for [`Store::scope_by_key`].
+    pub fn scope_by_sandbox(
+        &self,
+        sandbox: SandboxId,
+        now: UnixMs,
+    ) -> Result<Result<Known<SandboxId>, Refused>, StoreError> {
+        const SQL: &str = concat!(
+            "SELECT ",
+            user_columns!(),
+            ", '', NULL, s.ended, NULL
+             FROM sandboxes s JOIN users u ON u.id = s.user WHERE s.id = ?1"
+        );
+        let found = self.read(|connection| {
+            let at = StoreError::at("look a sandbox's user up");
+            let mut statement = connection.prepare_cached(SQL).map_err(&at)?;
+            statement.query_row([blob(sandbox)], |row| known(row, now, sandbox)).optional().map_err(&at)
+        })?;
+        Ok(found.unwrap_or(Err(Refused::Unknown)))
+    }
+
     /// The scope of a user for whom an operator acts, also of a disabled one. The gate records it.
     ///
     /// # Errors
@@ -307,6 +333,9 @@ impl Store {
                     .prepare_cached("SELECT expires, ended FROM sessions WHERE id = ?1 AND user = ?2")
                     .and_then(|mut statement| statement.query_row(params![session.as_str(), user], ends).optional()),
                 Proof::Token => Ok(Some((None, false))),
+                Proof::Sandbox(sandbox) => connection
+                    .prepare_cached("SELECT NULL, ended FROM sandboxes WHERE id = ?1 AND user = ?2")
+                    .and_then(|mut statement| statement.query_row(params![blob(sandbox), user], ends).optional()),
             };
             match credential.map_err(&at)? {
                 None => return Ok(Err(Refused::Unknown)),
