@@ -1,16 +1,23 @@
-//! All automation of the repository: `cargo xtask tidy`.
+//! All automation of the repository: `cargo xtask tidy`, and with `--features codegen` `cargo xtask e2b-codegen`.
 
 use std::process::ExitCode;
 
+#[cfg(feature = "codegen")]
+mod codegen;
 mod table;
 mod tidy;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    match (args.next().as_deref(), args.next()) {
+    match (args.next().as_deref(), args.next().as_deref()) {
         (Some("tidy"), None) => report(&tidy::check(&tidy::root())),
+        #[cfg(feature = "codegen")]
+        (Some("e2b-codegen"), None) => codegen::report(codegen::write(&tidy::root())),
+        #[cfg(feature = "codegen")]
+        (Some("e2b-codegen"), Some("--check")) => codegen::report(codegen::check(&tidy::root())),
         _ => {
             eprintln!("usage: cargo xtask tidy");
+            eprintln!("       cargo run -p xtask --features codegen -- e2b-codegen [--check]");
             ExitCode::from(2)
         }
     }

@@ -3,6 +3,8 @@
 //! **Invariant:** no I/O, no clock, no asynchronous runtime; holds no rule of ours, only how things are written.
 
 pub mod id;
+pub mod rpc;
+pub mod signature;
 
 /// The version of the in-sandbox interface that is announced: clients switch features on by it.
 pub const ENVD_VERSION: &str = "0.6.13";
