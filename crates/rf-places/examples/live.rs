@@ -104,7 +104,7 @@ async fn main() {
     spec.limits.cpu_milli_max = 2000;
     let create = async |spec: &SandboxSpec| {
         let claim = places.claim_sandbox(USER, spec.clone(), |_| Ok(permit(Action::SandboxCreate))).unwrap();
-        places.sandboxes().create(claim, None, false).await
+        places.sandboxes().create(claim, rf_places::Making::default()).await
     };
     let since = Instant::now();
     let sandbox = create(&spec).await.expect("a sandbox");
@@ -154,7 +154,7 @@ async fn main() {
             let mut kept = Vec::new();
             for _ in 0..count {
                 let claim = places.claim_sandbox(USER, spec.clone(), |_| Ok(permit(Action::SandboxCreate))).unwrap();
-                kept.push(places.sandboxes().create(claim, None, false).await.unwrap());
+                kept.push(places.sandboxes().create(claim, rf_places::Making::default()).await.unwrap());
             }
             println!(
                 "{:.2} KiB of the server's for each of {count} idle sandboxes",
@@ -171,7 +171,7 @@ async fn main() {
                 tokio::spawn(async move {
                     for _ in 0..count / 4 {
                         let claim = places.claim_sandbox(USER, spec.clone(), |_| Ok(permit(Action::SandboxCreate)));
-                        let sandbox = places.sandboxes().create(claim.unwrap(), None, false).await.unwrap();
+                        let sandbox = places.sandboxes().create(claim.unwrap(), rf_places::Making::default()).await.unwrap();
                         let place: Arc<dyn Place> = sandbox;
                         assert_eq!(run(&places, &place, &argv).await.unwrap().exit.code, Some(0));
                         let rf_types::PlaceRef::Sandbox(id) = place.place() else { continue };

@@ -45,6 +45,6 @@ pub use piece::{PIECE_LEN, pieces};
 pub use place::{FileAnswer, Place};
 pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
 pub use sandbox_files::action as file_action;
-pub use sandboxes::{EndedWhy, Rows, SandboxClaim, SandboxRow, Sandboxes};
+pub use sandboxes::{EndedWhy, Making, Rows, SandboxClaim, SandboxRow, Sandboxes};
 pub use spool::Which;
 pub use warden::WardenClient;

@@ -17,7 +17,7 @@ use crate::{
     quota::{Quota, of_exec, of_sandbox},
     route::{MachineState, Route, SandboxState, route},
     sandbox::SandboxPlace,
-    sandboxes::{EndedWhy, Rows, SandboxClaim, SandboxRow, Sandboxes},
+    sandboxes::{EndedWhy, Making, Rows, SandboxClaim, SandboxRow, Sandboxes},
     warden::WardenClient,
 };
 
@@ -291,7 +291,8 @@ impl Places {
     async fn make_default(&self, user: UserId, first_use: &dyn FirstUse) -> Result<Resolved, Fault> {
         let claim = first_use.claim().await?;
         same_user(&claim.permit, user)?;
-        let place: Arc<SandboxPlace> = self.inner.sandboxes.create(claim, None, true).await?;
+        let place: Arc<SandboxPlace> =
+            self.inner.sandboxes.create(claim, Making { default: true, ..Making::default() }).await?;
         let PlaceRef::Sandbox(id) = place.place() else {
             return Err(Fault::new(Code::Internal, "a sandbox is no sandbox", ""));
         };

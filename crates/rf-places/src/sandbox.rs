@@ -11,8 +11,8 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use rf_policy::{Action, Permit};
-use rf_types::{ExecId, ExecSpec, ExitReport, Fault, FileOp, PlaceRef, SandboxId, SignalScope, UserId};
-use rf_wire::init::spawn;
+use rf_types::{ExecId, ExecSpec, ExitReport, Fault, FileOp, PlaceRef, SandboxEnv, SandboxId, SignalScope, UserId};
+use rf_wire::{init::spawn, machine::Held};
 use tokio::io::AsyncWrite;
 
 use crate::{
@@ -32,6 +32,7 @@ const BACKSTOP_TIME: Duration = Duration::from_secs(5);
 pub struct SandboxPlace {
     user: UserId,
     id: SandboxId,
+    env: SandboxEnv,
     init: InitClient,
 }
 
@@ -106,9 +107,10 @@ impl SandboxPlace {
         id: SandboxId,
         socket: OwnedFd,
         adopted: bool,
+        env: SandboxEnv,
         on_lost: OnLost,
     ) -> io::Result<Self> {
-        Ok(Self { user, id, init: InitClient::new(socket, adopted, on_lost)? })
+        Ok(Self { user, id, env, init: InitClient::new(socket, adopted, on_lost)? })
     }
 
     pub(crate) fn init(&self) -> &InitClient {
@@ -158,6 +160,8 @@ impl SandboxPlace {
         self.check(permit, Action::Exec)?;
         let flags = encode::flags(spec, keep);
         let body = encode::spawn_body(exec, spec, keep)?;
+        let filled = self.filled(spec);
+        let spec = filled.as_ref().unwrap_or(spec);
         let started = self.init.spawn(exec, &body, encode::descriptors(flags), keep).await?.map_err(|failed| {
             refusal::spawn(failed, encode::name_of(&spec.program), spec.cwd.as_deref(), spec.user.as_deref())
         })?;
@@ -166,6 +170,18 @@ impl SandboxPlace {
 
     /// As [`Place::adopt_execs`], with the descriptors as they are.
     pub(crate) async fn adopt_raw(&self) -> Result<Vec<RawAdopted>, Fault> {
+    /// The spec with the sandbox's own environment below its own; `None` where that changes nothing.
+    fn filled(&self, spec: &ExecSpec) -> Option<ExecSpec> {
+        if self.env.is_empty() {
+            return None;
+        }
+        let mut filled = spec.clone();
+        for (name, value) in self.env.as_map() {
+            filled.env.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        Some(filled)
+    }
+
         let mut adopted = Vec::new();
         for found in self.init.list().await? {
             let Found { exec, flags, wall_us, running, started } = found;

@@ -8,7 +8,10 @@ use std::{
 };
 
 use rf_policy::{Action, Permit};
-use rf_types::{Code, Enforcement, Fault, Limits, SandboxId, SandboxSpec, UserId, units::UnixMs};
+use rf_types::{
+    Code, Enforcement, Fault, Limits, PauseKind, SandboxAbout, SandboxId, SandboxSpec, SandboxState, UserId,
+    units::UnixMs,
+};
 use rf_wire::warden::{GoneWhy, Usage};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -49,9 +52,17 @@ pub struct SandboxRow {
     pub default: bool,
     /// As it was asked for, with the limits it has now.
     pub spec: SandboxSpec,
+    /// Whether it runs.
+    pub state: SandboxState,
+    /// What is kept of it while it is paused; `None` while it runs.
+    pub pause_kind: Option<PauseKind>,
+    /// What its maker says of it.
+    pub about: SandboxAbout,
     /// When it was made.
     pub created_at: UnixMs,
-    /// When its lease ends.
+    /// When it last began to run.
+    pub started_at: UnixMs,
+    /// When its lease ends; means nothing while it is paused.
     pub lease_until: UnixMs,
     /// Whether it was prepared before.
     pub pooled: bool,
@@ -102,6 +113,17 @@ pub struct SandboxClaim {
     pub(crate) permit: Permit,
     pub(crate) spec: SandboxSpec,
     pub(crate) hold: Hold,
+}
+
+/// What a sandbox is made with beside its spec.
+#[derive(Clone, Debug, Default)]
+pub struct Making {
+    /// A name its user gives it.
+    pub name: Option<String>,
+    /// Whether it is the one that the user's calls go to when they name none.
+    pub default: bool,
+    /// What its maker says of it; validated.
+    pub about: SandboxAbout,
 }
 
 /// What lives.
@@ -186,27 +208,38 @@ impl Sandboxes {
     ///
     /// # Errors
     /// What the warden says; `store_unavailable`.
-    pub async fn create(
-        &self,
-        claim: SandboxClaim,
-        name: Option<String>,
-        default: bool,
-    ) -> Result<Arc<SandboxPlace>, Fault> {
+    pub async fn create(&self, claim: SandboxClaim, making: Making) -> Result<Arc<SandboxPlace>, Fault> {
         claim.permit.require(Action::SandboxCreate)?;
         if !self.is_adopted() {
             self.ready().await?;
         }
         let this = self.clone();
-        let made = tokio::spawn(async move { this.make(claim, name, default).await });
+        let made = tokio::spawn(async move { this.make(claim, making).await });
         made.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the making of a sandbox ended early", "")))
     }
 
-    async fn make(&self, claim: SandboxClaim, name: Option<String>, default: bool) -> Result<Arc<SandboxPlace>, Fault> {
+    async fn make(&self, claim: SandboxClaim, making: Making) -> Result<Arc<SandboxPlace>, Fault> {
         let SandboxClaim { permit, spec, hold } = claim;
         let user = permit.user();
         let made = self.inner.warden.create(spec.clone()).await?;
         let Created { id, lease_until, pooled, enforcement, socket } = made;
-        let row = SandboxRow { id, user, name, default, spec, created_at: now_ms(), lease_until, pooled, enforcement };
+        let Making { name, default, about } = making;
+        let now = now_ms();
+        let row = SandboxRow {
+            id,
+            user,
+            name,
+            default,
+            spec,
+            state: SandboxState::Running,
+            pause_kind: None,
+            about,
+            created_at: now,
+            started_at: now,
+            lease_until,
+            pooled,
+            enforcement,
+        };
         let stored = self.inner.rows.made(&row);
         let entered = stored.and_then(|()| self.enter(row, socket, false, hold));
         if entered.is_err() {
@@ -230,7 +263,7 @@ impl Sandboxes {
         let on_lost = Box::new(move |why| {
             let _ = lost.send(Lost { user, id, why });
         });
-        let place = SandboxPlace::new(user, id, socket, adopted, on_lost).map_err(|error| {
+        let place = SandboxPlace::new(user, id, row.about.env.clone(), socket, adopted, on_lost).map_err(|error| {
             Fault::new(Code::ServerBusy, format!("no room for one more sandbox: {}", error.kind()), "try again later")
         })?;
         let place = Arc::new(place);

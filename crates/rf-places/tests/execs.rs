@@ -14,7 +14,7 @@ use support::{Behaviour, Field, claim_exec, claim_sandbox, permit_of, shell, spe
 const MAX: usize = 1 << 20;
 
 async fn sandbox(places: &Places, user: UserId) -> Arc<dyn Place> {
-    places.sandboxes().create(claim_sandbox(places, user), None, false).await.unwrap()
+    places.sandboxes().create(claim_sandbox(places, user), rf_places::Making::default()).await.unwrap()
 }
 
 fn id_of(place: &Arc<dyn Place>) -> SandboxId {

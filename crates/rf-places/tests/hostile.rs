@@ -18,7 +18,7 @@ async fn until(mut so: impl FnMut() -> bool) {
 }
 
 async fn sandbox(places: &rf_places::Places) -> (Arc<dyn Place>, SandboxId) {
-    let place = places.sandboxes().create(claim_sandbox(places, user(1)), None, false).await.unwrap();
+    let place = places.sandboxes().create(claim_sandbox(places, user(1)), rf_places::Making::default()).await.unwrap();
     let rf_types::PlaceRef::Sandbox(id) = place.place() else { panic!("not a sandbox") };
     (place, id)
 }

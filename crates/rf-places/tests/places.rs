@@ -93,7 +93,7 @@ async fn a_sandbox_whose_row_cannot_be_written_is_not_left_behind() {
     let field = Field::new();
     let places = field.places().await;
     *field.rows.refuse.lock().unwrap() = true;
-    let made = places.sandboxes().create(claim_sandbox(&places, user(1)), None, false).await;
+    let made = places.sandboxes().create(claim_sandbox(&places, user(1)), rf_places::Making::default()).await;
     assert_eq!(made.unwrap_err().code, Code::StoreUnavailable);
     assert!(field.warden.alive().is_empty());
     assert_eq!(places.usage(user(1)), rf_policy::UserUsage::default());
@@ -103,7 +103,10 @@ async fn a_sandbox_whose_row_cannot_be_written_is_not_left_behind() {
 async fn a_caller_that_stops_waiting_leaves_a_listed_sandbox() {
     let field = Field::new();
     let places = field.places().await;
-    let mut create = Box::pin(places.sandboxes().create(claim_sandbox(&places, user(1)), Some("mine".into()), false));
+    let mut create = Box::pin(places.sandboxes().create(
+        claim_sandbox(&places, user(1)),
+        rf_places::Making { name: Some("mine".into()), ..rf_places::Making::default() },
+    ));
     // Ready already on a slow enough day; the point is that nobody looks again.
     let _ = futures::poll!(create.as_mut());
     drop(create);
@@ -172,7 +175,8 @@ async fn a_machine_is_found_while_it_is_connected_and_only_by_its_user() {
     }
     let field = Field::new();
     let places = field.places().await;
-    let inside = places.sandboxes().create(claim_sandbox(&places, user(1)), None, false).await.unwrap();
+    let inside =
+        places.sandboxes().create(claim_sandbox(&places, user(1)), rf_places::Making::default()).await.unwrap();
     let machine: Arc<dyn Place> = Arc::new(Elsewhere(inside));
     let id = rf_types::MachineId::from_bits(3);
     places.add_machine(user(1), Arc::clone(&machine), serde_json::json!({"hostname": "h"}));

@@ -6,7 +6,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use rf_ledger::{Entry, Event, Ledger};
 use rf_places::{Choice, EndedWhy, FirstUse, Rows, SandboxClaim, SandboxRow, place::Place};
 use rf_policy::{Action, Asked, Permit};
-use rf_store::{NewSandbox, Store, StoreError, SystemScope};
+use rf_store::{NewSandbox, SandboxChange, Store, StoreError, SystemScope};
 use rf_types::{
     Enforcement, ExecSpec, Fault, Limits, PlaceRef, Preference, SandboxId, SandboxSpec, TemplateName, UserId,
 };
@@ -47,7 +47,11 @@ impl StoredRows {
             default: sandbox.name.as_deref() == Some(DEFAULT_NAME),
             name: sandbox.name,
             spec: sandbox.spec,
+            state: sandbox.state,
+            pause_kind: sandbox.pause_kind,
+            about: sandbox.about,
             created_at: sandbox.created,
+            started_at: sandbox.started,
             lease_until: sandbox.lease_until,
             pooled: false,
             // Read back anew by the warden when the sandbox is taken over.
@@ -60,12 +64,20 @@ impl StoredRows {
 impl Rows for StoredRows {
     fn made(&self, row: &SandboxRow) -> Result<(), Fault> {
         let name = if row.default { Some(DEFAULT_NAME) } else { row.name.as_deref() };
-        let new = NewSandbox { id: row.id, name, spec: &row.spec };
+        let new = NewSandbox { id: row.id, name, spec: &row.spec, about: &row.about };
         Ok(self.store.sandbox_insert(&self.system, row.user, &new, row.created_at, row.lease_until)?)
     }
 
     fn changed(&self, row: &SandboxRow) -> Result<(), Fault> {
-        Ok(self.store.sandbox_change(&self.system, row.user, row.id, &row.spec, row.lease_until)?)
+        let change = SandboxChange {
+            spec: &row.spec,
+            lease_until: row.lease_until,
+            state: row.state,
+            pause_kind: row.pause_kind,
+            started: row.started_at,
+            about: &row.about,
+        };
+        Ok(self.store.sandbox_change(&self.system, row.user, row.id, &change)?)
     }
 
     fn ended(&self, user: UserId, id: SandboxId, why: EndedWhy) {
@@ -177,7 +189,14 @@ impl App {
             return Ok(());
         }
         match self.store().template_get(caller.who.scope(), &row.spec.template) {
-            Ok(template) => template.config.fill(spec),
+            Ok(template) => {
+                // The sandbox's own environment goes above its template's, and is added where the exec starts.
+                let own = row.about.env.keys().filter(|name| !spec.env.contains_key(*name)).collect::<Vec<_>>();
+                template.config.fill(spec);
+                for name in own {
+                    spec.env.remove(name);
+                }
+            }
             // Removed since the sandbox was made, and its settings with it.
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),

@@ -29,7 +29,7 @@ pub use error::StoreError;
 pub use lookup::{CredentialHash, Known, Proof, Refused, Standing};
 pub use machines::{Machine, NewMachine};
 pub use pages::{Page, PageAsk};
-pub use sandboxes::{NewSandbox, ReserveError, Sandbox, SandboxPhase, Usage};
+pub use sandboxes::{NewSandbox, ReserveError, Sandbox, SandboxChange, SandboxFilter, SandboxPhase, Usage};
 pub use scope::{OperatorScope, SystemScope, UserScope};
 pub use sessions::{Key, NewKey, NewSession, Session};
 pub use shared::{NewTemplate, Template};

@@ -17,7 +17,7 @@ pub struct PageAsk<'a> {
     pub items_max: Option<u32>,
 }
 
-/// A part of a list, newest first.
+/// A part of a list, newest first unless asked otherwise.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
 pub struct Page<T> {
     /// The items.
@@ -41,10 +41,14 @@ impl PageAsk<'_> {
         }
     }
 
-    /// Where the page begins; the first page begins after the greatest of all.
-    pub(crate) fn cursor(&self) -> Result<Cursor, StoreError> {
+    /// Where the page begins; the first page begins after the greatest of all, or the least when the oldest comes first.
+    pub(crate) fn cursor(&self, oldest_first: bool) -> Result<Cursor, StoreError> {
         let Some(text) = self.after else {
-            return Ok(Cursor { created: i64::MAX, id: [0xff; 16] });
+            return Ok(if oldest_first {
+                Cursor { created: -1, id: [0; 16] }
+            } else {
+                Cursor { created: i64::MAX, id: [0xff; 16] }
+            });
         };
         let lower_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
         let parts =

@@ -4,9 +4,15 @@
 //! reserve ─▶ starting ─▶ running ─▶ stopping ─▶ ended
 //!                └──────────┴──────────┴──────────▲      (any may end at once)
 //! ```
+//! While it is running it may be paused and resumed ([`SandboxState`]).
 //! A row counts against its user's limits from its reservation until it is ended.
 
-use rf_types::{SandboxId, SandboxSpec, UserId, UserLimits, units::UnixMs};
+use std::collections::BTreeMap;
+
+use rf_types::{
+    PauseKind, SandboxAbout, SandboxEnv, SandboxId, SandboxSpec, SandboxState, TemplateName, UserId, UserLimits,
+    units::UnixMs,
+};
 use rusqlite::{OptionalExtension, Row, params, types::Type};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +69,40 @@ pub struct NewSandbox<'a> {
     pub name: Option<&'a str>,
     /// What it is to be.
     pub spec: &'a SandboxSpec,
+    /// What its maker says of it.
+    pub about: &'a SandboxAbout,
+}
+
+/// What of a live sandbox may change.
+#[derive(Clone, Copy, Debug)]
+pub struct SandboxChange<'a> {
+    /// As it was asked for, with the limits it has now.
+    pub spec: &'a SandboxSpec,
+    /// When its lease ends.
+    pub lease_until: UnixMs,
+    /// Whether it runs.
+    pub state: SandboxState,
+    /// What is kept of it while it is paused.
+    pub pause_kind: Option<PauseKind>,
+    /// When it last began to run.
+    pub started: UnixMs,
+    /// What its maker says of it.
+    pub about: &'a SandboxAbout,
+}
+
+/// Which of a user's live sandboxes are asked for; by default all, the one that began last first.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SandboxFilter<'a> {
+    /// Only those in this state.
+    pub state: Option<SandboxState>,
+    /// Only those that have every one of these labels.
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    /// Only those made from this template.
+    pub template: Option<&'a TemplateName>,
+    /// Only those that began to run then or later.
+    pub started_from: Option<UnixMs>,
+    /// The one that began first comes first.
+    pub oldest_first: bool,
 }
 
 /// A sandbox.
@@ -77,9 +117,19 @@ pub struct Sandbox {
     pub spec: SandboxSpec,
     /// Where it is in its life.
     pub phase: SandboxPhase,
+    /// Whether it runs, while it is alive.
+    pub state: SandboxState,
+    /// What is kept of it while it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_kind: Option<PauseKind>,
+    /// What its maker says of it.
+    #[serde(skip)]
+    pub about: SandboxAbout,
     /// When it was reserved.
     pub created: UnixMs,
-    /// When its lease ends.
+    /// When it last began to run.
+    pub started: UnixMs,
+    /// When its lease ends; means nothing while it is paused.
     pub lease_until: UnixMs,
     /// When it ended.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,7 +150,11 @@ pub enum ReserveError<E> {
     Store(#[from] StoreError),
 }
 
-const COLUMNS: &str = "id, name, spec, phase, created, lease_until, ended, ended_why";
+/// The columns of a sandbox, in the order of [`sandbox_of`]; `s` is the table's name in every statement.
+const COLUMNS: &str = "s.id, s.name, s.spec, s.phase, s.created, s.lease_until, s.ended, s.ended_why, s.state,
+    s.pause_kind, s.started, s.labels, s.env, s.auto_resume, s.idle_pause_ms, s.door";
+/// How many they are.
+const COLUMNS_COUNT: usize = 16;
 
 impl Store {
     /// Asks `judge` whether the user may have one more, and inserts its row in phase `starting` if so: both in one
@@ -120,6 +174,7 @@ impl Store {
             name_fits(name)?;
         }
         let spec = to_json(new.spec)?;
+        let About { labels, env, auto_resume, idle_pause_ms, door } = About::of(new.about)?;
         self.write(|transaction| {
             let Some((Standing { limits, .. }, false)) = lookup::standing(transaction, scope.user())? else {
                 return Err(StoreError::NotFound { what: "user" }.into());
@@ -131,7 +186,11 @@ impl Store {
                 name: new.name.map(str::to_owned),
                 spec: new.spec.clone(),
                 phase: SandboxPhase::Starting,
+                state: SandboxState::Running,
+                pause_kind: None,
+                about: new.about.clone(),
                 created: now,
+                started: now,
                 lease_until: now.saturating_add(new.spec.lease_ms),
                 ended: None,
                 ended_why: None,
@@ -146,12 +205,18 @@ impl Store {
                 int(new.spec.limits.disk_bytes_max),
                 int(now),
                 int(sandbox.lease_until),
+                labels,
+                env,
+                auto_resume,
+                idle_pause_ms,
+                door,
             ];
             transaction
                 .prepare_cached(
                     "INSERT INTO sandboxes
-                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, lease_until)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'starting', ?8, ?9)",
+                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, started, lease_until,
+                      labels, env, auto_resume, idle_pause_ms, door)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'starting', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
                 )
                 .and_then(|mut statement| statement.execute(values))
                 .map_err(|error| {
@@ -179,6 +244,7 @@ impl Store {
         }
         let spec = to_json(new.spec)?;
         let limits = &new.spec.limits;
+        let About { labels, env, auto_resume, idle_pause_ms, door } = About::of(new.about)?;
         let values = params![
             blob(new.id),
             blob(user),
@@ -189,14 +255,21 @@ impl Store {
             int(limits.disk_bytes_max),
             int(created),
             int(lease_until),
+            labels,
+            env,
+            auto_resume,
+            idle_pause_ms,
+            door,
         ];
         self.write(|transaction| {
             // Without its user it would be nobody's; `SELECT` makes the two one step.
             let inserted = transaction
                 .prepare_cached(
                     "INSERT INTO sandboxes
-                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, lease_until)
-                     SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, 'running', ?8, ?9 FROM users WHERE id = ?2",
+                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, started, lease_until,
+                      labels, env, auto_resume, idle_pause_ms, door)
+                     SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, 'running', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14
+                     FROM users WHERE id = ?2",
                 )
                 .and_then(|mut statement| statement.execute(values))
                 .map_err(|error| {
@@ -206,7 +279,7 @@ impl Store {
         })
     }
 
-    /// Sets what a live sandbox may use and when its lease ends.
+    /// Sets what of a live sandbox may change.
     ///
     /// # Errors
     /// [`StoreError::NotFound`], also once it has ended.
@@ -215,10 +288,11 @@ impl Store {
         _system: &SystemScope,
         user: UserId,
         sandbox: SandboxId,
-        spec: &SandboxSpec,
-        lease_until: UnixMs,
+        change: &SandboxChange<'_>,
     ) -> Result<(), StoreError> {
+        let SandboxChange { spec, lease_until, state, pause_kind, started, about } = *change;
         let text = to_json(spec)?;
+        let About { labels, env, auto_resume, idle_pause_ms, door } = About::of(about)?;
         let values = params![
             blob(sandbox),
             blob(user),
@@ -227,12 +301,22 @@ impl Store {
             int(spec.limits.memory_bytes_max),
             int(spec.limits.disk_bytes_max),
             int(lease_until),
+            state.name(),
+            pause_kind.map(PauseKind::name),
+            int(started),
+            labels,
+            env,
+            auto_resume,
+            idle_pause_ms,
+            door,
         ];
         self.write(|transaction| {
             let changed = transaction
                 .prepare_cached(
                     "UPDATE sandboxes SET spec = ?3, cpu_milli = ?4, memory_bytes = ?5, disk_bytes = ?6,
-                     lease_until = ?7 WHERE id = ?1 AND user = ?2 AND ended IS NULL",
+                     lease_until = ?7, state = ?8, pause_kind = ?9, started = ?10, labels = ?11, env = ?12,
+                     auto_resume = ?13, idle_pause_ms = ?14, door = ?15
+                     WHERE id = ?1 AND user = ?2 AND ended IS NULL",
                 )
                 .and_then(|mut statement| statement.execute(values))
                 .map_err(StoreError::at("change a sandbox"))?;
@@ -263,7 +347,7 @@ impl Store {
     pub fn sandbox_get(&self, scope: &UserScope, sandbox: SandboxId) -> Result<Sandbox, StoreError> {
         self.read(|connection| {
             let at = StoreError::at("read a sandbox");
-            let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE id = ?1 AND user = ?2");
+            let sql = format!("SELECT {COLUMNS} FROM sandboxes s WHERE s.id = ?1 AND s.user = ?2");
             let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
             let found = statement.query_row([blob(sandbox), blob(scope.user())], sandbox_of).optional().map_err(&at)?;
             found.ok_or(StoreError::NotFound { what: "sandbox" })
@@ -277,42 +361,57 @@ impl Store {
     pub fn sandbox_by_name(&self, scope: &UserScope, name: &str) -> Result<Sandbox, StoreError> {
         self.read(|connection| {
             let at = StoreError::at("read a sandbox");
-            let sql = format!("SELECT {COLUMNS} FROM sandboxes WHERE user = ?1 AND name = ?2 AND ended IS NULL");
+            let sql =
+                format!("SELECT {COLUMNS} FROM sandboxes s WHERE s.user = ?1 AND s.name = ?2 AND s.ended IS NULL");
             let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
             let found = statement.query_row(params![blob(scope.user()), name], sandbox_of).optional().map_err(&at)?;
             found.ok_or(StoreError::NotFound { what: "sandbox" })
         })
     }
 
-    /// The user's sandboxes, newest first; the ended ones as well if asked for.
+    /// The user's live sandboxes that pass the filter, by when they last began to run.
     ///
     /// # Errors
     /// [`StoreError::Invalid`] for a bad page.
     pub fn sandbox_list(
         &self,
         scope: &UserScope,
-        ended_too: bool,
+        filter: SandboxFilter<'_>,
         page: PageAsk<'_>,
     ) -> Result<Page<Sandbox>, StoreError> {
-        let (items, after) = (page.items()?, page.cursor()?);
-        // Two statements, each with its index: one for both would walk all that ever ended to find what lives.
-        let which = if ended_too {
-            "INDEXED BY sandboxes_by_user WHERE user = ?1"
-        } else {
-            "INDEXED BY sandboxes_alive_by_user WHERE user = ?1 AND ended IS NULL"
+        let (items, after) = (page.items()?, page.cursor(filter.oldest_first)?);
+        let labels = match filter.labels {
+            Some(labels) if !labels.is_empty() => Some(to_json(labels)?),
+            Some(_) | None => None,
         };
+        // Walks the index in order and stops when the page is full.
+        let (after_it, order) = if filter.oldest_first { (">", "ASC") } else { ("<", "DESC") };
         let sql = format!(
-            "SELECT {COLUMNS} FROM sandboxes {which} AND (created, id) < (?2, ?3)
-             ORDER BY created DESC, id DESC LIMIT ?4"
+            "SELECT {COLUMNS} FROM sandboxes s INDEXED BY sandboxes_by_start
+             WHERE s.user = ?1 AND s.ended IS NULL AND (s.started, s.id) {after_it} (?2, ?3) AND s.started >= ?4
+             AND (?5 IS NULL OR s.state = ?5)
+             AND (?6 IS NULL OR json_extract(s.spec, '$.template') = ?6)
+             AND (?7 IS NULL OR NOT EXISTS (
+                 SELECT 1 FROM json_each(?7) wanted WHERE NOT EXISTS (
+                     SELECT 1 FROM json_each(s.labels) has WHERE has.key = wanted.key AND has.value = wanted.value)))
+             ORDER BY s.started {order}, s.id {order} LIMIT ?8"
         );
+        let values = params![
+            blob(scope.user()),
+            after.created,
+            after.id,
+            int(filter.started_from.unwrap_or(0)),
+            filter.state.map(SandboxState::name),
+            filter.template.map(TemplateName::as_str),
+            labels,
+            items + 1,
+        ];
         self.read(|connection| {
             let at = StoreError::at("list sandboxes");
             let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
-            let rows = statement
-                .query_map(params![blob(scope.user()), after.created, after.id, items + 1], sandbox_of)
-                .map_err(&at)?;
+            let rows = statement.query_map(values, sandbox_of).map_err(&at)?;
             let sandboxes = rows.collect::<Result<Vec<_>, _>>().map_err(&at)?;
-            Ok(Page::cut(sandboxes, items, |sandbox| (sandbox.created, sandbox.id)))
+            Ok(Page::cut(sandboxes, items, |sandbox| (sandbox.started, sandbox.id)))
         })
     }
 
@@ -407,15 +506,16 @@ impl Store {
     pub fn sandboxes_alive_all(&self, _system: &SystemScope) -> Result<Vec<(UserScope, Sandbox)>, StoreError> {
         self.read(|connection| {
             let at = StoreError::at("list all sandboxes");
-            let mut statement = connection
-                .prepare_cached(
-                    "SELECT s.id, s.name, s.spec, s.phase, s.created, s.lease_until, s.ended, s.ended_why, u.id, u.name
-                     FROM sandboxes s INDEXED BY sandboxes_alive_by_user JOIN users u ON u.id = s.user
-                     WHERE s.ended IS NULL ORDER BY s.created, s.id",
-                )
-                .map_err(&at)?;
+            let sql = format!(
+                "SELECT {COLUMNS}, u.id, u.name FROM sandboxes s INDEXED BY sandboxes_alive_by_user
+                 JOIN users u ON u.id = s.user WHERE s.ended IS NULL ORDER BY s.created, s.id"
+            );
+            let mut statement = connection.prepare_cached(&sql).map_err(&at)?;
             let rows = statement
-                .query_map([], |row| Ok((UserScope::new(id(row, 8)?, username_of(row, 9)?), sandbox_of(row)?)))
+                .query_map([], |row| {
+                    let scope = UserScope::new(id(row, COLUMNS_COUNT)?, username_of(row, COLUMNS_COUNT + 1)?);
+                    Ok((scope, sandbox_of(row)?))
+                })
                 .map_err(&at)?;
             rows.collect::<Result<_, _>>().map_err(&at)
         })
@@ -481,7 +581,47 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
         lease_until: time(row, 5)?,
         ended: millis(row, 6)?,
         ended_why: row.get(7)?,
+        state: match row.get_ref(8)?.as_str()? {
+            "running" => SandboxState::Running,
+            "paused" => SandboxState::Paused,
+            _ => return Err(rusqlite::Error::InvalidColumnType(8, "state".to_owned(), Type::Text)),
+        },
+        pause_kind: match row.get_ref(9)?.as_str_or_null()? {
+            None => None,
+            Some("memory") => Some(PauseKind::Memory),
+            Some("files") => Some(PauseKind::Files),
+            Some(_) => return Err(rusqlite::Error::InvalidColumnType(9, "pause_kind".to_owned(), Type::Text)),
+        },
+        started: time(row, 10)?,
+        about: SandboxAbout {
+            labels: json(row, 11)?,
+            env: json::<SandboxEnv>(row, 12)?,
+            auto_resume: row.get(13)?,
+            idle_pause_ms: millis(row, 14)?,
+            door: json(row, 15)?,
+        },
     })
+}
+
+/// What a maker says of a sandbox, as columns.
+struct About {
+    labels: String,
+    env: String,
+    auto_resume: bool,
+    idle_pause_ms: Option<i64>,
+    door: String,
+}
+
+impl About {
+    fn of(about: &SandboxAbout) -> Result<Self, StoreError> {
+        Ok(Self {
+            labels: to_json(&about.labels)?,
+            env: to_json(&about.env)?,
+            auto_resume: about.auto_resume,
+            idle_pause_ms: about.idle_pause_ms.map(int),
+            door: to_json(&about.door)?,
+        })
+    }
 }
 
 fn phase_of(row: &Row<'_>, index: usize) -> rusqlite::Result<SandboxPhase> {

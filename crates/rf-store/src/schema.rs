@@ -23,6 +23,7 @@ struct Migration {
 const MIGRATIONS: &[Migration] = &[
     Migration { name: "0001_first", sql: include_str!("migrations/0001_first.sql") },
     Migration { name: "0002_template_config", sql: include_str!("migrations/0002_template_config.sql") },
+    Migration { name: "0003_sandbox_life", sql: include_str!("migrations/0003_sandbox_life.sql") },
 ];
 
 /// Brings the store to this version's schema, or refuses it.

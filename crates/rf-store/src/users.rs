@@ -129,7 +129,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Invalid`] for a bad page.
     pub fn user_list(&self, _operator: &OperatorScope, page: PageAsk<'_>) -> Result<Page<User>, StoreError> {
-        let (items, after) = (page.items()?, page.cursor()?);
+        let (items, after) = (page.items()?, page.cursor(false)?);
         let sql = format!(
             "SELECT {COLUMNS} FROM users WHERE (created, id) < (?1, ?2) ORDER BY created DESC, id DESC LIMIT ?3"
         );

@@ -3,6 +3,7 @@
 mod common;
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     os::unix::fs::PermissionsExt,
     sync::{
@@ -13,9 +14,12 @@ use std::{
 
 use common::{HOUR, NOW, World, enrol, hash, known_key, reserve, world};
 use rf_store::{
-    NewKey, NewSandbox, NewTemplate, NewUser, PageAsk, Refused, ReserveError, SandboxPhase, Store, StoreError,
+    NewKey, NewSandbox, NewTemplate, NewUser, PageAsk, Refused, ReserveError, SandboxChange, SandboxFilter,
+    SandboxPhase, Store, StoreError,
 };
-use rf_types::{Preference, SandboxId, SandboxSpec, TemplateConfig, UserLimits, Username};
+use rf_types::{
+    PauseKind, Preference, SandboxAbout, SandboxId, SandboxSpec, SandboxState, TemplateConfig, UserLimits, Username,
+};
 
 #[test]
 fn one_opener_at_a_time_and_rows_outlive_it() {
@@ -163,7 +167,7 @@ fn of_two_reservations_of_the_last_slot_one_is_refused() {
     let one = || {
         for _ in 0..rounds {
             barrier.wait();
-            let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec };
+            let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &SandboxAbout::default() };
             let judge = |_: &UserLimits, usage: &rf_store::Usage| {
                 if usage.sandboxes < limit { Ok(()) } else { Err(()) }
             };
@@ -192,7 +196,12 @@ fn of_two_reservations_of_the_last_slot_one_is_refused() {
 fn a_refused_reservation_leaves_nothing() {
     let w = world();
     let before = w.store.usage(&w.bob.scope).unwrap();
-    let new = NewSandbox { id: SandboxId::random(), name: Some("x"), spec: &SandboxSpec::standard(HOUR) };
+    let new = NewSandbox {
+        id: SandboxId::random(),
+        name: Some("x"),
+        spec: &SandboxSpec::standard(HOUR),
+        about: &SandboxAbout::default(),
+    };
     let refused = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| Err::<(), _>("no"));
     assert!(matches!(refused, Err(ReserveError::Judged("no"))));
     assert_eq!(w.store.usage(&w.bob.scope).unwrap(), before);
@@ -304,7 +313,7 @@ fn pages_hold_everything_once_newest_first() {
     let mut after: Option<String> = None;
     loop {
         let ask = PageAsk { after: after.as_deref(), items_max: Some(7) };
-        let page = w.store.sandbox_list(&w.bob.scope, false, ask).unwrap();
+        let page = w.store.sandbox_list(&w.bob.scope, SandboxFilter::default(), ask).unwrap();
         assert!(page.items.len() <= 7);
         seen.extend(page.items.into_iter().map(|sandbox| sandbox.id));
         after = page.next;
@@ -318,11 +327,17 @@ fn pages_hold_everything_once_newest_first() {
     assert_eq!(seen, made);
     for bad in ["", "x", &"0".repeat(47), &"F".repeat(48), &"f".repeat(48)] {
         let ask = PageAsk { after: Some(bad), items_max: None };
-        assert!(matches!(w.store.sandbox_list(&w.bob.scope, false, ask), Err(StoreError::Invalid { .. })), "{bad}");
+        assert!(
+            matches!(
+                w.store.sandbox_list(&w.bob.scope, SandboxFilter::default(), ask),
+                Err(StoreError::Invalid { .. })
+            ),
+            "{bad}"
+        );
     }
     for items_max in [Some(0), Some(1_001)] {
         let ask = PageAsk { after: None, items_max };
-        assert!(w.store.sandbox_list(&w.bob.scope, false, ask).is_err());
+        assert!(w.store.sandbox_list(&w.bob.scope, SandboxFilter::default(), ask).is_err());
     }
 }
 
@@ -335,7 +350,7 @@ fn usage_is_the_sum_of_the_live_ones() {
     spec.limits.cpu_milli_max = 1_024_000;
     let mut ids = Vec::new();
     for _ in 0..100 {
-        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec };
+        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &SandboxAbout::default() };
         let (sandbox, ()) = w.store.sandbox_reserve(&w.ann.scope, &new, NOW, |_, _| Ok::<_, Infallible>(())).unwrap();
         ids.push(sandbox.id);
     }
@@ -351,13 +366,70 @@ fn usage_is_the_sum_of_the_live_ones() {
     assert_eq!(w.store.usage(&w.ann.scope).unwrap().sandboxes, 1);
 }
 
+#[test]
+fn a_filter_finds_what_passes_it_and_pages_through_it() {
+    let w = world();
+    w.store.sandbox_end(&w.bob.scope, w.bob.sandbox, "asked", NOW).unwrap();
+    let bob = w.bob.scope.user();
+    let labels = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    };
+    let mut ids = Vec::new();
+    for n in 0..10_u64 {
+        let mut spec = SandboxSpec::standard(HOUR);
+        if n % 2 == 1 {
+            spec.template = "python".parse().unwrap();
+        }
+        let pairs = [("n", n.to_string()), ("odd", (n % 2).to_string()), ("quote\"d", "it's".to_owned())];
+        let labels = pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let about = SandboxAbout { labels, ..SandboxAbout::default() };
+        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &about };
+        w.store.sandbox_insert(&w.system, bob, &new, NOW + n, NOW + HOUR).unwrap();
+        let state = if n < 3 { SandboxState::Paused } else { SandboxState::Running };
+        let pause_kind = (n < 3).then_some(PauseKind::Memory);
+        let (lease_until, started) = (NOW + HOUR, NOW + n);
+        let change = SandboxChange { spec: &spec, lease_until, state, pause_kind, started, about: &about };
+        w.store.sandbox_change(&w.system, bob, new.id, &change).unwrap();
+        ids.push(new.id);
+    }
+    let found = |filter: SandboxFilter<'_>| {
+        let (mut found, mut after) = (Vec::new(), None::<String>);
+        loop {
+            let ask = PageAsk { after: after.as_deref(), items_max: Some(2) };
+            let page = w.store.sandbox_list(&w.bob.scope, filter, ask).unwrap();
+            found.extend(page.items.iter().map(|row| ids.iter().position(|id| *id == row.id).unwrap()));
+            after = page.next;
+            if after.is_none() {
+                return found;
+            }
+        }
+    };
+    let all = SandboxFilter::default();
+    let python = "python".parse().unwrap();
+    assert_eq!(found(all), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]);
+    assert_eq!(found(SandboxFilter { oldest_first: true, ..all }), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(found(SandboxFilter { state: Some(SandboxState::Paused), ..all }), [2, 1, 0]);
+    assert_eq!(found(SandboxFilter { started_from: Some(NOW + 8), ..all }), [9, 8]);
+    assert_eq!(found(SandboxFilter { template: Some(&python), started_from: Some(NOW + 6), ..all }), [9, 7]);
+    let one = labels(&[("n", "4"), ("odd", "0"), ("quote\"d", "it's")]);
+    assert_eq!(found(SandboxFilter { labels: Some(&one), ..all }), [4]);
+    for none in [&[("n", "4"), ("odd", "1")][..], &[("n", "4 ")], &[("N", "4")], &[("n", "")]] {
+        assert_eq!(found(SandboxFilter { labels: Some(&labels(none)), ..all }), [0_usize; 0], "{none:?}");
+    }
+    assert_eq!(found(SandboxFilter { labels: Some(&labels(&[])), ..all }).len(), 10);
+    let anns = w.store.sandbox_list(&w.ann.scope, SandboxFilter { labels: Some(&one), ..all }, PageAsk::default());
+    assert!(anns.unwrap().items.is_empty());
+}
+
 /// A user who makes and destroys all day must not wait longer for each request: what ended is not walked.
 #[test]
 fn what_ended_costs_nothing() {
     let w = world();
     let raw = rusqlite::Connection::open(w.dir.path().join("state.db")).unwrap();
     let insert = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
-                  INSERT INTO sandboxes SELECT randomblob(16), ?1, NULL, s.spec, 1, 1, 1, 'ended', i, i, i, 'over'
+                  INSERT INTO sandboxes
+                  (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, lease_until, ended, ended_why)
+                  SELECT randomblob(16), ?1, NULL, s.spec, 1, 1, 1, 'ended', i, i, i, 'over'
                   FROM n, (SELECT spec FROM sandboxes LIMIT 1) s";
     raw.execute(insert, [w.bob.scope.user().bits().to_be_bytes()]).unwrap();
     let user = w.bob.scope.user().bits().to_be_bytes();
@@ -378,9 +450,10 @@ fn what_ended_costs_nothing() {
     let unnamed = sums.replace("INDEXED BY sandboxes_alive_by_user", "INDEXED BY sandboxes_by_user");
     assert!(steps(&unnamed) > 20_000, "{}", steps(&unnamed));
     assert_eq!(w.store.usage(&w.bob.scope).unwrap().sandboxes, 1);
-    assert_eq!(w.store.sandbox_list(&w.bob.scope, false, PageAsk::default()).unwrap().items.len(), 1);
-    let page = w.store.sandbox_list(&w.bob.scope, true, PageAsk::default()).unwrap();
-    assert_eq!((page.items.len(), page.next.is_some()), (100, true));
+    assert_eq!(
+        w.store.sandbox_list(&w.bob.scope, SandboxFilter::default(), PageAsk::default()).unwrap().items.len(),
+        1
+    );
 }
 
 #[test]
@@ -401,28 +474,47 @@ fn the_servers_own_calls_name_the_user_and_touch_no_other() {
     let w = world();
     let (ann, bob) = (w.ann.scope.user(), w.bob.scope.user());
     let mut spec = SandboxSpec::standard(HOUR);
-    let new = NewSandbox { id: SandboxId::random(), name: Some("made"), spec: &spec };
+    let about = SandboxAbout {
+        labels: [("team".to_owned(), "a b".to_owned())].into(),
+        env: BTreeMap::from([("TOKEN".to_owned(), "x".to_owned())]).into(),
+        door: serde_json::json!({ "secured": true }),
+        ..SandboxAbout::default()
+    };
+    let new = NewSandbox { id: SandboxId::random(), name: Some("made"), spec: &spec.clone(), about: &about };
     let nobody = rf_types::UserId::from_bits(1);
     assert!(w.store.sandbox_insert(&w.system, nobody, &new, NOW, NOW + HOUR).unwrap_err().is_not_found());
     w.store.sandbox_insert(&w.system, bob, &new, NOW, NOW + HOUR).unwrap();
     let again = w.store.sandbox_insert(&w.system, ann, &new, NOW, NOW + HOUR);
     assert!(matches!(again, Err(StoreError::Conflict { .. })), "an id is used once, whoever has it");
     let row = w.store.sandbox_by_name(&w.bob.scope, "made").unwrap();
-    assert_eq!((row.id, row.phase), (new.id, SandboxPhase::Running));
+    assert_eq!((row.id, row.phase, row.state), (new.id, SandboxPhase::Running, SandboxState::Running));
+    assert_eq!((&row.about, row.started), (&about, NOW));
 
     let id = new.id;
     spec.limits.memory_bytes_max *= 2;
-    assert!(w.store.sandbox_change(&w.system, ann, id, &spec, NOW).unwrap_err().is_not_found());
+    let about = SandboxAbout { auto_resume: true, idle_pause_ms: Some(5_000), ..about };
+    let change = SandboxChange {
+        spec: &spec,
+        lease_until: NOW + 7,
+        state: SandboxState::Paused,
+        pause_kind: Some(PauseKind::Files),
+        started: NOW + 1,
+        about: &about,
+    };
+    assert!(w.store.sandbox_change(&w.system, ann, id, &change).unwrap_err().is_not_found());
     assert_eq!(w.store.sandbox_get(&w.bob.scope, id).unwrap(), row);
     let before = w.store.usage(&w.bob.scope).unwrap().memory_bytes;
-    w.store.sandbox_change(&w.system, bob, id, &spec, NOW + 7).unwrap();
+    w.store.sandbox_change(&w.system, bob, id, &change).unwrap();
     assert_eq!(w.store.usage(&w.bob.scope).unwrap().memory_bytes, before + spec.limits.memory_bytes_max / 2);
-    assert_eq!(w.store.sandbox_get(&w.bob.scope, id).unwrap().lease_until, NOW + 7);
+    let row = w.store.sandbox_get(&w.bob.scope, id).unwrap();
+    assert_eq!((row.lease_until, row.started, row.created), (NOW + 7, NOW + 1, NOW));
+    assert_eq!((row.state, row.pause_kind), (SandboxState::Paused, Some(PauseKind::Files)));
+    assert_eq!(row.about, about);
 
     assert!(w.store.sandbox_end_of(&w.system, ann, id, "x", NOW).unwrap_err().is_not_found());
     w.store.sandbox_end_of(&w.system, bob, id, "lease", NOW).unwrap();
     assert!(w.store.sandbox_end_of(&w.system, bob, id, "again", NOW).unwrap_err().is_not_found());
-    assert!(w.store.sandbox_change(&w.system, bob, id, &spec, NOW).unwrap_err().is_not_found());
+    assert!(w.store.sandbox_change(&w.system, bob, id, &change).unwrap_err().is_not_found());
 }
 
 #[test]
@@ -442,7 +534,12 @@ fn a_store_that_cannot_be_written_says_so_and_is_read_on() {
 #[test]
 fn readers_do_not_wait_for_a_writer_nor_run_out() {
     let w = world();
-    let new = NewSandbox { id: SandboxId::random(), name: None, spec: &SandboxSpec::standard(HOUR) };
+    let new = NewSandbox {
+        id: SandboxId::random(),
+        name: None,
+        spec: &SandboxSpec::standard(HOUR),
+        about: &SandboxAbout::default(),
+    };
     // More at once than there are readers, in the middle of a write.
     let reserved = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| {
         std::thread::scope(|threads| {

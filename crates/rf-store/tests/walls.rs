@@ -6,7 +6,7 @@ mod common;
 use std::{collections::BTreeSet, path::Path};
 
 use common::{HOUR, NOW, World, enrol, hash, reserve, world};
-use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxPhase, StoreError, UserScope};
+use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxFilter, SandboxPhase, StoreError, UserScope};
 use rf_types::{Preference, SessionId, UserLimits};
 
 /// Makes the call in `who`'s scope on Bob's things; says whether it saw or changed anything of Bob's.
@@ -91,7 +91,7 @@ const PROBES: &[(&str, Probe)] = &[
     ("sandbox_get", |w, who| done(w.store.sandbox_get(who, w.bob.sandbox))),
     ("sandbox_by_name", |w, who| w.store.sandbox_by_name(who, "mine").unwrap().id == w.bob.sandbox),
     ("sandbox_list", |w, who| {
-        let page = w.store.sandbox_list(who, true, PageAsk::default()).unwrap();
+        let page = w.store.sandbox_list(who, SandboxFilter::default(), PageAsk::default()).unwrap();
         page.items.iter().any(|sandbox| sandbox.id == w.bob.sandbox)
     }),
     ("sandbox_set_phase", |w, who| {

@@ -91,7 +91,7 @@ fn conforms(dir: &Path, specs: &[SandboxSpec]) {
 
 async fn create(places: &Places, spec: &SandboxSpec) -> Result<Arc<dyn Place>, Fault> {
     let claim = places.claim_sandbox(USER, spec.clone(), |_| Ok(permit(USER, Action::SandboxCreate)))?;
-    Ok(places.sandboxes().create(claim, None, false).await?)
+    Ok(places.sandboxes().create(claim, rf_places::Making::default()).await?)
 }
 
 /// What a spec accepts to be missing is missing indeed: a spec that does not is refused.

@@ -10,9 +10,9 @@ use axum::{
     extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
-use rf_places::{SandboxRow, place::Place as _};
+use rf_places::{Making, SandboxRow, place::Place as _};
 use rf_policy::{Action, Asked};
-use rf_types::{Code, Enforcement, Fault, LayerReport, SandboxId, SandboxSpec, UserId, units::UnixMs};
+use rf_types::{Code, Enforcement, Fault, LayerReport, SandboxAbout, SandboxId, SandboxSpec, UserId, units::UnixMs};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -66,8 +66,9 @@ struct SandboxAnswer {
 
 impl From<SandboxRow> for SandboxAnswer {
     fn from(row: SandboxRow) -> Self {
-        let SandboxRow { id, user: _, name, default, spec, created_at, lease_until, pooled, enforcement } = row;
-        Self { id, name, default, state: "running", spec, created_at, lease_until, pooled, enforcement, usage: None }
+        let SandboxRow { id, name, default, state, spec, created_at, lease_until, pooled, enforcement, .. } = row;
+        let state = state.name();
+        Self { id, name, default, state, spec, created_at, lease_until, pooled, enforcement, usage: None }
     }
 }
 
@@ -208,8 +209,9 @@ pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool)
     let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
     // Found out before anything is made; the store's own index is what holds it.
     let free = ask.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name));
+    let making = Making { name: ask.name.clone(), default, about: SandboxAbout::default() };
     let made = match free.and_then(|()| app.check_template(caller, &spec.template)) {
-        Ok(()) => app.places().sandboxes().create(claim, ask.name.clone(), default).await,
+        Ok(()) => app.places().sandboxes().create(claim, making).await,
         Err(fault) => Err(fault),
     };
     let result = made.and_then(|place| {

@@ -5,7 +5,7 @@ use rf_store::{
     CredentialHash, Known, NewKey, NewMachine, NewSandbox, NewSession, NewUser, OperatorScope, Store, StoreError,
     SystemScope, UserScope,
 };
-use rf_types::{KeyId, MachineId, SandboxId, SandboxSpec, SessionId, UserLimits, units::UnixMs};
+use rf_types::{KeyId, MachineId, SandboxAbout, SandboxId, SandboxSpec, SessionId, UserLimits, units::UnixMs};
 
 pub(crate) const NOW: UnixMs = 1_700_000_000_000;
 pub(crate) const HOUR: UnixMs = 3_600_000;
@@ -36,7 +36,12 @@ pub(crate) fn hash(text: &str) -> CredentialHash {
 }
 
 pub(crate) fn reserve(store: &Store, scope: &UserScope, name: Option<&str>) -> Result<SandboxId, StoreError> {
-    let new = NewSandbox { id: SandboxId::random(), name, spec: &SandboxSpec::standard(HOUR) };
+    let new = NewSandbox {
+        id: SandboxId::random(),
+        name,
+        spec: &SandboxSpec::standard(HOUR),
+        about: &SandboxAbout::default(),
+    };
     match store.sandbox_reserve(scope, &new, NOW, |_, _| Ok::<_, std::convert::Infallible>(())) {
         Ok((sandbox, ())) => Ok(sandbox.id),
         Err(rf_store::ReserveError::Store(error)) => Err(error),
