@@ -12,7 +12,7 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use rf_policy::{Action, Permit};
 use rf_types::{ExecId, ExecSpec, ExitReport, Fault, FileOp, PlaceRef, SandboxEnv, SandboxId, SignalScope, UserId};
-use rf_wire::{init::spawn, machine::Held};
+use rf_wire::init::spawn;
 use tokio::io::AsyncWrite;
 
 use crate::{
@@ -105,9 +105,9 @@ impl SandboxPlace {
     pub(crate) fn new(
         user: UserId,
         id: SandboxId,
+        env: SandboxEnv,
         socket: OwnedFd,
         adopted: bool,
-        env: SandboxEnv,
         on_lost: OnLost,
     ) -> io::Result<Self> {
         Ok(Self { user, id, env, init: InitClient::new(socket, adopted, on_lost)? })
@@ -158,18 +158,16 @@ impl SandboxPlace {
         keep: bool,
     ) -> Result<RawSpawned, Fault> {
         self.check(permit, Action::Exec)?;
-        let flags = encode::flags(spec, keep);
-        let body = encode::spawn_body(exec, spec, keep)?;
         let filled = self.filled(spec);
         let spec = filled.as_ref().unwrap_or(spec);
+        let flags = encode::flags(spec, keep);
+        let body = encode::spawn_body(exec, spec, keep)?;
         let started = self.init.spawn(exec, &body, encode::descriptors(flags), keep).await?.map_err(|failed| {
             refusal::spawn(failed, encode::name_of(&spec.program), spec.cwd.as_deref(), spec.user.as_deref())
         })?;
         self.streams(exec, started, flags, spec.timeout_ms)
     }
 
-    /// As [`Place::adopt_execs`], with the descriptors as they are.
-    pub(crate) async fn adopt_raw(&self) -> Result<Vec<RawAdopted>, Fault> {
     /// The spec with the sandbox's own environment below its own; `None` where that changes nothing.
     fn filled(&self, spec: &ExecSpec) -> Option<ExecSpec> {
         if self.env.is_empty() {
@@ -182,6 +180,8 @@ impl SandboxPlace {
         Some(filled)
     }
 
+    /// As [`Place::adopt_execs`], with the descriptors as they are.
+    pub(crate) async fn adopt_raw(&self) -> Result<Vec<RawAdopted>, Fault> {
         let mut adopted = Vec::new();
         for found in self.init.list().await? {
             let Found { exec, flags, wall_us, running, started } = found;
