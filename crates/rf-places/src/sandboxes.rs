@@ -506,6 +506,8 @@ impl Sandboxes {
                             self.event(user, id, Event::WardenSaysGone, why);
                         }
                     }
+                    // What a paused sandbox and a snapshot are to their rows is not kept here yet.
+                    Some(News::Paused(..) | News::SnapshotChanged(_)) => {}
                     Some(News::Orphan(id)) => drop(tokio::spawn({
                         let warden = self.inner.warden.clone();
                         // Should this fail, the lease ends it.
@@ -543,7 +545,7 @@ impl Sandboxes {
         let alive = self.inner.warden.adopt().await?;
         let mut rows: HashMap<SandboxId, SandboxRow> = known.iter().map(|row| (row.id, row.clone())).collect();
         let mut places = Vec::new();
-        for AdoptedSandbox { id, spec, lease_until, enforcement, socket } in alive {
+        for AdoptedSandbox { id, spec, lease_until, enforcement, socket, .. } in alive {
             let Some(row) = rows.remove(&id) else {
                 tracing::warn!(sandbox = %id, "a sandbox that nobody knows is destroyed");
                 self.inner.warden.destroy(id).await?;

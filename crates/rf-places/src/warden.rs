@@ -16,8 +16,10 @@ use std::{
     time::Duration,
 };
 
-use rf_types::{Code, Enforcement, Fault, Limits, SandboxId, SandboxSpec, TemplateName, units::UnixMs};
-use rf_wire::warden::{Answer, GoneWhy, MESSAGE_MAX, Order, Reply, Request, Status, Template, Usage, VERSION};
+use rf_types::{Code, Enforcement, Fault, Limits, SandboxId, SandboxSpec, SnapshotId, TemplateName, units::UnixMs};
+use rf_wire::warden::{
+    Answer, GoneWhy, MESSAGE_MAX, Order, Paused, PausedWhy, Reply, Request, Snapshot, Status, Template, Usage, VERSION,
+};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use tokio::{
     io::unix::AsyncFd,
@@ -34,6 +36,8 @@ use crate::{
 const ORDER_TIME: Duration = Duration::from_secs(30);
 /// How long it may take to unpack a layer or set a template.
 const TEMPLATE_TIME: Duration = Duration::from_secs(1_800);
+/// How long it may take to save a sandbox's files: where they are copied, that depends on how many they are.
+const SNAPSHOT_TIME: Duration = Duration::from_secs(600);
 /// First and longest pause between two attempts to connect. Chosen.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Orders under way at once; more wait for the user's patience, not for memory. Chosen.
@@ -44,10 +48,14 @@ const HELLO_TAG: u64 = 1;
 const NEWS_MAX: usize = 16_384;
 
 /// What the warden tells by itself.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {
     /// A sandbox ended by itself.
     Gone(SandboxId, GoneWhy),
+    /// A sandbox was paused without being told to.
+    Paused(SandboxId, PausedWhy),
+    /// A snapshot became durable, or was counted.
+    SnapshotChanged(Snapshot),
     /// The connection is lost, and every sandbox with it.
     Lost,
     /// There is a connection again.
@@ -82,7 +90,9 @@ pub struct AdoptedSandbox {
     pub lease_until: UnixMs,
     /// What holds it.
     pub enforcement: Enforcement,
-    /// The socket to its init.
+    /// Whether it is paused.
+    pub paused: Option<Paused>,
+    /// The socket to its init; what is written to it while the sandbox is paused is read when it is resumed.
     pub(crate) socket: OwnedFd,
 }
 
@@ -153,7 +163,21 @@ impl WardenClient {
     /// `warden_unavailable`, `timed_out`, and what the warden says: `layer_unavailable`, `template_unavailable`,
     /// `server_busy`.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Created, Fault> {
-        match self.ask_with_fd(Order::Create { spec }, None, ORDER_TIME).await? {
+        self.create_from(spec, None, None).await
+    }
+
+    /// Makes a sandbox that begins with the files of a snapshot, if one is named; with the id of one that is no more, if
+    /// one is named.
+    ///
+    /// # Errors
+    /// As [`WardenClient::create`]; `not_found` for the snapshot; `conflict` when a sandbox of that id lives.
+    pub async fn create_from(
+        &self,
+        spec: SandboxSpec,
+        from: Option<SnapshotId>,
+        id: Option<SandboxId>,
+    ) -> Result<Created, Fault> {
+        match self.ask_with_fd(Order::Create { spec, from, id }, None, ORDER_TIME).await? {
             (Reply::Created { id, lease_until, pooled, enforcement }, Some(socket)) => {
                 Ok(Created { id, lease_until, pooled, enforcement, socket })
             }
@@ -167,6 +191,67 @@ impl WardenClient {
     /// As [`WardenClient::create`]; `not_found`.
     pub async fn destroy(&self, id: SandboxId) -> Result<(), Fault> {
         self.done(Order::Destroy { id }, ORDER_TIME).await
+    }
+
+    /// Freezes a sandbox's processes; answered when the kernel says that they are frozen, also when they were before.
+    ///
+    /// # Errors
+    /// As [`WardenClient::destroy`]; `unsupported` where this host cannot freeze, `conflict` while it is being saved,
+    /// `timed_out` when the kernel does not get them frozen.
+    pub async fn pause(&self, id: SandboxId) -> Result<(), Fault> {
+        self.done(Order::Pause { id }, ORDER_TIME).await
+    }
+
+    /// Thaws a sandbox's processes; gives the end of its lease. See [`Order::Resume`] for `lease_until`.
+    ///
+    /// # Errors
+    /// As [`WardenClient::destroy`].
+    pub async fn resume(&self, id: SandboxId, lease_until: Option<UnixMs>) -> Result<UnixMs, Fault> {
+        match self.ask(Order::Resume { id, lease_until }, ORDER_TIME).await? {
+            Reply::Resumed { lease_until } => Ok(lease_until),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Saves a sandbox's files as they are at one instant, under a name that the caller chose.
+    ///
+    /// # Errors
+    /// As [`WardenClient::pause`]; `conflict` when there is such a snapshot, `limit_reached` when its layers are too
+    /// many, `disk_full` when it had to be copied and does not fit.
+    pub async fn snapshot(&self, id: SandboxId, snapshot: SnapshotId) -> Result<Snapshot, Fault> {
+        match self.ask(Order::Snapshot { id, snapshot }, SNAPSHOT_TIME).await? {
+            Reply::Snapshotted(snapshot) => Ok(snapshot),
+            _ => Err(nonsense()),
+        }
+    }
+
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// `warden_unavailable`, `timed_out`, `not_found`.
+    pub async fn remove_snapshot(&self, snapshot: SnapshotId) -> Result<(), Fault> {
+        self.done(Order::RemoveSnapshot { snapshot }, ORDER_TIME).await
+    }
+
+    /// Every snapshot, in the order of their ids.
+    ///
+    /// # Errors
+    /// `warden_unavailable`, `timed_out`.
+    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Fault> {
+        let mut all: Vec<Snapshot> = Vec::new();
+        loop {
+            let after = all.last().map(|snapshot| snapshot.id);
+            match self.ask(Order::Snapshots { after }, ORDER_TIME).await? {
+                // One that says there is more and gives none would never end.
+                Reply::Snapshots { list, more } if !(more && list.is_empty()) => {
+                    all.extend(list);
+                    if !more {
+                        return Ok(all);
+                    }
+                }
+                _ => return Err(nonsense()),
+            }
+        }
     }
 
     /// Takes over every sandbox that is alive.
@@ -342,6 +427,8 @@ impl Inner {
         if answer.tag == 0 {
             return match answer.result {
                 Ok(Reply::Gone { id, why }) => Ok(Some(News::Gone(id, why))),
+                Ok(Reply::Paused { id, why }) => Ok(Some(News::Paused(id, why))),
+                Ok(Reply::SnapshotChanged(snapshot)) => Ok(Some(News::SnapshotChanged(snapshot))),
                 _ => Err("news of an unknown kind".into()),
             };
         }
@@ -358,9 +445,12 @@ impl Inner {
                     return Ok(Some(News::Orphan(id)));
                 }
             }
-            (Some(Pending::Adopt(mut adopted, waiter)), Ok(Reply::Adopted { id, spec, lease_until, enforcement })) => {
+            (
+                Some(Pending::Adopt(mut adopted, waiter)),
+                Ok(Reply::Adopted { id, spec, lease_until, enforcement, paused }),
+            ) => {
                 let socket = fd.ok_or("an adopted sandbox without its socket")?;
-                adopted.push(AdoptedSandbox { id, spec, lease_until, enforcement, socket });
+                adopted.push(AdoptedSandbox { id, spec, lease_until, enforcement, paused, socket });
                 state.pending.insert(answer.tag, Pending::Adopt(adopted, waiter));
             }
             (Some(Pending::Adopt(adopted, waiter)), Ok(Reply::Done {})) => drop(waiter.send(Ok(adopted))),

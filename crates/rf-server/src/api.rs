@@ -88,6 +88,7 @@ impl SandboxAsk {
             root_allowed: self.root_allowed.unwrap_or(user.root_allowed),
             accept_missing: self.accept_missing.clone(),
             lease_ms: self.lease_ms.unwrap_or_else(|| LEASE_MS_STANDARD.min(user.lease_ms_max)),
+            on_lease_end: rf_types::OnLeaseEnd::Destroy,
         }
     }
 }

@@ -104,6 +104,9 @@ pub mod kinds {
     /// An API key; the id is public, the secret is not in it.
     #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
     pub struct Key;
+    /// A saved file system of a sandbox.
+    #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+    pub struct Snapshot;
     /// One request at a door.
     #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
     pub struct Request;
@@ -123,6 +126,9 @@ pub mod kinds {
     impl Kind for Key {
         const PREFIX: &'static str = "key_";
     }
+    impl Kind for Snapshot {
+        const PREFIX: &'static str = "snp_";
+    }
     impl Kind for Request {
         const PREFIX: &'static str = "req_";
     }
@@ -138,6 +144,8 @@ pub type ExecId = Id<kinds::Exec>;
 pub type MachineId = Id<kinds::Machine>;
 /// Names one API key.
 pub type KeyId = Id<kinds::Key>;
+/// Names one snapshot.
+pub type SnapshotId = Id<kinds::Snapshot>;
 /// Names one request at a door; in every answer's `x-request-id` and in the ledger.
 pub type RequestId = Id<kinds::Request>;
 

@@ -92,6 +92,17 @@ pub enum Network {
     None,
 }
 
+/// What happens to a sandbox whose lease ends.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLeaseEnd {
+    /// It is destroyed.
+    #[default]
+    Destroy,
+    /// It is paused: its processes are frozen and stay in memory, within its limits, until it is resumed or destroyed.
+    Pause,
+}
+
 /// What one sandbox may use. Every field is a hard limit that holds before the first instruction of the user's runs.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +151,9 @@ pub struct SandboxSpec {
     pub accept_missing: Vec<Layer>,
     /// How long it lives unless extended, from its making, in milliseconds; 1 s to 30 days.
     pub lease_ms: u64,
+    /// What happens when the lease ends. One that was stored before there was a choice is destroyed.
+    #[serde(default)]
+    pub on_lease_end: OnLeaseEnd,
 }
 
 impl SandboxSpec {
@@ -154,6 +168,7 @@ impl SandboxSpec {
             root_allowed: true,
             accept_missing: Vec::new(),
             lease_ms,
+            on_lease_end: OnLeaseEnd::Destroy,
         }
     }
 

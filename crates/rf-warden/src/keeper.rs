@@ -339,7 +339,16 @@ impl Keeper {
         }
         match order {
             Order::Hello { .. } => {}
-            Order::Create { spec } => self.create(asker, spec),
+            Order::Create { spec, from: None, id: None } => self.create(asker, spec),
+            Order::Create { .. }
+            | Order::Pause { .. }
+            | Order::Resume { .. }
+            | Order::Snapshot { .. }
+            | Order::RemoveSnapshot { .. }
+            | Order::Snapshots { .. } => {
+                let fault = Fault::new(Code::Unsupported, "this warden neither pauses nor saves sandboxes", "");
+                self.answer(asker, Err(fault));
+            }
             Order::Destroy { id } => {
                 self.asked = Instant::now();
                 if self.live.get(&id).is_some_and(|live| live.lease_until > 0) || self.dying.contains_key(&id) {
@@ -576,6 +585,7 @@ impl Keeper {
                         spec: live.spec.clone(),
                         lease_until: live.lease_until,
                         enforcement: live.sandbox.enforcement().clone(),
+                        paused: None,
                     };
                     self.answer_with(asker.0, asker.1, Ok(reply), Some(socket));
                 }

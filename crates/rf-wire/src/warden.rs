@@ -3,11 +3,11 @@
 //! One message is one datagram of a `SOCK_SEQPACKET` Unix socket, JSON, at most [`MESSAGE_MAX`] bytes, with descriptors
 //! beside it. The warden checks every order itself; it trusts the server with nothing but its users' work.
 
-use rf_types::{Enforcement, Fault, Limits, SandboxId, SandboxSpec, TemplateName, units::UnixMs};
+use rf_types::{DiskKind, Enforcement, Fault, Limits, SandboxId, SandboxSpec, SnapshotId, TemplateName, units::UnixMs};
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version; both sides refuse another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest message, bytes.
 pub const MESSAGE_MAX: usize = 64 * 1024;
 
@@ -34,6 +34,12 @@ pub enum Order {
     Create {
         /// What it should be.
         spec: SandboxSpec,
+        /// The snapshot whose files it begins with; made of the template that `spec` names.
+        #[serde(default)]
+        from: Option<SnapshotId>,
+        /// Its id: that of a sandbox which is no more, whose files come back from a snapshot. `conflict` when it lives.
+        #[serde(default)]
+        id: Option<SandboxId>,
     },
     /// Destroy a sandbox. Answer: `Done` when no process, mount, cgroup or directory of it is left.
     Destroy {
@@ -42,7 +48,39 @@ pub enum Order {
     },
     /// Hand over every claimed sandbox: an `Adopted` for each, with a new socket to its init, then `Done`.
     Adopt {},
-    /// Set the lease to end at this instant.
+    /// Freeze every process of a sandbox. Answer: `Done` when the kernel says that all are frozen, also when they were.
+    /// Its lease does not end while it is paused; what it holds of memory stays.
+    Pause {
+        /// Which.
+        id: SandboxId,
+    },
+    /// Thaw a paused sandbox. Answer: `Resumed`, also when it was not paused.
+    Resume {
+        /// Which.
+        id: SandboxId,
+        /// When its lease ends from now on; `None`: as long after now as it had left when it was paused, at least 1 s.
+        lease_until: Option<UnixMs>,
+    },
+    /// Save the files of a sandbox, as they are at one instant, under a name that the server chose. Answer:
+    /// `Snapshotted`. The sandbox goes on (or stays paused).
+    Snapshot {
+        /// Of which.
+        id: SandboxId,
+        /// Its name; `conflict` when there is such a snapshot.
+        snapshot: SnapshotId,
+    },
+    /// Remove a snapshot. Its layers go when no other snapshot and no sandbox stands on them. Answer: `Done`.
+    RemoveSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Snapshots in the order of their ids. Answer: `Snapshots`.
+    Snapshots {
+        /// Only those behind this one.
+        #[serde(default)]
+        after: Option<SnapshotId>,
+    },
+    /// Set the lease to end at this instant. `conflict` while the sandbox is paused.
     SetLease {
         /// Which.
         id: SandboxId,
@@ -122,6 +160,23 @@ pub enum Reply {
         lease_until: UnixMs,
         /// What holds it.
         enforcement: Enforcement,
+        /// Whether it is paused.
+        #[serde(default)]
+        paused: Option<Paused>,
+    },
+    /// A sandbox runs again.
+    Resumed {
+        /// When its lease ends.
+        lease_until: UnixMs,
+    },
+    /// A snapshot was made.
+    Snapshotted(Snapshot),
+    /// Some of the snapshots.
+    Snapshots {
+        /// At most [`SNAPSHOTS_MAX`].
+        list: Vec<Snapshot>,
+        /// Whether there are more behind the last one.
+        more: bool,
     },
     /// What a sandbox uses.
     Used(Usage),
@@ -143,6 +198,70 @@ pub enum Reply {
         /// Why.
         why: GoneWhy,
     },
+    /// News: a sandbox was paused without being told to.
+    Paused {
+        /// Which.
+        id: SandboxId,
+        /// Why.
+        why: PausedWhy,
+    },
+    /// News: a snapshot is durable now, or its bytes and files are counted.
+    SnapshotChanged(Snapshot),
+}
+
+/// Most snapshots in one answer.
+pub const SNAPSHOTS_MAX: usize = 100;
+
+/// That a sandbox is paused.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Paused {
+    /// Since when.
+    pub since: UnixMs,
+    /// Why.
+    pub why: PausedWhy,
+}
+
+/// Why a sandbox was paused.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PausedWhy {
+    /// The server asked for it.
+    Asked,
+    /// Its lease ended, and its spec says to pause it then.
+    Lease,
+}
+
+/// A snapshot as the warden knows it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Snapshot {
+    /// Its name.
+    pub id: SnapshotId,
+    /// The template that its sandbox was made from.
+    pub template: TemplateName,
+    /// Where its sandbox kept its files.
+    pub disk: DiskKind,
+    /// When it was made.
+    pub created_at: UnixMs,
+    /// How it was made.
+    pub way: SnapshotWay,
+    /// Bytes of its own layer; until it is durable, what the sandbox's file system counted.
+    pub bytes: u64,
+    /// Files and directories of its own layer; until it is durable, what the sandbox's file system counted.
+    pub files: u64,
+    /// Layers above the template's, its own included.
+    pub layers: u32,
+    /// Whether it survives the end of the warden and of the machine; one that is not yet will be, shortly after.
+    pub durable: bool,
+}
+
+/// How a snapshot was made.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotWay {
+    /// The written layer became a read-only one and the sandbox got a new one over it; nothing was copied.
+    Pushed,
+    /// Programs of the sandbox held files of the written layer, so it was copied while they were frozen.
+    Copied,
 }
 
 /// Why a sandbox ended without being told to.

@@ -230,7 +230,7 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
     while let Some((bytes, _fds)) = receive(connection.as_fd()) {
         let Request { tag, order } = serde_json::from_slice(&bytes).unwrap();
         match order {
-            Order::Create { spec } => {
+            Order::Create { spec, .. } => {
                 created.fetch_add(1, Ordering::SeqCst);
                 let id = SandboxId::random();
                 let lease_until = u64::MAX / 2;
@@ -261,7 +261,7 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
                         .collect()
                 };
                 for (id, spec, lease_until, socket) in adopted {
-                    let reply = Reply::Adopted { id, spec, lease_until, enforcement: enforcement() };
+                    let reply = Reply::Adopted { id, spec, lease_until, enforcement: enforcement(), paused: None };
                     answer(tag, Ok(reply), &[socket.as_fd()]);
                 }
                 answer(tag, Ok(Reply::Done {}), &[]);
