@@ -3,6 +3,9 @@
 //! **Invariant:** no I/O, no clock, no asynchronous runtime; holds no rule of ours, only how things are written.
 
 pub mod id;
+pub mod metadata;
+pub mod models;
+pub mod network;
 pub mod rpc;
 pub mod signature;
 

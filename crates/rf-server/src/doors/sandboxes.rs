@@ -198,7 +198,16 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
 /// # Errors
 /// What the gate or the warden says.
 pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool) -> Result<SandboxRow, Refusal> {
-    let spec = ask.spec(caller.who.limits());
+    let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
+    let making = Making { name: ask.name.clone(), default, about: SandboxAbout::default() };
+    make(app, caller, ask.spec(caller.who.limits()), making).await
+}
+
+/// Judges, counts and makes the sandbox of a whole spec; every door's way to one.
+///
+/// # Errors
+/// What the gate or the warden says.
+pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making) -> Result<SandboxRow, Refusal> {
     let mut asked = Ask::of(Action::SandboxCreate)
         .detail("template", spec.template.as_str())
         .detail("limits", serde_json::to_value(spec.limits).unwrap_or_default())
@@ -206,10 +215,8 @@ pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool)
     asked.asked = Asked::Sandbox(&spec);
     let judged = app.claim_sandbox(caller, &spec);
     let (mut operation, claim) = app.begin_judged(caller, asked, judged).await?;
-    let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
     // Found out before anything is made; the store's own index is what holds it.
-    let free = ask.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name));
-    let making = Making { name: ask.name.clone(), default, about: SandboxAbout::default() };
+    let free = making.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name));
     let made = match free.and_then(|()| app.check_template(caller, &spec.template)) {
         Ok(()) => app.places().sandboxes().create(claim, making).await,
         Err(fault) => Err(fault),
@@ -334,7 +341,7 @@ const REPEAT_MS: u64 = 600_000;
 const REPEATS_MAX: usize = 10_000;
 
 /// The body of a request that made a sandbox, and the sandbox.
-type Made = Arc<tokio::sync::Mutex<Option<(bytes::Bytes, SandboxId)>>>;
+pub(crate) type Made = Arc<tokio::sync::Mutex<Option<(bytes::Bytes, SandboxId)>>>;
 
 /// What was made under an `Idempotency-Key`, of each user apart.
 #[derive(Debug, Default)]
@@ -347,7 +354,8 @@ struct RepeatsState {
 }
 
 impl Repeats {
-    fn slot(&self, user: UserId, key: String, now: UnixMs) -> Made {
+    /// The slot of one key: locked by whoever makes, and read by whoever comes after.
+    pub(crate) fn slot(&self, user: UserId, key: String, now: UnixMs) -> Made {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((at, _)) = state.order.front() {
             if state.order.len() < REPEATS_MAX && at.saturating_add(REPEAT_MS) > now {
