@@ -12,11 +12,11 @@ use std::{
 
 use rf_places::machine_mux::{Incoming, Mux, Outgoing};
 use rf_types::{Code, ExecId, ExecSpec, ExitReport, Fault, SignalScope};
-use rf_wire::machine::{EXECS_MAX, KeptExec, ToServer};
+use rf_wire::machine::{EXECS_MAX, Held, KeptExec, ToServer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, unix::AsyncFd},
     net::{UnixStream, unix::pipe},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     time::sleep,
 };
 
@@ -72,8 +72,17 @@ struct Exec {
 /// Where a new session's streams are handed to the pumps.
 struct Slots {
     stdin: Option<mpsc::Sender<Incoming>>,
-    stdout: mpsc::Sender<Outgoing>,
-    stderr: Option<mpsc::Sender<Outgoing>>,
+    stdout: mpsc::Sender<Handed>,
+    stderr: Option<mpsc::Sender<Handed>>,
+}
+
+/// A new session's stream for an output.
+struct Handed {
+    out: Outgoing,
+    /// Bytes from the output's beginning that the server has already.
+    held: u64,
+    /// Told from where on it is sent.
+    from: oneshot::Sender<u64>,
 }
 
 struct Life {
@@ -163,7 +172,8 @@ impl Execs {
             slots,
             life: Mutex::new(Life { link, end: None }),
         });
-        exec.hand_over(streams);
+        // From the beginning: nobody need be told.
+        let _ = exec.hand_over(streams, Held::default());
         lock(&self.table).insert(id, exec.clone());
         if !keep && lock(&exec.life).link.mux.dead().is_some() {
             // The session ended while it was being started, and with it its caller.
@@ -292,8 +302,15 @@ impl Execs {
         .collect()
     }
 
-    /// Gives a kept exec its streams in a new session.
-    pub(crate) fn attach(&self, link: Link, id: ExecId, streams: Streams) -> Result<(), Fault> {
+    /// Gives a kept exec its streams in a new session, which go on after what the server holds. What comes says from
+    /// where on they do.
+    pub(crate) fn attach(
+        &self,
+        link: Link,
+        id: ExecId,
+        streams: Streams,
+        held: Held,
+    ) -> Result<impl Future<Output = Held> + Send + use<>, Fault> {
         let exec = self.find(id)?;
         let end = {
             let mut life = lock(&exec.life);
@@ -303,11 +320,11 @@ impl Execs {
             life.link = link.clone();
             life.end
         };
-        exec.hand_over(streams);
+        let from = exec.hand_over(streams, held);
         if let Some(end) = end {
             exec.tell(&link.mux, end);
         }
-        Ok(())
+        Ok(from)
     }
 
     /// Forgets an ended exec.
@@ -345,19 +362,32 @@ impl Execs {
 }
 
 impl Exec {
-    fn hand_over(&self, streams: Streams) {
+    /// Hands the pumps their streams of a new session. What comes says from where on the outputs go on.
+    fn hand_over(&self, streams: Streams, held: Held) -> impl Future<Output = Held> + Send + use<> {
         let Streams { stdin, stdout, stderr } = streams;
         // A pump that is at its end has gone: dropping the stream tells the other side.
         if let (Some(slot), Some(stdin)) = (&self.slots.stdin, stdin) {
             let _ = slot.try_send(stdin);
         }
-        if let Err(gone) = self.slots.stdout.try_send(stdout) {
-            gone.into_inner().end();
-        }
-        if let (Some(slot), Some(stderr)) = (&self.slots.stderr, stderr)
-            && let Err(gone) = slot.try_send(stderr)
-        {
-            gone.into_inner().end();
+        let hand = |slot: &mpsc::Sender<Handed>, out, held| {
+            let (from, told) = oneshot::channel();
+            if let Err(gone) = slot.try_send(Handed { out, held, from }) {
+                gone.into_inner().out.end();
+            }
+            // Of a pump that has gone the server took all.
+            async move { told.await.unwrap_or(held) }
+        };
+        let stdout = hand(&self.slots.stdout, stdout, held.stdout);
+        let stderr = self.slots.stderr.as_ref().zip(stderr).map(|(slot, stderr)| hand(slot, stderr, held.stderr));
+        async move {
+            let stderr = async {
+                match stderr {
+                    Some(from) => from.await,
+                    None => held.stderr,
+                }
+            };
+            let (stdout, stderr) = futures::future::join(stdout, stderr).await;
+            Held { stdout, stderr }
         }
     }
 
@@ -379,15 +409,23 @@ where
     sender
 }
 
-/// Moves a command's output into the streams of one session after the other, losing and repeating nothing.
-async fn pump_out(reader: Option<Reader>, mut sessions: mpsc::Receiver<Outgoing>) {
+/// Moves a command's output into the streams of one session after the other, losing and repeating nothing: each stream
+/// begins after the last byte that the server says it holds.
+async fn pump_out(reader: Option<Reader>, mut sessions: mpsc::Receiver<Handed>) {
     let mut reader = reader;
-    let mut carry = Vec::new();
-    while let Some(mut out) = sessions.recv().await {
+    // What was read and may not be held yet, and the offset of its first byte in the whole output.
+    let (mut carry, mut at) = (Vec::new(), 0);
+    while let Some(Handed { mut out, held, from }) = sessions.recv().await {
+        let known = usize::try_from(held.saturating_sub(at)).unwrap_or(usize::MAX).min(carry.len());
+        carry.drain(..known);
+        at += known as u64;
+        // Nobody asks at the first start.
+        let _ = from.send(at);
         if pump_session(&mut reader, &mut out, &mut carry).await.is_ok() {
             return;
         }
-        let mut untaken = out.take_untaken();
+        let (base, mut untaken) = out.take_untaken();
+        at += base;
         untaken.append(&mut carry);
         carry = untaken;
     }

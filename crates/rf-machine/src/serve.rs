@@ -101,8 +101,16 @@ impl Machine {
             }
             (Order::List, Ok(_)) => Ok(Answer::Execs { execs: self.execs.kept(link.number) }),
             (Order::Forget { exec }, Ok(_)) => self.execs.forget(exec).map(|()| Answer::Done),
-            (Order::Attach { exec, .. }, Ok(Open::Exec(streams))) => {
-                self.execs.attach(link.clone(), exec, streams).map(|()| Answer::Done)
+            (Order::Attach { exec, held, .. }, Ok(Open::Exec(streams))) => {
+                match self.execs.attach(link.clone(), exec, streams, held) {
+                    // The pumps may not have seen the end of the session before yet.
+                    Ok(from) => {
+                        let mux = link.mux.clone();
+                        tokio::spawn(async move { reply(&mux, id, Ok(Answer::Attached { from: from.await })) });
+                        return;
+                    }
+                    Err(fault) => Err(fault),
+                }
             }
             (Order::Spawn { exec, spec, keep, .. }, Ok(Open::Exec(streams))) => match self.working() {
                 Ok(working) => {

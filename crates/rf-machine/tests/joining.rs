@@ -16,8 +16,8 @@ use rf_testkit::{
 };
 use rf_types::{Code, FileOp, UserId};
 use rf_wire::machine::{
-    Bye, Challenge, Facts, Frame, Hello, Level, MESSAGE_MAX, Proof, Welcome, encode, encode_ack, encode_json, kind,
-    proof_message,
+    Bye, Challenge, Facts, Frame, Hello, Level, MESSAGE_MAX, Proof, VERSION, Welcome, encode, encode_ack, encode_json,
+    kind, proof_message,
 };
 use tokio::net::TcpStream;
 
@@ -180,7 +180,14 @@ impl Hand {
     }
 
     fn hello(&self, proof: Proof) -> Hello {
-        Hello { version_min: 1, version_max: 1, origin: "http://x".into(), facts: facts(), proof, resume: None }
+        Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            origin: "http://x".into(),
+            facts: facts(),
+            proof,
+            resume: None,
+        }
     }
 
     fn enrol(&self, key: &Key, token: &str) -> Hello {
@@ -373,7 +380,7 @@ async fn a_greeting_that_is_none_is_turned_away() {
     let key = Key::new();
     type Change = fn(&mut Hello);
     let changes: [(Code, Change); 6] = [
-        (Code::Unsupported, |hello| hello.version_min = 2),
+        (Code::Unsupported, |hello| hello.version_min = VERSION + 1),
         (Code::Unsupported, |hello| hello.version_max = 0),
         (Code::InvalidRequest, |hello| hello.facts.hostname = "x".repeat(2000)),
         (Code::InvalidRequest, |hello| hello.facts.hostname = "\u{1b}]0;owned".into()),

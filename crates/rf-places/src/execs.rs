@@ -17,6 +17,7 @@ use rf_policy::{Action, Permit};
 use rf_types::{
     Code, ExecId, ExecInfo, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SignalScope, UserId, units::UnixMs,
 };
+use rf_wire::machine::Held;
 use tokio::{
     io::AsyncWriteExt as _,
     sync::{Mutex as AsyncMutex, watch},
@@ -610,6 +611,13 @@ impl Execs {
     /// # Errors
     /// `place_lost`, `timed_out`.
     pub async fn adopt(&self, user: UserId, place: &Arc<dyn Place>) -> Result<(), Fault> {
+        let held = |exec| {
+            let spool = Spool::of(&self.inner.config.spool, exec);
+            let len = |which| spool.progress(which).len;
+            // What is another user's, or of no known beginning, counts for nothing.
+            let known = spool.read_about().ok().flatten().is_some_and(|about| about.user == user);
+            if known { Held { stdout: len(Which::Stdout), stderr: len(Which::Stderr) } } else { Held::default() }
+        };
         let found: Vec<RawAdopted> = match place.sandbox() {
             Some(sandbox) => sandbox.adopt_raw().await?,
             None => {
@@ -618,26 +626,20 @@ impl Execs {
                     pty: found.pty,
                     wall_us: found.wall_us,
                     running: true,
+                    from: Some(found.from),
                     raw: found.spawned.into(),
                 };
-                place.adopt_execs().await?.into_iter().map(adopt).collect()
+                place.adopt_execs(&held).await?.into_iter().map(adopt).collect()
             }
         };
-        for RawAdopted { exec, pty, wall_us, running, raw } in found {
+        for RawAdopted { exec, pty, wall_us, running, from, raw } in found {
             let spool = Spool::of(&self.inner.config.spool, exec);
             let about = spool.read_about().ok().flatten().filter(|about| about.user == user);
-            match &about {
-                // Its end is known and its output is whole, or it had its answer in the foreground of a server that is
-                // no more: nothing is left to take over.
-                Some(About { ended_at: Some(_), info, .. }) if info.state != ExecState::Lost || !running => {
-                    place.forget(exec).await;
-                    continue;
-                }
-                None if !running => {
-                    place.forget(exec).await;
-                    continue;
-                }
-                Some(_) | None => {}
+            // It had its answer in the foreground of a server that is no more: nothing is left to take over. Where the
+            // end of one in the background is known its last output may still be on its way.
+            if about.is_none() && !running {
+                place.forget(exec).await;
+                continue;
             }
             let known = about.is_some();
             let info = about.map_or_else(
@@ -650,8 +652,13 @@ impl Execs {
                     started_at: now_ms().saturating_sub(wall_us / 1000),
                     state: ExecState::Running,
                 },
-                // One that was given up as lost is found again.
-                |about| ExecInfo { pid: raw.pid, state: ExecState::Running, ..about.info },
+                |about| match about.info.state {
+                    state @ ExecState::Exited(_) => ExecInfo { pid: raw.pid, state, ..about.info },
+                    // One that was given up as lost is found again.
+                    ExecState::Running | ExecState::Lost => {
+                        ExecInfo { pid: raw.pid, state: ExecState::Running, ..about.info }
+                    }
+                },
             );
             if !known && let Err(error) = spool.make() {
                 tracing::warn!(%error, %exec, "the output of an exec that is taken over cannot be kept");
@@ -659,6 +666,9 @@ impl Execs {
             let hold = Some(self.inner.quota.hold(user, of_exec()));
             let progress = |which| spool.progress(which);
             let entry = self.entry(user, place.place(), Some(place), info, hold, Some(&spool), progress);
+            if let (Some(kept), Some(from)) = (&entry.kept, from) {
+                kept.note_gaps(from);
+            }
             {
                 let mut users = lock(&self.inner.users);
                 let execs = users.entry(user).or_default();
@@ -754,6 +764,17 @@ impl Kept {
     /// Bytes of both outputs.
     fn len(&self) -> u64 {
         self.out.borrow().len + self.err.borrow().len
+    }
+
+    /// Notes outputs that go on elsewhere than where they were held to: bytes in between are lost.
+    fn note_gaps(&self, from: Held) {
+        for (which, from) in [(Which::Stdout, from.stdout), (Which::Stderr, from.stderr)] {
+            let progress = self.progress(which);
+            let Progress { len, truncated, .. } = *progress.borrow();
+            if from != len && !truncated {
+                self.spool.cut(which, progress);
+            }
+        }
     }
 
     fn progress(&self, which: Which) -> &watch::Sender<Progress> {

@@ -107,6 +107,8 @@ struct In {
     ring: VecDeque<u8>,
     /// All below were taken by our user.
     taken: u64,
+    /// All below are safe with our user, who says so later than it takes; `None`: what is taken is safe.
+    safe: Option<u64>,
     /// The last offset that was told.
     told: u64,
     ack_queued: bool,
@@ -118,6 +120,11 @@ struct In {
 impl In {
     fn received(&self) -> u64 {
         self.taken + self.ring.len() as u64
+    }
+
+    /// How far the sender may forget.
+    fn done(&self) -> u64 {
+        self.safe.unwrap_or(self.taken)
     }
 }
 
@@ -375,8 +382,8 @@ impl Mux {
             let r#in = if stream == CONTROL { Some(&mut state.control_in) } else { state.ins.get_mut(&stream) };
             if let Some(r#in) = r#in {
                 r#in.ack_queued = false;
-                r#in.told = r#in.taken;
-                return Some(machine::encode_ack(stream, r#in.taken));
+                r#in.told = r#in.done();
+                return Some(machine::encode_ack(stream, r#in.told));
             }
         }
         if let Some(frame) = cut(CONTROL, &mut state.control) {

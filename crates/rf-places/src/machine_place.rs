@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     machine::{Expected, Session},
     machine_mux::{Incoming, Outgoing, place_lost},
-    place::{AdoptedExec, FileAnswer, Place, Resize, Sink, Spawned},
+    place::{AdoptedExec, FileAnswer, HeldOf, Place, Resize, Sink, Spawned},
 };
 
 /// Longest line of an entry or a change, bytes; a path and a link's target are at most 4 KiB each (PATH_MAX), and JSON
@@ -71,12 +71,15 @@ impl MachinePlace {
         if ours { Ok(()) } else { Err(Fault::not_found("machine")) }
     }
 
-    /// Opens an exec's streams on our side.
-    fn open(&self, stdin: bool, pty: bool) -> Result<Opened, Fault> {
+    /// Opens an exec's streams on our side. With `keep`, what we read is forgotten there only once it is kept here.
+    fn open(&self, stdin: bool, pty: bool, keep: bool) -> Result<Opened, Fault> {
         let mux = &self.session.mux;
         let stdin = stdin.then(|| mux.open_out_held(self.session.stream_number())).transpose()?;
-        let stdout = mux.open_in(self.session.stream_number())?;
-        let stderr = (!pty).then(|| mux.open_in(self.session.stream_number())).transpose()?;
+        let mut stdout = mux.open_in(self.session.stream_number())?;
+        let mut stderr = (!pty).then(|| mux.open_in(self.session.stream_number())).transpose()?;
+        if keep {
+            std::iter::once(&mut stdout).chain(&mut stderr).for_each(Incoming::keep_until_next);
+        }
         let numbers = ExecStreams {
             stdin: stdin.as_ref().map(Outgoing::stream),
             stdout: stdout.stream(),
@@ -88,7 +91,7 @@ impl MachinePlace {
     async fn do_spawn(&self, permit: &Permit, exec: ExecId, spec: &ExecSpec, keep: bool) -> Result<Spawned, Fault> {
         self.check(permit, Action::Exec)?;
         only_the_owner(spec.user.as_deref())?;
-        let opened = self.open(spec.stdin || spec.pty.is_some(), spec.pty.is_some())?;
+        let opened = self.open(spec.stdin || spec.pty.is_some(), spec.pty.is_some(), keep)?;
         let exit = self.session.exit_of(exec, keep);
         let order = Order::Spawn { exec, spec: spec.clone(), keep, streams: opened.numbers };
         fits(&order)?;
@@ -178,17 +181,17 @@ impl MachinePlace {
         }
     }
 
-    async fn do_adopt(&self) -> Result<Vec<AdoptedExec>, Fault> {
+    async fn do_adopt(&self, held: &HeldOf<'_>) -> Result<Vec<AdoptedExec>, Fault> {
         let Answer::Execs { execs } = self.session.order(Order::List).await? else { return Err(strange()) };
         let mut adopted = Vec::new();
         for KeptExec { exec, pid, pty, stdin, wall_us } in execs {
-            let opened = self.open(stdin || pty, pty)?;
+            let opened = self.open(stdin || pty, pty, true)?;
             let exit = self.session.exit_of(exec, true);
-            let order = Order::Attach { exec, streams: opened.numbers };
+            let order = Order::Attach { exec, streams: opened.numbers, held: held(exec) };
             match self.session.order_then(order, || opened.release()).await {
-                Ok(Answer::Done) => {
+                Ok(Answer::Attached { from }) => {
                     let spawned = self.spawned(exec, pid, opened, exit.boxed());
-                    adopted.push(AdoptedExec { exec, pty, wall_us, spawned });
+                    adopted.push(AdoptedExec { exec, pty, wall_us, from, spawned });
                 }
                 Ok(_) => return Err(strange()),
                 // It ended and was forgotten in between.
@@ -249,8 +252,8 @@ impl Place for MachinePlace {
         self.do_file(permit, op, user).boxed()
     }
 
-    fn adopt_execs(&self) -> BoxFuture<'_, Result<Vec<AdoptedExec>, Fault>> {
-        self.do_adopt().boxed()
+    fn adopt_execs<'a>(&'a self, held: &'a HeldOf<'a>) -> BoxFuture<'a, Result<Vec<AdoptedExec>, Fault>> {
+        self.do_adopt(held).boxed()
     }
 
     fn forget(&self, exec: ExecId) -> BoxFuture<'_, ()> {

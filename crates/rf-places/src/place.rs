@@ -6,6 +6,7 @@ use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use rf_policy::Permit;
 use rf_types::{ExecId, ExecSpec, ExitReport, Fault, FileOp, PlaceRef, SignalScope, Stat};
+use rf_wire::machine::Held;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -13,6 +14,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub type ByteReader = Pin<Box<dyn AsyncRead + Send>>;
 /// Bytes into a place.
 pub type ByteWriter = Pin<Box<dyn AsyncWrite + Send>>;
+
+/// How much of an exec's outputs is kept already.
+pub type HeldOf<'a> = dyn Fn(ExecId) -> Held + Send + Sync + 'a;
 
 /// Somewhere operations run.
 ///
@@ -62,12 +66,12 @@ pub trait Place: Send + Sync {
         user: Option<&'a str>,
     ) -> BoxFuture<'a, Result<FileAnswer, Fault>>;
 
-    /// The execs that ran here before this server came and whose streams are still held: each with its fresh streams.
-    /// Called once after a place is adopted.
+    /// The execs that ran here before this server came and whose streams are still held: each with its fresh streams,
+    /// which go on after what is `held`. Called once after a place is adopted.
     ///
     /// # Errors
     /// `place_lost`.
-    fn adopt_execs(&self) -> BoxFuture<'_, Result<Vec<AdoptedExec>, Fault>>;
+    fn adopt_execs<'a>(&'a self, held: &'a HeldOf<'a>) -> BoxFuture<'a, Result<Vec<AdoptedExec>, Fault>>;
 
     /// Lets the place forget an ended exec. Failure is of no consequence.
     fn forget(&self, exec: ExecId) -> BoxFuture<'_, ()>;
@@ -107,6 +111,8 @@ pub struct AdoptedExec {
     pub pty: bool,
     /// How long it has run, microseconds.
     pub wall_us: u64,
+    /// Where its outputs go on: what was held, or later where bytes in between are lost.
+    pub from: Held,
     /// Its streams, as of a fresh start.
     pub spawned: Spawned,
 }

@@ -12,14 +12,14 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use rf_policy::{Action, Permit};
 use rf_types::{ExecId, ExecSpec, ExitReport, Fault, FileOp, PlaceRef, SandboxEnv, SandboxId, SignalScope, UserId};
-use rf_wire::init::spawn;
+use rf_wire::{init::spawn, machine::Held};
 use tokio::io::AsyncWrite;
 
 use crate::{
     encode,
     init_client::{Exit, Found, InitClient, OnLost, Shared, Started},
     pipe::{PipeReader, PipeWriter, Terminal, WrongDescriptor},
-    place::{AdoptedExec, ByteReader, ByteWriter, FileAnswer, Place, Resize, Spawned},
+    place::{AdoptedExec, ByteReader, ByteWriter, FileAnswer, HeldOf, Place, Resize, Spawned},
     refusal,
     sandboxes::EndedWhy,
 };
@@ -53,6 +53,8 @@ pub(crate) struct RawAdopted {
     pub(crate) wall_us: u64,
     /// Whether its first process still runs.
     pub(crate) running: bool,
+    /// See [`AdoptedExec::from`]; `None`: after whatever is held, for a pipe keeps the rest.
+    pub(crate) from: Option<Held>,
     pub(crate) raw: RawSpawned,
 }
 
@@ -187,7 +189,7 @@ impl SandboxPlace {
             let Found { exec, flags, wall_us, running, started } = found;
             let pty = flags & spawn::PTY != 0;
             let raw = self.streams(exec, started, flags, None)?;
-            adopted.push(RawAdopted { exec, pty, wall_us, running, raw });
+            adopted.push(RawAdopted { exec, pty, wall_us, running, from: None, raw });
         }
         Ok(adopted)
     }
@@ -324,13 +326,14 @@ impl Place for SandboxPlace {
         Box::pin(self.do_file(permit, op, user))
     }
 
-    fn adopt_execs(&self) -> BoxFuture<'_, Result<Vec<AdoptedExec>, Fault>> {
+    fn adopt_execs<'a>(&'a self, held: &'a HeldOf<'a>) -> BoxFuture<'a, Result<Vec<AdoptedExec>, Fault>> {
         Box::pin(async move {
             let raw = self.adopt_raw().await?;
             let adopt = |found: RawAdopted| AdoptedExec {
                 exec: found.exec,
                 pty: found.pty,
                 wall_us: found.wall_us,
+                from: found.from.unwrap_or_else(|| held(found.exec)),
                 spawned: found.raw.into(),
             };
             Ok(raw.into_iter().map(adopt).collect())

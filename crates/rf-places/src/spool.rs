@@ -190,7 +190,7 @@ impl Spool {
     }
 
     /// Notes that bytes were dropped.
-    fn cut(&self, which: Which, progress: &watch::Sender<Progress>) {
+    pub(crate) fn cut(&self, which: Which, progress: &watch::Sender<Progress>) {
         let first = progress.send_if_modified(|progress| !std::mem::replace(&mut progress.truncated, true));
         if first && let Err(error) = File::create(self.dir.join(which.cut_name())) {
             tracing::warn!(%error, dir = %self.dir.display(), "cannot note that output was cut");

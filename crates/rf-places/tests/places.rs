@@ -164,10 +164,11 @@ async fn a_machine_is_found_while_it_is_connected_and_only_by_its_user() {
         ) -> futures::future::BoxFuture<'a, Result<rf_places::FileAnswer, rf_types::Fault>> {
             self.0.file(permit, op, user)
         }
-        fn adopt_execs(
-            &self,
-        ) -> futures::future::BoxFuture<'_, Result<Vec<rf_places::place::AdoptedExec>, rf_types::Fault>> {
-            self.0.adopt_execs()
+        fn adopt_execs<'a>(
+            &'a self,
+            held: &'a rf_places::place::HeldOf<'a>,
+        ) -> futures::future::BoxFuture<'a, Result<Vec<rf_places::place::AdoptedExec>, rf_types::Fault>> {
+            self.0.adopt_execs(held)
         }
         fn forget(&self, exec: rf_types::ExecId) -> futures::future::BoxFuture<'_, ()> {
             self.0.forget(exec)

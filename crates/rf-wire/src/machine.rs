@@ -25,7 +25,7 @@ use rf_types::{ExecId, ExecSpec, ExitReport, Fault, FileOp, MachineId, SignalSco
 use serde::{Deserialize, Serialize};
 
 /// The version of this protocol. Each side offers a range and the server picks the highest common one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes before a frame's payload.
 pub const HEADER_LEN: usize = 5;
 /// Bytes before a `DATA` frame's content: the header and the offset.
@@ -491,18 +491,30 @@ pub enum Order {
     },
     /// Tell the execs that were kept from an earlier session. Answer: [`Answer::Execs`].
     List,
-    /// Give a kept exec its streams in this session. Answer: [`Answer::Done`]; later [`ToServer::Exited`].
+    /// Give a kept exec its streams in this session. Answer: [`Answer::Attached`]; later [`ToServer::Exited`].
     Attach {
         /// Which.
         exec: ExecId,
         /// Its streams.
         streams: ExecStreams,
+        /// What the server has of its outputs: each goes on from there.
+        held: Held,
     },
     /// Forget an ended exec. Answer: [`Answer::Done`].
     Forget {
         /// Which.
         exec: ExecId,
     },
+}
+
+/// How far an exec's outputs go, bytes from their beginnings; 0 for one that there is not.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Held {
+    /// Of standard output, or all that a terminal prints.
+    pub stdout: u64,
+    /// Of standard error.
+    pub stderr: u64,
 }
 
 /// One kept exec.
@@ -531,6 +543,11 @@ pub enum Answer {
     Spawned {
         /// Its pid.
         pid: u32,
+    },
+    /// Its streams go on, each from here.
+    Attached {
+        /// What [`Order::Attach`] asked for, or later where the machine no longer has those bytes.
+        from: Held,
     },
     /// A description; for a read, its bytes follow on the stream.
     Stat {

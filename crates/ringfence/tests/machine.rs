@@ -171,3 +171,28 @@ fn the_installer_brings_the_same_program() {
     assert_eq!(version(&installed), version(&support::binary()));
     system.stop();
 }
+
+#[test]
+fn what_a_background_command_prints_is_kept_to_the_byte_while_the_server_is_killed() {
+    let system = System::start();
+    let ann = Joined::start(&system, "ann", "workspace");
+    let id = ann.machines()[0]["id"].as_str().unwrap().to_owned();
+    // Both outputs, faster than they are written away, with the end known before the last bytes are.
+    let line = "for n in $(seq 1 40); do seq $((n * 10000)) $((n * 10000 + 9999)); \
+                seq $((n * 1000)) $((n * 1000 + 999)) >&2; sleep 0.05; done";
+    let exec = ann.run(&["exec", "-d", "-m", &id, "--sh", line]).expect(0);
+    for _ in 0..3 {
+        let printed = || ann.run(&["logs", &exec]).stdout.len();
+        let before = printed();
+        eventually("some more is printed", || printed() != before);
+        signal(system.child("server"), "KILL");
+        eventually("the machine serves again", || ann.run(&["exec", "-m", &id, "--", "true"]).code == 0);
+    }
+    let logs = ann.run(&["logs", "-f", &exec]);
+    logs.expect(0);
+    let numbers = |from: u32, to: u32| (from..to).map(|n| format!("{n}\n")).collect::<String>();
+    assert!(logs.stdout == numbers(10_000, 410_000).as_bytes(), "{} bytes of standard output", logs.stdout.len());
+    assert!(logs.stderr == numbers(1000, 41_000), "{} bytes of standard error", logs.stderr.len());
+    drop(ann);
+    system.stop();
+}

@@ -121,14 +121,15 @@ impl Outgoing {
         self.mux.dead().is_some()
     }
 
-    /// What the other side's user has not taken, once the session is over: for the next session.
+    /// What the other side's user has not taken, once the session is over, and the offset of its first byte: for the
+    /// next session.
     #[must_use]
-    pub fn take_untaken(&mut self) -> Vec<u8> {
+    pub fn take_untaken(&mut self) -> (u64, Vec<u8>) {
         let mut state = self.mux.state();
         let state = &mut *state;
         match state.outs.get_mut(&self.stream) {
-            Some(out) if state.dead.is_some() => std::mem::take(&mut out.ring).into(),
-            _ => Vec::new(),
+            Some(out) if state.dead.is_some() => (out.base, std::mem::take(&mut out.ring).into()),
+            _ => (0, Vec::new()),
         }
     }
 
@@ -224,6 +225,14 @@ impl Incoming {
         self.stream
     }
 
+    /// What one call takes counts as taken only when the next call comes: then it is safe, also should this program be
+    /// killed. Until then the other side keeps it.
+    pub fn keep_until_next(&mut self) {
+        if let Some(r#in) = self.mux.state().ins.get_mut(&self.stream) {
+            r#in.safe = Some(r#in.taken);
+        }
+    }
+
     /// Takes at most `max` bytes; `None` at the end.
     ///
     /// # Errors
@@ -232,7 +241,10 @@ impl Incoming {
         let mut guard = self.mux.state();
         let state = &mut *guard;
         let Some(r#in) = state.ins.get_mut(&self.stream) else { return Poll::Ready(None) };
-        if !r#in.ring.is_empty() {
+        if let Some(safe) = &mut r#in.safe {
+            *safe = r#in.taken;
+        }
+        let taken = (!r#in.ring.is_empty()).then(|| {
             let count = r#in.ring.len().min(max);
             let bytes: Bytes = if count == r#in.ring.len() {
                 Vec::from(std::mem::take(&mut r#in.ring)).into()
@@ -240,16 +252,15 @@ impl Incoming {
                 r#in.ring.drain(..count).collect::<Vec<u8>>().into()
             };
             r#in.taken += count as u64;
-            // Tell early enough that the sender never waits for it, and seldom enough that it costs nothing.
-            let tell = r#in.taken - r#in.told >= WINDOW / 4 && !r#in.ack_queued;
-            if tell {
-                r#in.ack_queued = true;
-                state.acks.push_back(self.stream);
-            }
-            drop(guard);
-            if tell {
-                self.mux.shared.writable.notify_one();
-            }
+            bytes
+        });
+        // Tell early enough that the sender never waits for it, and seldom enough that it costs nothing.
+        if r#in.done() - r#in.told >= WINDOW / 4 && !r#in.ack_queued {
+            r#in.ack_queued = true;
+            state.acks.push_back(self.stream);
+            self.mux.shared.writable.notify_one();
+        }
+        if let Some(bytes) = taken {
             return Poll::Ready(Some(Ok(bytes)));
         }
         if r#in.length == Some(r#in.taken) {
