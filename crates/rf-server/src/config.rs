@@ -11,6 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::doors::e2b::config::E2bConfig;
+
 /// What every environment variable that overlays a key begins with; see the module.
 pub const ENV_PREFIX: &str = "RINGFENCE__";
 /// Longest configuration file, bytes. Chosen: a hundred times the longest sensible one.
@@ -57,6 +59,9 @@ pub struct ServerConfig {
     /// Who gets in: rates, issuers of tokens, the pepper.
     #[serde(default)]
     pub gate: rf_gate::GateConfig,
+    /// The door of the E2B clients.
+    #[serde(default)]
+    pub e2b: E2bConfig,
 }
 
 /// A certificate by files, read again when they change.
@@ -230,6 +235,7 @@ impl ServerConfig {
             log: LogConfig::default(),
             metrics: MetricsConfig::default(),
             gate: rf_gate::GateConfig::default(),
+            e2b: E2bConfig::default(),
         }
     }
 
@@ -319,6 +325,7 @@ impl ServerConfig {
             return Err(ConfigError::Value { key: "log.filter", why: format!("`{}` is no filter", self.log.filter) });
         }
         self.gate.validate().map_err(|why| ConfigError::Value { key: "gate", why })?;
+        self.e2b.validate()?;
         Ok(())
     }
 }
@@ -407,6 +414,8 @@ mod tests {
             ("public_url = 'ftp://a'", "public_url"),
             ("[log]\nfilter = '=='", "log.filter"),
             ("[gate]\nsession_ms_max = 1", "gate"),
+            ("[e2b]\ndomain = 'https://a'", "e2b.domain"),
+            ("[e2b]\nmemory_bytes_max = 1", "memory_bytes_max"),
         ] {
             let refused = parse(more, &[]).unwrap_err();
             assert!(refused.contains(key), "{more}: {refused}");

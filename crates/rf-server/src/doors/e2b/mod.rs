@@ -1,5 +1,8 @@
 //! The door for the E2B clients: the same gate, the same places, in the words of their wire format.
 
+pub mod config;
+pub mod cors;
+pub mod target;
 pub mod tokens;
 
 use std::{io, path::Path};
