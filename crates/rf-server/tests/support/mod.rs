@@ -199,7 +199,7 @@ struct FakeMachine {
 
 mod fake_machine {
     use futures::{FutureExt as _, future::BoxFuture};
-    use rf_places::place::{AdoptedExec, FileAnswer, Place, Spawned};
+    use rf_places::place::{AdoptedExec, HeldOf, FileAnswer, Place, Spawned};
     use rf_policy::Permit;
     use rf_types::{ExecId, ExecSpec, Fault, FileKind, FileOp, PlaceRef, SignalScope, Stat};
 
@@ -243,7 +243,7 @@ mod fake_machine {
             async { Ok(FileAnswer::Stat(stat)) }.boxed()
         }
 
-        fn adopt_execs(&self) -> BoxFuture<'_, Result<Vec<AdoptedExec>, Fault>> {
+        fn adopt_execs<'a>(&'a self, _: &'a HeldOf<'a>) -> BoxFuture<'a, Result<Vec<AdoptedExec>, Fault>> {
             async { Ok(Vec::new()) }.boxed()
         }
 
