@@ -14,7 +14,7 @@ use common::{HOUR, NOW, World, asked, run, world};
 use ed25519_dalek::{Signer, SigningKey};
 use proptest::prelude::*;
 use rf_gate::{Authenticated, Gate, GateConfig, KeyAsked, KeyForm, Presented, Rate, Secret, SecretKind};
-use rf_policy::{Action, Asked, Scope};
+use rf_policy::{Action, Asked, Credential, Scope};
 use rf_store::NewMachine;
 use rf_types::{Code, Fault, RequestId, SandboxSpec, UserLimits};
 
@@ -465,5 +465,65 @@ proptest! {
                 prop_assert_eq!(allowed, after.contains(&action.scope()));
             }
         }
+    }
+}
+
+#[test]
+fn a_sandboxs_own_token_is_its_owners_inside_it_and_ends_with_it() {
+    let w = world(GateConfig {
+        requests: Rate { per_second: 1, burst: 3 },
+        failures: Rate { per_second: 1, burst: 2 },
+        ..GateConfig::default()
+    });
+    let root = w.root();
+    let operator = root.operator().unwrap();
+    let (ann, _) = w.user("ann", UserLimits::STANDARD);
+    let id = rf_types::SandboxId::from_bits(7);
+    let (spec, later) = (SandboxSpec::standard(HOUR), NOW + HOUR / 2);
+    w.store
+        .sandbox_insert(
+            &w.system,
+            ann,
+            &rf_store::NewSandbox { id, name: None, spec: &spec, about: &rf_types::SandboxAbout::default() },
+            NOW,
+            NOW + HOUR,
+        )
+        .unwrap();
+    let owner = w.gate.sandbox_owner(id, later).unwrap().unwrap();
+    assert_eq!((owner.user(), owner.sandbox()), (ann, id));
+    assert!(w.gate.sandbox_owner(rf_types::SandboxId::from_bits(8), later).unwrap().is_none());
+
+    let who = w.gate.authenticate_sandbox(owner.clone(), true, None, later).unwrap();
+    assert_eq!((who.principal().user, &who.principal().credential), (ann, &Credential::Sandbox { id }));
+    assert!(who.operator().is_none());
+    let visitor = w.gate.visitor(owner.clone(), later).unwrap();
+    let ask = |who: &Authenticated, action| w.gate.permit(who, action, RequestId::random(), Asked::Nothing, later);
+    for action in Action::ALL {
+        let inside = ask(&who, action).is_ok_and(|permit| permit.within() == Some(id));
+        assert_eq!(inside, action.inside_a_sandbox(), "{action}");
+        assert_eq!(ask(&visitor, action).is_ok(), action == Action::PortConnect, "{action}");
+    }
+
+    // Who has not the token learns what everybody does whose credential is wrong, and not for ever.
+    let peer: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
+    let wrong = || w.gate.authenticate_sandbox(owner.clone(), false, peer, later).unwrap_err().fault.code;
+    assert_eq!([wrong(), wrong(), wrong()], [Code::Unauthenticated, Code::Unauthenticated, Code::RateLimited]);
+    assert_eq!(w.gate.failures_left(peer, later).unwrap_err().fault.code, Code::RateLimited);
+    assert!(w.gate.failures_left(None, later).is_ok());
+
+    // Visitors use up their own rate and not the owner's.
+    let visits = (0..).take_while(|_| w.gate.visitor(owner.clone(), later).is_ok()).count();
+    assert_eq!(visits, 2);
+    assert!(w.gate.authenticate_sandbox(owner.clone(), true, None, later).is_ok());
+
+    w.store.user_set_disabled(operator, ann, Some(later)).unwrap();
+    assert!(w.gate.sandbox_owner(id, later).unwrap().is_none());
+    assert_eq!(code(ask(&who, Action::FileRead)), Some(Code::Unauthenticated));
+    w.store.user_set_disabled(operator, ann, None).unwrap();
+    assert!(ask(&who, Action::FileRead).is_ok(), "control");
+    w.store.sandbox_end_of(&w.system, ann, id, "destroyed", later).unwrap();
+    assert!(w.gate.sandbox_owner(id, later).unwrap().is_none());
+    for who in [who, visitor] {
+        assert_eq!(code(ask(&who, Action::PortConnect)), Some(Code::Unauthenticated));
     }
 }

@@ -305,6 +305,28 @@ impl Sandboxes {
         }
     }
 
+    /// Looks at a user's sandbox without copying its row. Nothing else of any sandbox goes on meanwhile.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's.
+    pub fn look<T>(
+        &self,
+        user: UserId,
+        id: SandboxId,
+        look: impl FnOnce(&SandboxRow, &Arc<SandboxPlace>) -> T,
+    ) -> Result<T, Fault> {
+        match self.live().get(&(user, id)) {
+            Some(entry) if entry.phase == Phase::Running => Ok(look(&entry.row, &entry.place)),
+            _ => Err(Fault::not_found("sandbox")),
+        }
+    }
+
+    /// The sandboxes of all users, in no order; for finding the one that signed something.
+    #[must_use]
+    pub fn ids(&self) -> Vec<SandboxId> {
+        self.live().iter().filter(|(_, entry)| entry.phase == Phase::Running).map(|((_, id), _)| *id).collect()
+    }
+
     /// A user's sandboxes, oldest first.
     #[must_use]
     pub fn list(&self, user: UserId) -> Vec<SandboxRow> {

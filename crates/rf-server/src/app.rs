@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts},
 };
 use bytes::Bytes;
-use rf_gate::{Authenticated, Gate, Presented};
+use rf_gate::{Authenticated, Denied, Gate, Presented};
 use rf_ledger::{Entry, Event, Ledger, LedgerKey, Redactor};
 use rf_places::{Places, machine::MachineHub};
 use rf_store::{OperatorScope, Store, SystemScope};
@@ -241,25 +241,34 @@ impl FromRequestParts<App> for Caller {
                 None => Ok(Self { who, request, started }),
                 Some(name) => Ok(Self { who: app.act_for(&who, request, name)?, request, started }),
             },
-            Err(denied) => {
-                tracing::info!(request_id = %request, reason = denied.reason, "not let in");
-                if denied.fault.code == Code::Unauthenticated {
-                    // Bounded by the gate's rate of failures for each peer: past it the code is another.
-                    let mut entry = Entry::new(app.now(), "authenticate", Event::Decision(Some(denied.fault.code)))
-                        .request(request)
-                        .detail("reason", denied.reason);
-                    if let Some(peer) = peer {
-                        entry = entry.detail("peer", peer.to_string());
-                    }
-                    app.ledger().append(&entry)?.durable().await?;
-                }
-                Err(denied.fault.into())
-            }
+            Err(denied) => Err(app.not_let_in(denied, request, peer).await),
         }
     }
 }
 
 impl App {
+    /// Records that somebody did not get in, and says what they are answered.
+    pub async fn not_let_in(&self, denied: Denied, request: RequestId, peer: Option<IpAddr>) -> Refusal {
+        tracing::info!(request_id = %request, reason = denied.reason, "not let in");
+        if denied.fault.code == Code::Unauthenticated {
+            // Bounded by the gate's rate of failures for each peer: past it the code is another.
+            let mut entry = Entry::new(self.now(), "authenticate", Event::Decision(Some(denied.fault.code)))
+                .request(request)
+                .detail("reason", denied.reason);
+            if let Some(peer) = peer {
+                entry = entry.detail("peer", peer.to_string());
+            }
+            let recorded = match self.ledger().append(&entry) {
+                Ok(ticket) => ticket.durable().await,
+                Err(fault) => Err(fault),
+            };
+            if let Err(fault) = recorded {
+                return fault.into();
+            }
+        }
+        denied.fault.into()
+    }
+
     /// Lets an operator act for a user, on the record: every record of what comes of it names both.
     ///
     /// # Errors

@@ -87,7 +87,8 @@ pub async fn serve(
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let stream = Impatient { stream, stall, waiting: None };
+        let line = Line { tls: acceptor.is_some(), reset: Arc::default() };
+        let stream = Impatient { stream, stall, waiting: None, line: line.clone() };
         let watcher = graceful.watcher();
         let (door, builder, acceptor) = (door.clone(), builder.clone(), acceptor.clone());
         tokio::spawn(async move {
@@ -96,10 +97,10 @@ pub async fn serve(
                 Some(acceptor) => {
                     // Without a handshake in time there is nobody to answer.
                     if let Ok(Ok(stream)) = tokio::time::timeout(header_timeout, acceptor.accept(stream)).await {
-                        connection(stream, peer, &door, &builder, watcher, header_timeout).await;
+                        connection(stream, (peer, line), &door, &builder, watcher, header_timeout).await;
                     }
                 }
-                None => connection(stream, peer, &door, &builder, watcher, header_timeout).await,
+                None => connection(stream, (peer, line), &door, &builder, watcher, header_timeout).await,
             }
             door.metrics().connections.dec();
             drop(seat);
@@ -109,6 +110,28 @@ pub async fn serve(
     let grace = Duration::from_millis(config.shutdown_grace_ms);
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
         tracing::warn!("connections were still open when the grace was over");
+    }
+}
+
+/// The connection that a request came over, as an extension of its requests.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Whether it is under TLS.
+    pub tls: bool,
+    reset: Arc<AtomicBool>,
+}
+
+impl Line {
+    /// A line of its own, for requests that came over none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { tls: false, reset: Arc::default() }
+    }
+
+    /// Has the connection end with a reset (RST) instead of an orderly end, once it is given up: what was under way on
+    /// it is not to be taken for whole. For HTTP/1.1 alone, where one request at a time has the connection.
+    pub fn reset_at_end(&self) {
+        self.reset.store(true, Ordering::Relaxed);
     }
 }
 
@@ -155,6 +178,16 @@ struct Impatient {
     stream: TcpStream,
     stall: Duration,
     waiting: Option<Pin<Box<tokio::time::Sleep>>>,
+    line: Line,
+}
+
+impl Drop for Impatient {
+    fn drop(&mut self) {
+        if self.line.reset.load(Ordering::Relaxed) {
+            // A connection that is no more needs none (socket(7), SO_LINGER with a time of 0).
+            let _ = self.stream.set_zero_linger();
+        }
+    }
 }
 
 impl Impatient {
@@ -206,6 +239,10 @@ impl AsyncWrite for Impatient {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.line.reset.load(Ordering::Relaxed) {
+            // An orderly end would come before the reset.
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
@@ -236,7 +273,7 @@ fn reload(certificate: &Certificate) {
 /// One connection, from its first byte to its last.
 async fn connection<S>(
     stream: S,
-    peer: SocketAddr,
+    (peer, line): (SocketAddr, Line),
     door: &Door,
     builder: &auto::Builder<TokioExecutor>,
     watcher: hyper_util::server::graceful::Watcher,
@@ -250,6 +287,7 @@ async fn connection<S>(
         move |mut request: Request<hyper::body::Incoming>| {
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(peer.ip()));
+            request.extensions_mut().insert(line.clone());
             let door = door.clone();
             async move { Ok::<_, Infallible>(door.answer(request.map(Body::new)).await) }
         }
