@@ -5,7 +5,8 @@ use rf_sys::guest::{
     inherited, monotonic_us, set_signal_mask, signal_fd, wait,
 };
 use rf_wire::init::{
-    EXECS_MAX, File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn, stage,
+    EXECS_MAX, File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn,
+    stage, thawed,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -42,6 +43,8 @@ const HELPERS_MAX: usize = 256;
 const FIXED: usize = 4;
 /// Most commands of `sudo` that run, also those whose client has gone; chosen: most of the table is the server's.
 const SUDO_RUNNING_MAX: usize = 64;
+/// Orders of the warden that are looked at before an exec is killed for its time; chosen: it sends one or two at once.
+const WARDEN_ORDERS_MAX: usize = 8;
 /// Added to the number of a command of `sudo` for its id: not of the kind that the server makes, which are random.
 const SUDO_IDS: u128 = 0x7375_646f << 96;
 
@@ -180,7 +183,7 @@ impl Init {
             if !events[0].is_empty() {
                 self.reap(signals);
             }
-            self.kill_overdue();
+            self.kill_overdue(buffer);
             self.tell_ended();
             self.remove_ended_cgroups();
             self.attend(From::Warden, events[1], buffer);
@@ -382,6 +385,17 @@ impl Init {
                     }
                 }
                 done()
+            }
+            order::THAWED if from == From::Warden => {
+                let us = reader.u64().map_err(malformed)?;
+                let flags = reader.u32().map_err(malformed)?;
+                self.table.put_off(us);
+                if flags & thawed::NEW_ROOT != 0
+                    && let Some(sudo) = &mut self.sudo
+                {
+                    sudo.listen_again();
+                }
+                Ok(None)
             }
             _ => Err(Refused { stage: stage::ORDER, errno: Errno::OPNOTSUPP }),
         }
@@ -601,11 +615,18 @@ impl Init {
         }
     }
 
-    fn kill_overdue(&mut self) {
+    fn kill_overdue(&mut self, buffer: &mut [u8]) {
         if self.table.nearest_deadline().is_none() {
             return;
         }
         let now = monotonic_us();
+        if self.table.nearest_deadline().is_some_and(|deadline| deadline <= now) {
+            // We may have been frozen until just now. Then `THAWED` was there before we ran again, and the clock was
+            // read after it or before the pause: either way what is overdue below is so by time that we ran.
+            for _ in 0..WARDEN_ORDERS_MAX {
+                self.attend(From::Warden, PollFlags::IN, buffer);
+            }
+        }
         while let Some(place) = self.table.first(0, |exec| exec.deadline_us != 0 && exec.deadline_us <= now) {
             if let Some(exec) = self.table.get_mut(place) {
                 exec.deadline_us = 0;

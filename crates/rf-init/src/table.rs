@@ -169,6 +169,13 @@ impl Table {
         exec
     }
 
+    /// Puts every deadline off.
+    pub(crate) fn put_off(&mut self, us: u64) {
+        for exec in self.execs[..self.used].iter_mut().filter(|exec| exec.deadline_us != 0) {
+            exec.deadline_us = exec.deadline_us.saturating_add(us);
+        }
+    }
+
     /// The nearest deadline, monotonic microseconds.
     pub(crate) fn nearest_deadline(&self) -> Option<u64> {
         self.iter().map(|(_, exec)| exec.deadline_us).filter(|deadline| *deadline != 0).min()
@@ -202,6 +209,17 @@ mod tests {
             table.put(place, exec(1000 + expected, Phase::Running, 1, false));
         }
         assert!(table.place().is_none());
+    }
+
+    #[test]
+    fn deadlines_are_put_off_and_never_made() {
+        let mut table = Table::EMPTY;
+        table.put(0, Exec { deadline_us: 5, ..exec(1, Phase::Running, 1, false) });
+        table.put(1, exec(2, Phase::Running, 1, false));
+        table.put_off(10);
+        assert_eq!((table.nearest_deadline(), table.find(2).unwrap().1.deadline_us), (Some(15), 0));
+        table.put_off(u64::MAX);
+        assert_eq!(table.nearest_deadline(), Some(u64::MAX));
     }
 
     #[test]

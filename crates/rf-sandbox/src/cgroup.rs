@@ -13,6 +13,8 @@ use std::{
 use rf_types::{Layer, Limits};
 use rustix::fs::{Mode, OFlags};
 
+use crate::freeze::Freezer;
+
 /// Microseconds over which a CPU quota is counted; the kernel's own standard.
 const CPU_PERIOD_US: u64 = 100_000;
 /// Most groups below a sandbox's own: one for each exec that init can keep, and some.
@@ -39,6 +41,8 @@ pub struct Hierarchies {
     cpu: Option<Controller>,
     cpuacct: Option<Controller>,
     io: Option<Controller>,
+    /// Mount point of version 1's freezer, where there is no version 2 tree that could freeze.
+    freezer: Option<PathBuf>,
     /// Those of [`MEMORY_FILES`] that are there.
     memory_files: Vec<&'static str>,
 }
@@ -66,9 +70,10 @@ impl Hierarchies {
             cpu: None,
             cpuacct: None,
             io: None,
+            freezer: None,
             memory_files: Vec::new(),
         };
-        let (mut v2_root, mut cpuacct) = (None, None::<PathBuf>);
+        let (mut v2_root, mut cpuacct, mut freezer) = (None, None::<PathBuf>, None::<PathBuf>);
         for line in mounts.lines() {
             // Fields before " - " are the mount's; after it: type, source, super options (proc_pid_mountinfo(5)).
             let Some((mount, rest)) = line.split_once(" - ") else { continue };
@@ -87,6 +92,10 @@ impl Hierarchies {
                                 continue;
                             }
                             "blkio" => &mut found.io,
+                            "freezer" => {
+                                freezer = Some(point.clone());
+                                continue;
+                            }
                             _ => continue,
                         };
                         if slot.is_none() && make_dir(&point.join(base)).is_ok() {
@@ -107,6 +116,9 @@ impl Hierarchies {
             && make_dir(&point.join(base)).is_ok()
         {
             found.cpuacct = Some(Controller::V1(point));
+        }
+        if found.v2.is_none() {
+            found.freezer = freezer.filter(|point| make_dir(&point.join(base)).is_ok());
         }
         found.look_at_memory();
         Ok(found)
@@ -170,6 +182,12 @@ impl Hierarchies {
         }
     }
 
+    /// Whether the processes of a sandbox can be frozen here.
+    #[must_use]
+    pub const fn can_freeze(&self) -> bool {
+        self.v2.is_some() || self.freezer.is_some()
+    }
+
     /// Whether there is a version 2 tree, in which execs get groups of their own.
     #[must_use]
     pub fn has_v2(&self) -> bool {
@@ -197,6 +215,7 @@ impl Hierarchies {
                 }
             }
         }
+        roots.extend(self.freezer.iter().map(|root| root.join(&self.base)));
         roots
     }
 
@@ -317,6 +336,14 @@ impl Group {
             .map_err(|errno| CgroupError { path: dir.clone(), source: errno.into() })?;
         self.v2_fd = Some(fd);
         Ok(())
+    }
+
+    /// What freezes it, where this host can.
+    #[must_use]
+    pub fn freezer(&self) -> Option<Freezer> {
+        let version_1 =
+            || self.hierarchies.freezer.as_ref().map(|root| root.join(&self.hierarchies.base).join(&self.name));
+        self.v2_dir().map(|dir| Freezer::at(dir, true)).or_else(|| version_1().map(|dir| Freezer::at(dir, false)))
     }
 
     /// The hierarchies that it is in.
@@ -526,6 +553,7 @@ fn make_dir(path: &Path) -> io::Result<()> {
 
 /// Kills every process in a group and those below it, and waits until they are gone.
 fn kill_below(dir: &Path) -> Result<(), CgroupError> {
+    crate::freeze::thaw_version_1(dir);
     // `cgroup.kill` is of version 2 alone; in version 1 the processes are killed one by one until none is left.
     let whole = fs::write(dir.join("cgroup.kill"), "1").is_ok();
     for _ in 0..2000 {
@@ -552,7 +580,7 @@ const fn libc_ebusy() -> i32 {
 }
 
 /// A group and all below it, the deepest first.
-fn tree(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut found = vec![dir.to_owned()];
     let mut at = 0;
     while let Some(next) = found.get(at).cloned() {

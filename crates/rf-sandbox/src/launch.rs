@@ -330,8 +330,14 @@ fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &O
     process::exit(1)
 }
 
+/// What [`tell`] said: the step, and with what it failed.
+pub(crate) fn failed_step(word: &str) -> Option<(String, Errno)> {
+    let (number, step) = word.strip_prefix('F')?.split_once('\0')?;
+    Some((step.to_owned(), number.parse().map_or(Errno::IO, Errno::from_raw_os_error)))
+}
+
 /// Tells the warden what failed. It sees a process that ended in any case.
-fn tell(report: BorrowedFd<'_>, Failed { step, errno }: &Failed) {
+pub(crate) fn tell(report: BorrowedFd<'_>, Failed { step, errno }: &Failed) {
     let _ = packet::send(report, format!("F{}\0{step}", errno.raw_os_error()).as_bytes(), &[]);
 }
 
@@ -348,16 +354,16 @@ fn take_mounts(plan: &Plan, fds: Vec<OwnedFd>) -> Mounts {
 }
 
 #[derive(Debug)]
-struct Child {
-    pid: Pid,
-    pidfd: OwnedFd,
+pub(crate) struct Child {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
 }
 
 /// Kills the sandbox's processes and removes its groups when dropped.
 #[derive(Debug)]
-struct Cleanup {
-    group: Group,
-    child: Option<Child>,
+pub(crate) struct Cleanup {
+    pub(crate) group: Group,
+    pub(crate) child: Option<Child>,
     removed: bool,
 }
 
@@ -368,6 +374,7 @@ impl Cleanup {
             // An error says that it has ended already.
             let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
         }
+        self.group.let_die();
     }
 
     /// Takes the exit of process 1, and with it of all: the kernel ends a pid namespace with its first process.
@@ -475,11 +482,8 @@ impl Starting {
             self.facts = Some(Facts { keyring: serial.parse().map_err(|_| LaunchError::NotInit)? });
             return Ok(());
         }
-        match text.strip_prefix('F').and_then(|rest| rest.split_once('\0')) {
-            Some((number, step)) => Err(LaunchError::Inside {
-                step: step.to_owned(),
-                errno: Errno::from_raw_os_error(number.parse().unwrap_or(5)),
-            }),
+        match failed_step(&text) {
+            Some((step, errno)) => Err(LaunchError::Inside { step, errno }),
             None => Err(LaunchError::NotInit),
         }
     }
@@ -507,9 +511,9 @@ pub struct Confirmed {
 /// A sandbox that is up. Dropping it destroys it, and waits for that.
 #[derive(Debug)]
 pub struct Sandbox {
-    plan: Plan,
-    cleanup: Cleanup,
-    warden: OwnedFd,
+    pub(crate) plan: Plan,
+    pub(crate) cleanup: Cleanup,
+    pub(crate) warden: OwnedFd,
     server: Option<OwnedFd>,
     device: Option<String>,
     enforcement: Enforcement,
@@ -545,11 +549,14 @@ impl Sandbox {
     /// When init takes no message.
     pub fn renew_server_socket(&self) -> Result<OwnedFd, LaunchError> {
         let (ours, inits) = packet::pair().step("make a socket")?;
+        self.give_server_socket(inits.as_fd()).map(|()| ours)
+    }
+
+    pub(crate) fn give_server_socket(&self, socket: BorrowedFd<'_>) -> Result<(), LaunchError> {
         let mut buffer = [0; 16];
         let writer = rf_wire::init::Writer::new(&mut buffer, rf_wire::init::order::ADOPT, 1);
         let len = writer.finish().map_err(|_| LaunchError::NotInit)?;
-        packet::send(&self.warden, &buffer[..len], &[inits.as_fd()]).step("tell init of the new server")?;
-        Ok(ours)
+        packet::send(&self.warden, &buffer[..len], &[socket]).step("tell init of the new server")
     }
 
     /// Readable when process 1, and with it every process, has ended.

@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod disk;
 mod enforce;
+pub mod freeze;
 pub mod host;
 pub mod launch;
 pub mod packet;

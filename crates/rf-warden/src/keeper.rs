@@ -1,5 +1,7 @@
 //! The warden's loop: sandboxes starting, prepared, claimed and dying, and the one server that they are kept for.
 
+mod pause;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     fs,
@@ -20,6 +22,7 @@ use rustix::{
     process::Signal,
 };
 
+use self::pause::Rest;
 use crate::{WardenConfig, WardenError, door, door::Connection, pool::Pool, templates::Templates, unpack::Unpacking};
 
 /// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
@@ -44,6 +47,7 @@ enum Source {
     Connection(u64),
     Starting(SandboxId),
     Live(SandboxId),
+    Freezing(SandboxId),
     Unpacking(u64),
 }
 
@@ -62,6 +66,7 @@ struct Live {
     spec: SandboxSpec,
     /// 0 for a prepared one.
     lease_until: UnixMs,
+    rest: Rest,
 }
 
 struct Dying {
@@ -220,6 +225,7 @@ impl Keeper {
                     Some(Source::Connection(id)) => self.hear(id),
                     Some(Source::Starting(id)) => self.advance(id, token),
                     Some(Source::Live(id)) => self.ended(id, token),
+                    Some(Source::Freezing(id)) => self.look_at_freezing(id),
                     Some(Source::Unpacking(id)) => self.unpacked(id, token),
                     None => {}
                 }
@@ -237,7 +243,8 @@ impl Keeper {
         let behind = self.connections.values().any(Connection::behind).then_some(AGAIN);
         let refill =
             (self.wants_refill() && self.starting.is_empty()).then(|| QUIET.saturating_sub(self.asked.elapsed()));
-        let wait = [lease, start, again, behind, refill].into_iter().flatten().min()?;
+        let freezing = self.live.values().any(|live| live.rest.is_freezing()).then_some(AGAIN);
+        let wait = [lease, start, again, behind, refill, freezing].into_iter().flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()
     }
@@ -248,8 +255,10 @@ impl Keeper {
             if at > now {
                 break;
             }
-            self.destroy(id, None);
-            self.news(Reply::Gone { id, why: GoneWhy::Lease });
+            self.lease_over(id);
+        }
+        for id in self.freezing() {
+            self.look_at_freezing(id);
         }
         let late: Vec<SandboxId> = self
             .starting
@@ -340,13 +349,13 @@ impl Keeper {
         match order {
             Order::Hello { .. } => {}
             Order::Create { spec, from: None, id: None } => self.create(asker, spec),
-            Order::Create { .. }
-            | Order::Pause { .. }
-            | Order::Resume { .. }
-            | Order::Snapshot { .. }
-            | Order::RemoveSnapshot { .. }
-            | Order::Snapshots { .. } => {
-                let fault = Fault::new(Code::Unsupported, "this warden neither pauses nor saves sandboxes", "");
+            Order::Pause { id } => self.pause(asker, id),
+            Order::Resume { id, lease_until } => {
+                let result = self.resume(id, lease_until);
+                self.answer(asker, result);
+            }
+            Order::Create { .. } | Order::Snapshot { .. } | Order::RemoveSnapshot { .. } | Order::Snapshots { .. } => {
+                let fault = Fault::new(Code::Unsupported, "this warden does not save sandboxes", "");
                 self.answer(asker, Err(fault));
             }
             Order::Destroy { id } => {
@@ -425,6 +434,9 @@ impl Keeper {
 
     fn create(&mut self, asker: Asker, spec: SandboxSpec) {
         self.asked = Instant::now();
+        if let Err(fault) = self.can_pause(&spec) {
+            return self.answer(asker, Err(fault));
+        }
         for id in self.pool.asked(&spec) {
             self.destroy(id, None);
         }
@@ -511,7 +523,7 @@ impl Keeper {
                     // Without the watch its end is still seen, by the lease.
                     let _ = watch_changes(&self.epoll, ended, token);
                 }
-                self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0 });
+                self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0, rest: Rest::default() });
                 match asker {
                     Some(asker) => self.claim(id, spec, asker, false),
                     None if self.pool.add(id, &spec) => {}
@@ -577,15 +589,15 @@ impl Keeper {
         let ids: Vec<SandboxId> =
             self.live.iter().filter(|(_, live)| live.lease_until > 0).map(|(id, _)| *id).collect();
         for id in ids {
-            let Some(live) = self.live.get(&id) else { continue };
-            match live.sandbox.renew_server_socket() {
+            let Some(live) = self.live.get_mut(&id) else { continue };
+            match live.rest.server_socket(&live.sandbox) {
                 Ok(socket) => {
                     let reply = Reply::Adopted {
                         id,
                         spec: live.spec.clone(),
                         lease_until: live.lease_until,
                         enforcement: live.sandbox.enforcement().clone(),
-                        paused: None,
+                        paused: live.rest.paused(),
                     };
                     self.answer_with(asker.0, asker.1, Ok(reply), Some(socket));
                 }
@@ -601,6 +613,9 @@ impl Keeper {
         let most = now_ms() + 30 * 86_400_000;
         if lease_until == 0 || lease_until > most {
             return Err(Fault::invalid("a lease ends within 30 days"));
+        }
+        if live.rest.paused().is_some() {
+            return Err(Fault::new(Code::Conflict, "a paused sandbox's lease does not run", "resume it with a lease"));
         }
         self.leases.remove(&(live.lease_until, id));
         live.lease_until = lease_until;
@@ -642,6 +657,7 @@ impl Keeper {
             self.leases.remove(&(live.lease_until, id));
             self.pool.forget(id);
             live.sandbox.kill();
+            self.abandon(live.rest);
             self.dying.insert(id, Dying { sandbox: live.sandbox, askers: Vec::new() });
         }
         if let Some(dying) = self.dying.get_mut(&id) {

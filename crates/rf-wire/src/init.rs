@@ -56,6 +56,15 @@ pub mod order {
     pub const PING: u16 = 7;
     /// Only from the warden: the descriptor beside it is the new server's socket; drop the old. Answer: `DONE`.
     pub const ADOPT: u16 = 8;
+    /// Only from the warden: all processes were frozen for `us: u64` and run again, `flags: u32` (see
+    /// [`super::thawed`]). Deadlines are put off by as much. No answer.
+    pub const THAWED: u16 = 9;
+}
+
+/// Bits of the flags of [`order::THAWED`].
+pub mod thawed {
+    /// The root is another overlay than before: what was bound to a path is to be bound anew.
+    pub const NEW_ROOT: u32 = 1;
 }
 
 /// Kinds of answers and news (from init).

@@ -64,13 +64,28 @@ impl Sudo {
     /// # Errors
     /// When there is no `/run` to listen in; then there is no `sudo`.
     pub(crate) fn listen() -> Result<Self, Errno> {
+        Ok(Self {
+            listener: Self::bound()?,
+            sessions: [const { Session { socket: FdSlot::EMPTY, pid: 0 } }; SESSIONS_MAX],
+        })
+    }
+
+    /// Listens anew at the same path, below another root than before.
+    pub(crate) fn listen_again(&mut self) {
+        // Where there is nowhere to listen any more, nobody can ask any more.
+        if let Ok(listener) = Self::bound() {
+            self.listener = listener;
+        }
+    }
+
+    fn bound() -> Result<OwnedFd, Errno> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let _ = unlinkat(CWD, SOCKET, AtFlags::empty());
         bind(&listener, &SocketAddrUnix::new(SOCKET)?)?;
         chmodat(CWD, SOCKET, Mode::from_raw_mode(0o666), AtFlags::empty())?;
         listen(&listener, SESSIONS_MAX as i32)?;
-        Ok(Self { listener, sessions: [const { Session { socket: FdSlot::EMPTY, pid: 0 } }; SESSIONS_MAX] })
+        Ok(listener)
     }
 
     /// The listening socket, to be waited on while there is room for another connection.

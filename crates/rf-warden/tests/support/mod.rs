@@ -1,0 +1,390 @@
+//! A real warden for one test, and a client of it and of the inits that it hands out; all gone at the end.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+use std::{
+    fs,
+    io::Read as _,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rf_sandbox::packet;
+use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId, units::UnixMs};
+use rf_wire::{
+    init::{Exited, INLINE_MAX, Reader, UNLIMITED, Writer, answer, order, spawn},
+    warden::{Answer, MESSAGE_MAX, Order, Reply, Request, Snapshot, VERSION},
+};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+
+/// How long anything may take. A debug build on a busy machine is slow.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// Waits until `done`.
+pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WITHIN;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {WITHIN:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The next message of a socket; `None` at its end.
+pub fn next(socket: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut buffer = vec![0; MESSAGE_MAX.max(INLINE_MAX)];
+    let deadline = Instant::now() + WITHIN;
+    loop {
+        match packet::receive(socket, &mut buffer, false) {
+            Ok((0, _)) | Err(Errno::CONNRESET) => return None,
+            Ok((len, fds)) => return Some((buffer[..len].to_vec(), fds)),
+            Err(Errno::AGAIN) => {
+                assert!(Instant::now() < deadline, "nothing came within {WITHIN:?}");
+                let mut fds = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::IN)];
+                let second = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+                rustix::event::poll(&mut fds, Some(&second)).unwrap();
+            }
+            Err(errno) => panic!("{errno}"),
+        }
+    }
+}
+
+/// A warden with a state directory of its own.
+pub struct Warden {
+    dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Warden {
+    pub fn start() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "run this as root");
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("run")).unwrap();
+        let child = Self::run(&dir);
+        Self { dir, child }
+    }
+
+    fn run(dir: &tempfile::TempDir) -> Child {
+        let tests = std::env::current_exe().unwrap();
+        let program = tests.ancestors().nth(2).unwrap().join("examples/warden");
+        assert!(program.exists(), "cargo builds {} with the tests", program.display());
+        let log = fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
+        // The socket of a former one is refused, a new one's accepts.
+        let _ = fs::remove_file(dir.path().join("run/warden.sock"));
+        let mut child = Command::new(program).arg(dir.path()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        eventually("the warden listens", || {
+            let ended = child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(dir.path().join("log")).unwrap());
+            dir.path().join("run/warden.sock").exists()
+        });
+        child
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("warden")
+    }
+
+    /// Kills it as the kernel would, and starts the next on the same state.
+    pub fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::run(&self.dir);
+    }
+
+    /// Ends it in order, and starts the next on the same state.
+    pub fn restart(&mut self) {
+        self.end();
+        self.child = Self::run(&self.dir);
+    }
+
+    fn end(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "{status}: {}", fs::read_to_string(self.dir.path().join("log")).unwrap());
+    }
+
+    /// Ends it in order; nothing of it may be left.
+    pub fn stop(mut self) {
+        self.end();
+        let state = self.dir.path().to_str().unwrap();
+        assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(state));
+    }
+
+    pub fn connect(&self) -> Server {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let path = self.dir.path().join("run/warden.sock");
+        eventually("the warden takes a connection", || {
+            rustix::net::connect(&socket, &SocketAddrUnix::new(&path).unwrap()).is_ok()
+        });
+        let mut server = Server { socket, tag: 0, news: Vec::new() };
+        server.ask(Order::Hello { version: VERSION }).unwrap();
+        server
+    }
+}
+
+impl Drop for Warden {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The server's side of one connection.
+pub struct Server {
+    socket: OwnedFd,
+    tag: u64,
+    news: Vec<Reply>,
+}
+
+impl Server {
+    pub fn send(&mut self, order: Order) -> u64 {
+        self.tag += 1;
+        let bytes = serde_json::to_vec(&Request { tag: self.tag, order }).unwrap();
+        packet::send(&self.socket, &bytes, &[]).unwrap();
+        self.tag
+    }
+
+    /// The next answer to this tag; news are kept.
+    pub fn answer(&mut self, tag: u64) -> (Result<Reply, Fault>, Option<OwnedFd>) {
+        loop {
+            let (bytes, fds) = next(&self.socket).expect("the warden keeps the connection");
+            let answer: Answer = serde_json::from_slice(&bytes).unwrap();
+            if answer.tag == tag {
+                return (answer.result, fds.into_iter().next());
+            }
+            assert_eq!(answer.tag, 0, "{answer:?}");
+            self.news.push(answer.result.unwrap());
+        }
+    }
+
+    pub fn ask_with_fd(&mut self, order: Order) -> (Result<Reply, Fault>, Option<OwnedFd>) {
+        let tag = self.send(order);
+        self.answer(tag)
+    }
+
+    pub fn ask(&mut self, order: Order) -> Result<Reply, Fault> {
+        self.ask_with_fd(order).0
+    }
+
+    /// The next news of which `wanted` makes something.
+    pub fn news<T>(&mut self, wanted: impl Fn(&Reply) -> Option<T>) -> T {
+        loop {
+            if let Some(index) = self.news.iter().position(|news| wanted(news).is_some()) {
+                return wanted(&self.news.remove(index)).unwrap();
+            }
+            let (bytes, _) = next(&self.socket).expect("the warden keeps the connection");
+            let answer: Answer = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(answer.tag, 0, "{answer:?}");
+            self.news.push(answer.result.unwrap());
+        }
+    }
+
+    pub fn create(&mut self, spec: &SandboxSpec) -> Sandbox {
+        self.try_create(spec, None, None).unwrap()
+    }
+
+    pub fn create_from(&mut self, spec: &SandboxSpec, from: SnapshotId) -> Sandbox {
+        self.try_create(spec, Some(from), None).unwrap()
+    }
+
+    pub fn try_create(
+        &mut self,
+        spec: &SandboxSpec,
+        from: Option<SnapshotId>,
+        id: Option<SandboxId>,
+    ) -> Result<Sandbox, Fault> {
+        match self.ask_with_fd(Order::Create { spec: spec.clone(), from, id }) {
+            (Ok(Reply::Created { id, lease_until, .. }), Some(socket)) => Ok(Sandbox { id, lease_until, socket }),
+            (Err(fault), None) => Err(fault),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn done(&mut self, order: Order) {
+        match self.ask(order) {
+            Ok(Reply::Done {}) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn refused(&mut self, order: Order) -> Code {
+        self.ask(order).map(drop).unwrap_err().code
+    }
+
+    pub fn resume(&mut self, id: SandboxId, lease_until: Option<UnixMs>) -> UnixMs {
+        match self.ask(Order::Resume { id, lease_until }) {
+            Ok(Reply::Resumed { lease_until }) => lease_until,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn snapshot(&mut self, id: SandboxId) -> Snapshot {
+        match self.ask(Order::Snapshot { id, snapshot: SnapshotId::random() }) {
+            Ok(Reply::Snapshotted(snapshot)) => snapshot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        match self.ask(Order::Snapshots { after: None }) {
+            Ok(Reply::Snapshots { list, more: false }) => list,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until a snapshot is durable.
+    pub fn durable(&mut self, id: SnapshotId) -> Snapshot {
+        if let Some(snapshot) = self.snapshots().into_iter().find(|s| s.id == id && s.durable) {
+            return snapshot;
+        }
+        self.news(|news| match news {
+            Reply::SnapshotChanged(snapshot) if snapshot.id == id && snapshot.durable => Some(snapshot.clone()),
+            _ => None,
+        })
+    }
+
+    /// Every sandbox that lives, with its new socket.
+    pub fn adopt(&mut self) -> Vec<(Sandbox, Option<rf_wire::warden::Paused>)> {
+        let tag = self.send(Order::Adopt {});
+        let mut adopted = Vec::new();
+        loop {
+            match self.answer(tag) {
+                (Ok(Reply::Adopted { id, lease_until, paused, .. }), Some(socket)) => {
+                    adopted.push((Sandbox { id, lease_until, socket }, paused));
+                }
+                (Ok(Reply::Done {}), None) => return adopted,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// A sandbox, by its init's socket.
+pub struct Sandbox {
+    pub id: SandboxId,
+    pub lease_until: UnixMs,
+    pub socket: OwnedFd,
+}
+
+/// An exec that was started.
+pub struct Exec {
+    pub id: u128,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+impl Sandbox {
+    pub fn id(&self) -> SandboxId {
+        self.id
+    }
+
+    fn order(&self, kind: u16, tag: u64, body: impl FnOnce(&mut Writer<'_>)) {
+        let mut buffer = vec![0; INLINE_MAX];
+        let mut writer = Writer::new(&mut buffer, kind, tag);
+        body(&mut writer);
+        let len = writer.finish().unwrap();
+        packet::send(&self.socket, &buffer[..len], &[]).unwrap();
+    }
+
+    /// Sends the order to start a shell line, as `user` (empty: the default one).
+    pub fn start_later(&self, line: &str, user: &str, timeout_ms: Option<u64>) -> u128 {
+        let id = rf_types::ExecId::random().bits();
+        self.order(order::SPAWN, 7, |writer| {
+            writer.u128(id);
+            writer.u32(spawn::SHELL);
+            writer.u16(0);
+            writer.u16(0);
+            writer.u64(timeout_ms.unwrap_or(UNLIMITED));
+            for _ in 0..4 {
+                writer.u64(UNLIMITED);
+            }
+            writer.string(user.as_bytes());
+            writer.string(b"");
+            writer.u32(1);
+            writer.string(line.as_bytes());
+            writer.u32(0);
+        });
+        id
+    }
+
+    pub fn started(&self, id: u128) -> Exec {
+        let (bytes, fds) = next(&self.socket).expect("init is there");
+        let (header, mut reader) = Reader::message(&bytes).unwrap();
+        if header.kind == answer::FAILED {
+            panic!("not started: errno {} at {}", reader.u32().unwrap(), reader.u32().unwrap());
+        }
+        assert_eq!((header.kind, header.tag), (answer::SPAWNED, 7));
+        let [stdout, stderr] = <[OwnedFd; 2]>::try_from(fds).unwrap();
+        Exec { id, stdout, stderr }
+    }
+
+    pub fn start(&self, line: &str) -> Exec {
+        self.started(self.start_later(line, "", None))
+    }
+
+    /// Waits for the end of an exec: its status, and what it said.
+    pub fn wait(&self, exec: Exec) -> (Exited, String, String) {
+        let read = |fd: OwnedFd| {
+            let mut said = Vec::new();
+            fs::File::from(fd).read_to_end(&mut said).unwrap();
+            String::from_utf8_lossy(&said).into_owned()
+        };
+        let (stdout, stderr) = (read(exec.stdout), read(exec.stderr));
+        let (bytes, _) = next(&self.socket).expect("init is there");
+        let (header, mut reader) = Reader::message(&bytes).unwrap();
+        assert_eq!(header.kind, answer::EXITED);
+        let exited = Exited::read(&mut reader).unwrap();
+        assert_eq!(exited.exec, exec.id);
+        self.order(order::FORGET, 9, |writer| writer.u128(exec.id));
+        let (bytes, _) = next(&self.socket).expect("init is there");
+        assert_eq!(Reader::message(&bytes).unwrap().0.kind, answer::DONE);
+        (exited, stdout, stderr)
+    }
+
+    /// Runs a shell line that must succeed; what it said, without the last line end.
+    pub fn sh(&self, line: &str) -> String {
+        self.sh_as("", line)
+    }
+
+    pub fn sh_as(&self, user: &str, line: &str) -> String {
+        let (exited, stdout, stderr) = self.wait(self.started(self.start_later(line, user, None)));
+        assert_eq!(exited.status, 0, "{line}: {stdout}{stderr}");
+        stdout.trim_end().to_owned()
+    }
+
+    /// Runs a shell line that must fail; what it said.
+    pub fn sh_fails(&self, line: &str) -> String {
+        let (exited, stdout, stderr) = self.wait(self.start(line));
+        assert_ne!(exited.status, 0, "{line}: {stdout}");
+        stdout + &stderr
+    }
+
+    /// Whether process 1 answers within this time.
+    pub fn answers_within(&self, time: Duration) -> bool {
+        self.order(order::PING, 8, |_| ());
+        let mut fds = [rustix::event::PollFd::new(&self.socket, rustix::event::PollFlags::IN)];
+        let time = rustix::event::Timespec::try_from(time).unwrap();
+        if rustix::event::poll(&mut fds, Some(&time)).unwrap() == 0 {
+            return false;
+        }
+        let (bytes, _) = next(&self.socket).expect("init is there");
+        assert_eq!(Reader::message(&bytes).unwrap().0.kind, answer::DONE);
+        true
+    }
+
+    /// The answer to a ping that was sent before.
+    pub fn pong(&self) {
+        let (bytes, _) = next(&self.socket.as_fd().try_clone_to_owned().unwrap()).expect("init is there");
+        assert_eq!(Reader::message(&bytes).unwrap().0.kind, answer::DONE);
+    }
+}
