@@ -99,6 +99,7 @@ impl LedgerKey {
         Sealer {
             record: self.derive("ringfence ledger 2026 seal of a record"),
             head: self.derive("ringfence ledger 2026 seal of the head"),
+            base: self.derive("ringfence ledger 2026 seal of the base"),
         }
     }
 
@@ -112,6 +113,7 @@ impl LedgerKey {
 pub(crate) struct Sealer {
     record: Zeroizing<[u8; 32]>,
     head: Zeroizing<[u8; 32]>,
+    base: Zeroizing<[u8; 32]>,
 }
 
 impl Sealer {
@@ -132,6 +134,11 @@ impl Sealer {
     /// The keyed hash of a head's text.
     pub(crate) fn head(&self, text: &[u8]) -> blake3::Hash {
         blake3::keyed_hash(&self.head, text)
+    }
+
+    /// The seal of a base's text.
+    pub(crate) fn base(&self, text: &[u8]) -> blake3::Hash {
+        blake3::keyed_hash(&self.base, text)
     }
 }
 

@@ -15,6 +15,7 @@
 //! ledger/
 //!   lock            held (flock(2)) by the one process that writes
 //!   head            two slots of 512 bytes at 0 and 4096, written in turn: how far the ledger is durable, sealed
+//!   base            there once segments were let go: with which record the ledger begins, sealed
 //!   00000000.jsonl  a header line, then one record a line; then, in the last segment only, zeros: room kept ahead
 //!   00000000.idx    where each record of a finished segment lies; made again when it is missing or damaged
 //!   00000001.jsonl  ...
@@ -45,6 +46,7 @@ mod page;
 mod record;
 mod recover;
 mod redact;
+mod retain;
 mod verify;
 mod writer;
 
@@ -53,5 +55,6 @@ pub use key::LedgerKey;
 pub use page::{Filter, Order, Page, Query};
 pub use record::{By, Entry, Event, Kind, Outcome, Record};
 pub use redact::Redactor;
-pub use verify::{Anchor, Problem, Report, Wrong, verify};
+pub use retain::Retained;
+pub use verify::{Anchor, Problem, Report, Wrong, verify, verify_with_archive};
 pub use writer::{Config, Ledger, Status, Ticket};

@@ -210,7 +210,7 @@ impl Search<'_> {
         let entries = index::entries_if(&self.shared.dir, number, first, |summary| {
             summary.may_hold(*user, filter.since, filter.until)
         })
-        .map_err(unreadable)?;
+        .or_else(|error| self.let_go(number, error).map(|()| None))?;
         let Some(entries) = entries else { return Ok(Stretch::Done) };
         let entries = entries.get(at(first, low)..at(first, high)).ok_or_else(|| {
             Fault::new(
@@ -219,8 +219,19 @@ impl Search<'_> {
                 "the operator must run `ringfence audit verify`",
             )
         })?;
-        let file = File::open(self.shared.dir.join(segment_name(number))).map_err(unreadable)?;
+        let file = match File::open(self.shared.dir.join(segment_name(number))) {
+            Ok(file) => file,
+            Err(error) => return self.let_go(number, error).map(|()| Stretch::Done),
+        };
         self.entries(&file, low, entries)
+    }
+
+    /// Why a segment cannot be read, unless it was let go since the search began.
+    fn let_go(&self, number: u32, error: std::io::Error) -> Result<(), Fault> {
+        let state = self.shared.lock();
+        let first = state.first_seqs.get(number as usize);
+        let gone = first.is_some() && first == state.first_seqs.get(number as usize + 1);
+        if gone { Ok(()) } else { Err(unreadable(error)) }
     }
 
     /// Looks at `entries`, the first of which is record `low`.

@@ -21,6 +21,7 @@ use crate::{
     key::Sealer,
     lines::{Lines, Next},
     record::Record,
+    retain,
 };
 
 /// What was cut off at the end.
@@ -79,20 +80,31 @@ pub(crate) fn open(dir: &Path, sealer: &Sealer) -> Result<Recovered, Fault> {
     lock.try_lock().map_err(|error| {
         refuse(format_args!("another process holds its lock: {error}"), "stop the other server of this state directory")
     })?;
-    let segments = segments_in(dir).map_err(io_refusal("list its segments"))?;
+    let base = retain::read(dir, Some(sealer)).map_err(io_refusal("read its base"))?;
+    if base == retain::Found::Damaged {
+        return Err(refuse("its base is damaged, or its key is another", DAMAGED));
+    }
+    let mut segments = segments_in(dir).map_err(io_refusal("list its segments"))?;
+    // Those below it were let go, and their files are taken away at the next turn.
+    segments.retain(|&segment| segment >= base.segment());
     let found = head::read(dir, Some(sealer)).map_err(io_refusal("read its head"))?;
     match found {
-        Found::Absent if segments.is_empty() => create(dir, lock, sealer),
+        Found::Absent if segments.is_empty() && base == retain::Found::Absent => create(dir, lock, sealer),
         Found::Absent => Err(refuse("its head is gone", DAMAGED)),
         Found::Damaged => Err(refuse("its head is damaged, or its key is another", DAMAGED)),
         Found::Head { head, .. } if segments.is_empty() && head.seq > 0 => {
             Err(refuse("its segments are gone", DAMAGED))
         }
         Found::Head { head, damaged } => {
-            if let Some(missing) = (0..).zip(&segments).find_map(|(n, &segment)| (n != segment).then_some(n)) {
+            if let Some(missing) =
+                (base.segment()..).zip(&segments).find_map(|(n, &segment)| (n != segment).then_some(n))
+            {
                 return Err(refuse(format_args!("segment {missing} is missing"), DAMAGED));
             }
             let mut scan = Scan::new(dir, sealer, head);
+            if let retain::Found::Base(base) = &base {
+                scan.first_seqs = vec![base.first_seq; base.segment as usize];
+            }
             scan.run(&segments)?;
             scan.finish(lock, damaged)
         }

@@ -11,6 +11,8 @@ use crate::{
     head::{self, Found, Head},
     key::Sealer,
     lines::{Lines, Next},
+    record::Record,
+    retain::{self, Base},
 };
 
 /// A record's number and hash that somebody kept elsewhere; the ledger must still hold exactly it.
@@ -46,6 +48,9 @@ pub enum Wrong {
     HeadChanged,
     /// The record of an anchor is not there or is another.
     AnchorMissed,
+    /// The base, which says with which record the ledger begins, is not what was written, or the chain has no note of
+    /// it.
+    BaseChanged,
 }
 
 /// The first thing that is wrong.
@@ -78,6 +83,10 @@ pub struct Report {
     pub segments: u32,
     /// Records that stand in an unbroken chain from the first one on.
     pub records: u64,
+    /// The first record that was read: 1, unless older ones were let go.
+    pub first_seq: u64,
+    /// The last of them; 0 is none.
+    pub last_seq: u64,
     /// The hash of the last of them: to be kept elsewhere as an [`Anchor`].
     pub last_hash: String,
     /// How far the head says the ledger is durable.
@@ -99,42 +108,52 @@ pub struct Report {
 /// # Errors
 /// `ledger_unavailable` when the files cannot be read. What is wrong with the ledger itself is in the report.
 pub fn verify(dir: &Path, key: Option<&LedgerKey>, anchor: Option<&Anchor>) -> Result<Report, Fault> {
+    verify_with_archive(dir, None, key, anchor)
+}
+
+/// As [`verify`], from the first record that is in `archive` on, where [`crate::Ledger::retain`] moved what it let go.
+///
+/// # Errors
+/// As for [`verify`].
+pub fn verify_with_archive(
+    dir: &Path,
+    archive: Option<&Path>,
+    key: Option<&LedgerKey>,
+    anchor: Option<&Anchor>,
+) -> Result<Report, Fault> {
+    /// A ledger in use lets go of segments some times a day at the most. Chosen.
+    const TURNS_MAX: u32 = 4;
     let sealer = key.map(LedgerKey::sealer);
-    let mut check = Check {
-        dir,
-        sealer: sealer.as_ref(),
-        anchor,
-        head: None,
-        next_seq: 1,
-        last_hash: [0; 32],
-        report: Report {
-            chain: String::new(),
-            segments: 0,
-            records: 0,
-            last_hash: String::new(),
-            head_seq: None,
-            sealed: key.is_some(),
-            torn_bytes: 0,
-            problem: None,
-        },
-    };
-    let problem = check.run().map_err(|error| {
+    let read = || retain::read(dir, sealer.as_ref());
+    let verified = (|| {
+        for _ in 1..TURNS_MAX {
+            let base = read()?;
+            let report = Check::new(dir, archive, sealer.as_ref(), anchor, &base).verify();
+            // Segments were let go meanwhile: what was missing may be where it should be.
+            if report.as_ref().is_ok_and(|report| report.problem.is_none()) || read()? == base {
+                return report;
+            }
+        }
+        Check::new(dir, archive, sealer.as_ref(), anchor, &read()?).verify()
+    })();
+    verified.map_err(|error: io::Error| {
         Fault::new(
             Code::LedgerUnavailable,
             format!("cannot read the ledger in `{}`: {error}", dir.display()),
             "run it as the ledger's owner or as root",
         )
-    })?;
-    check.report.problem = problem;
-    check.report.last_hash = hex(&check.last_hash);
-    Ok(check.report)
+    })
 }
 
 struct Check<'a> {
     dir: &'a Path,
+    archive: Option<&'a Path>,
     sealer: Option<&'a Sealer>,
     anchor: Option<&'a Anchor>,
+    found: &'a retain::Found,
     head: Option<Head>,
+    /// The segment that was begun with.
+    first: u32,
     next_seq: u64,
     last_hash: [u8; 32],
     report: Report,
@@ -143,11 +162,93 @@ struct Check<'a> {
 /// Something wrong, or `None`.
 type Found1 = io::Result<Option<Problem>>;
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    fn new(
+        dir: &'a Path,
+        archive: Option<&'a Path>,
+        sealer: Option<&'a Sealer>,
+        anchor: Option<&'a Anchor>,
+        found: &'a retain::Found,
+    ) -> Self {
+        let report = Report {
+            chain: String::new(),
+            segments: 0,
+            records: 0,
+            first_seq: 1,
+            last_seq: 0,
+            last_hash: String::new(),
+            head_seq: None,
+            sealed: sealer.is_some(),
+            torn_bytes: 0,
+            problem: None,
+        };
+        Self {
+            dir,
+            archive,
+            sealer,
+            anchor,
+            found,
+            head: None,
+            first: found.segment(),
+            next_seq: 1,
+            last_hash: [0; 32],
+            report,
+        }
+    }
+
+    fn verify(mut self) -> io::Result<Report> {
+        self.report.problem = self.run()?;
+        self.report.last_seq = self.next_seq - 1;
+        self.report.last_hash = hex(&self.last_hash);
+        Ok(self.report)
+    }
+
+    fn base(&self) -> Option<&'a Base> {
+        match self.found {
+            retain::Found::Base(base) => Some(base),
+            retain::Found::Absent | retain::Found::Damaged => None,
+        }
+    }
+
+    /// Opens a segment of the ledger, or one that was let go of the archive.
+    fn open(&self, segment: u32) -> io::Result<Lines> {
+        match self.archive {
+            Some(archive) if segment < self.found.segment() => Lines::open(archive, segment),
+            Some(_) | None => Lines::open(self.dir, segment),
+        }
+    }
+
+    /// The segments that are to be read, in order; sets where they begin.
+    fn segments(&mut self) -> io::Result<Vec<u32>> {
+        let kept = self.found.segment();
+        let mut segments = match self.archive {
+            Some(archive) => segments_in(archive)?.into_iter().filter(|&segment| segment < kept).collect(),
+            None => Vec::new(),
+        };
+        match (segments.first(), self.base()) {
+            // What is archived begins where its oldest segment does; its header is sealed.
+            (Some(&first), _) => self.first = first,
+            (None, Some(base)) => {
+                self.next_seq = base.first_seq;
+                // A base that cannot be read so was found damaged.
+                self.last_hash = from_hex(base.prev.as_bytes()).unwrap_or_default();
+                self.report.chain.clone_from(&base.chain);
+            }
+            (None, None) => {}
+        }
+        // Those below the base that are still here are about to be taken away.
+        segments.extend(segments_in(self.dir)?.into_iter().filter(|&segment| segment >= kept));
+        Ok(segments)
+    }
+
     fn run(&mut self) -> Found1 {
         // The head before the records: a ledger in use only grows meanwhile.
         let head = head::read(self.dir, self.sealer)?;
-        let segments = segments_in(self.dir)?;
+        if *self.found == retain::Found::Damaged {
+            let text = "the base was changed, or the key is not this ledger's";
+            return Ok(Some(self.problem(Wrong::BaseChanged, None, 0, 0, text)));
+        }
+        let segments = self.segments()?;
         let head_problem = match head {
             Found::Head { head, damaged } => {
                 self.report.head_seq = Some(head.seq);
@@ -163,12 +264,12 @@ impl Check<'_> {
             )),
             Found::Absent => Some(self.problem(Wrong::HeadMissing, None, 0, 0, "the head is missing")),
         };
-        for (expected, &segment) in (0..).zip(&segments) {
+        for (expected, &segment) in (self.first..).zip(&segments) {
             if segment != expected {
                 let text = format!("segment {expected} is missing, with the records from {} on", self.next_seq);
                 return Ok(Some(self.problem(Wrong::SegmentMissing, Some(self.next_seq), expected, 0, text)));
             }
-            let last = segment as usize + 1 == segments.len();
+            let last = segments.last() == Some(&segment);
             if let Some(problem) = self.segment(segment, last)? {
                 return Ok(Some(problem));
             }
@@ -193,6 +294,15 @@ impl Check<'_> {
             let text = format!("{what} the records {} to {} (at least)", last + 1, head.seq);
             return Some(self.problem(wrong, Some(last + 1), segment, 0, text));
         }
+        if let Some(base) = self.base().filter(|base| base.note_seq > last || base.note_seq < base.first_seq) {
+            let text = format!("the base names record {} as its note, which is not there", base.note_seq);
+            return Some(self.problem(Wrong::BaseChanged, Some(base.note_seq), segment, 0, text));
+        }
+        if let Some(anchor) = self.anchor.filter(|anchor| anchor.seq < self.report.first_seq) {
+            let (seq, first) = (anchor.seq, self.report.first_seq);
+            let text = format!("record {seq} of the anchor was let go with all before {first}: name the archive");
+            return Some(self.problem(Wrong::AnchorMissed, Some(seq), segment, 0, text));
+        }
         if let Some(anchor) = self.anchor.filter(|anchor| anchor.seq > last) {
             let text = format!("record {} of the anchor is not there: the ledger ends at {last}", anchor.seq);
             return Some(self.problem(Wrong::AnchorMissed, Some(anchor.seq), segment, 0, text));
@@ -205,7 +315,7 @@ impl Check<'_> {
     }
 
     fn segment(&mut self, segment: u32, last: bool) -> Found1 {
-        let mut lines = Lines::open(self.dir, segment)?;
+        let mut lines = self.open(segment)?;
         let at = |lines: &Lines| format!("line {} of segment {segment}", lines.count().max(1));
         if lines.next()? != Next::Line || check(lines.line(), self.sealer).is_err() {
             return self.broken_header(&mut lines, segment, last);
@@ -220,6 +330,19 @@ impl Check<'_> {
         if segment == 0 {
             self.report.chain.clone_from(&header.chain);
             self.last_hash = genesis(&header.chain);
+        } else if self.report.chain.is_empty() {
+            // The oldest one that is archived.
+            self.report.chain.clone_from(&header.chain);
+            (self.next_seq, self.last_hash) = (header.first_seq, prev);
+        }
+        if segment == self.first {
+            self.report.first_seq = self.next_seq;
+        }
+        if let Some(base) = self.base().filter(|base| base.segment == segment)
+            && (base.chain != header.chain || base.first_seq != header.first_seq || base.prev != header.prev)
+        {
+            let text = format!("segment {segment} does not begin as the base says");
+            return Ok(Some(self.problem(Wrong::BaseChanged, Some(base.first_seq), segment, 1, text)));
         }
         let named = header.chain == self.report.chain
             && self.head.as_ref().is_none_or(|head| head.chain == header.chain)
@@ -339,6 +462,16 @@ impl Check<'_> {
                 return Ok(Some(self.problem(wrong, Some(seq), segment, number, text)));
             }
         }
+        if let Some(base) = self.base().filter(|base| base.note_seq == link.seq) {
+            let note = serde_json::from_slice::<Record>(lines.line());
+            if !note.is_ok_and(|record| base.is_noted_by(&record)) {
+                let text = format!(
+                    "record {}, line {number} of segment {segment}, is not the note that the base names",
+                    link.seq
+                );
+                return Ok(Some(self.problem(Wrong::BaseChanged, Some(link.seq), segment, number, text)));
+            }
+        }
         self.next_seq += 1;
         self.last_hash = hash;
         self.report.records += 1;
@@ -357,7 +490,7 @@ impl Check<'_> {
         let mut later = false;
         // Where the others are: the whole ledger once more, looking at numbers and hashes only.
         'all: for number in segments_in(self.dir)? {
-            let mut lines = Lines::open(self.dir, number)?;
+            let mut lines = self.open(number)?;
             while lines.next()? == Next::Line {
                 let (Ok(found), Some(other)) = (check(lines.line(), self.sealer), Link::of(lines.line())) else {
                     continue;

@@ -73,8 +73,8 @@ impl std::fmt::Debug for Ledger {
 
 pub(crate) struct Shared {
     pub(crate) dir: PathBuf,
-    chain: String,
-    sealer: Sealer,
+    pub(crate) chain: String,
+    pub(crate) sealer: Sealer,
     segment_bytes_max: u64,
     state: Mutex<State>,
     /// Something for the thread to do.
@@ -122,13 +122,13 @@ pub(crate) struct State {
     extending: bool,
     /// Of the open segment.
     pub(crate) index: Vec<IndexEntry>,
-    /// The first record of each segment.
+    /// The first record of each segment; of those that were let go, the first one that is kept.
     pub(crate) first_seqs: Vec<u64>,
     /// Full segments that are not yet durable.
     retired: Vec<Retired>,
     /// The record up to which somebody waits.
     wanted: u64,
-    durable: u64,
+    pub(crate) durable: u64,
     /// Threads that wait on `done`.
     blocked: u32,
     syncs: u64,
