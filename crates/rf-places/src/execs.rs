@@ -35,6 +35,7 @@ use crate::{
 };
 
 mod end;
+pub mod live;
 
 use end::{EndGuard, WatchedExit};
 
@@ -93,6 +94,7 @@ struct Inner {
     config: ExecsConfig,
     quota: Quota,
     users: Mutex<HashMap<UserId, UserExecs>>,
+    live: live::Lives,
 }
 
 #[derive(Default)]
@@ -152,7 +154,7 @@ impl Execs {
     /// When the spool cannot be made or read.
     pub fn open(config: ExecsConfig, quota: Quota) -> io::Result<Self> {
         std::fs::create_dir_all(&config.spool)?;
-        let this = Self { inner: Arc::new(Inner { config, quota, users: Mutex::default() }) };
+        let this = Self { inner: Arc::new(Inner { config, quota, users: Mutex::default(), live: live::Lives::default() }) };
         let mut ended = Vec::new();
         for (exec, spool) in Spool::all(&this.inner.config.spool)? {
             // A directory without its description is of a start that never came to be.

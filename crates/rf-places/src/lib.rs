@@ -14,6 +14,7 @@
 
 mod attach;
 mod content;
+pub mod detail;
 mod encode;
 pub mod execs;
 mod foreground;
@@ -38,7 +39,10 @@ pub mod sandboxes;
 mod spool;
 pub mod warden;
 
-pub use execs::{ExecClaim, ExecEvent, Execs, ExecsConfig};
+pub use execs::{
+    ExecClaim, ExecEvent, Execs, ExecsConfig,
+    live::{LiveEnded, LiveEvents, LiveInfo, LiveName, LiveNote},
+};
 pub use foreground::{Collected, Foreground};
 pub use init_client::{ANSWER_TIME, PING_TIME};
 pub use piece::{PIECE_LEN, pieces};

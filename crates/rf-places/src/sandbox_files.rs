@@ -13,7 +13,10 @@ use std::{
 use futures::{StreamExt as _, future::BoxFuture};
 use rf_policy::{Action, Permit};
 use rf_types::{Code, Fault, FileKind, FileOp, Stat, WriteMode};
-use rf_wire::init::{Entry, File, Malformed, Reader, change, file_answer, file_op};
+use rf_wire::{
+    detail as wire,
+    init::{Entry, File, Malformed, Reader, change, file_answer, file_op},
+};
 use rustix::{
     fs::{FileType, OFlags},
     net::AddressFamily,
@@ -25,6 +28,7 @@ use tokio::{
 
 use crate::{
     content::{FileWriter, content},
+    detail::{self, Detail},
     init_client::Shared,
     packet::{self, Fds, Received},
     piece,
@@ -47,22 +51,24 @@ const END_TIME: Duration = Duration::from_millis(200);
 const PATH_LEN_MAX: usize = 4_095;
 
 /// One message of a helper.
-enum Told {
+pub(crate) enum Told {
     Opened(Stat, OwnedFd),
     Entry(Stat),
     Done,
     Failed(u32),
     Change(Change),
+    Detail(Box<Detail>),
+    Changed(Change, Option<Box<Detail>>),
     /// A descriptor came for which this process had no number left.
     NoRoom,
 }
 
 /// The socket of one operation.
-struct Replies {
-    socket: AsyncFd<OwnedFd>,
+pub(crate) struct Replies {
+    pub(crate) socket: AsyncFd<OwnedFd>,
     refused: Option<oneshot::Receiver<Failed>>,
     init: Arc<Shared>,
-    path: String,
+    pub(crate) path: String,
 }
 
 impl SandboxPlace {
@@ -167,7 +173,7 @@ impl SandboxPlace {
         }
     }
 
-    async fn begin(&self, order: &File<'_>, data: Option<OwnedFd>) -> Result<Replies, Fault> {
+    pub(crate) async fn begin(&self, order: &File<'_>, data: Option<OwnedFd>) -> Result<Replies, Fault> {
         let (ours, theirs) = packet::pair().map_err(|error| busy(&error))?;
         let socket = reactor::register_socket(ours).map_err(|error| busy(&error))?;
         let mut fds = vec![theirs];
@@ -288,11 +294,11 @@ impl Replies {
         }
     }
 
-    async fn next_raw(&mut self, time: Duration) -> Result<Told, Fault> {
+    pub(crate) async fn next_raw(&mut self, time: Duration) -> Result<Told, Fault> {
         tokio::time::timeout(time, self.wait()).await.unwrap_or_else(|_| Err(refusal::timed_out("a file operation")))
     }
 
-    async fn wait(&mut self) -> Result<Told, Fault> {
+    pub(crate) async fn wait(&mut self) -> Result<Told, Fault> {
         loop {
             let refused = async {
                 match &mut self.refused {
@@ -352,11 +358,16 @@ impl Replies {
         )
     }
 
-    fn unexpected(&self, told: Told) -> Fault {
+    pub(crate) fn unexpected(&self, told: Told) -> Fault {
         match told {
             Told::Failed(errno) => refusal::file(errno, &self.path),
             Told::NoRoom => refusal::no_room(),
-            Told::Opened(..) | Told::Entry(_) | Told::Done | Told::Change(_) => self.broke_rules(),
+            Told::Opened(..)
+            | Told::Entry(_)
+            | Told::Done
+            | Told::Change(_)
+            | Told::Detail(_)
+            | Told::Changed(..) => self.broke_rules(),
         }
     }
 
@@ -395,19 +406,25 @@ fn parse(bytes: &[u8], fds: Fds) -> Result<Told, Malformed> {
             let path = body.string()?;
             Told::Change(changed(mask, path.strip_suffix(b"\0").unwrap_or(path)))
         }
+        (wire::answer::DETAIL, None) => Told::Detail(detail::parse(&mut body)?),
+        (wire::answer::CHANGED, None) => detail::parse_changed(&mut body)?,
         _ => return Err(Malformed),
     };
     if fds.is_empty() && body.is_empty() { Ok(told) } else { Err(Malformed) }
 }
 
-fn stat(entry: &Entry<'_>) -> Stat {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let kind = match FileType::from_raw_mode(entry.mode) {
+pub(crate) fn kind_of(mode: u32) -> FileKind {
+    match FileType::from_raw_mode(mode) {
         FileType::RegularFile => FileKind::File,
         FileType::Directory => FileKind::Directory,
         FileType::Symlink => FileKind::Symlink,
         _ => FileKind::Special,
-    };
+    }
+}
+
+pub(crate) fn stat(entry: &Entry<'_>) -> Stat {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let kind = kind_of(entry.mode);
     Stat {
         path: text(entry.path),
         kind,
@@ -420,7 +437,7 @@ fn stat(entry: &Entry<'_>) -> Stat {
     }
 }
 
-fn changed(mask: u32, path: &[u8]) -> Change {
+pub(crate) fn changed(mask: u32, path: &[u8]) -> Change {
     let kinds = [
         (change::CREATE, ChangeKind::Create),
         (change::WRITE, ChangeKind::Write),
@@ -437,7 +454,7 @@ fn changed(mask: u32, path: &[u8]) -> Change {
 }
 
 /// Checks that `fd` is a regular file open for `access`; gives its size.
-fn check_file(fd: &OwnedFd, access: OFlags) -> Result<u64, Fault> {
+pub(crate) fn check_file(fd: &OwnedFd, access: OFlags) -> Result<u64, Fault> {
     let wrong = || Fault::new(Code::FileFailed, "the sandbox handed out a wrong descriptor", "");
     let stat = rustix::fs::fstat(fd).map_err(|_| wrong())?;
     let flags = rustix::fs::fcntl_getfl(fd).map_err(|_| wrong())?;
@@ -535,10 +552,10 @@ async fn archive(mut replies: Replies, mut pipe: ByteReader) -> Result<FileAnswe
 }
 
 /// Takes the bytes of a file.
-struct FileSink {
-    writer: FileWriter,
+pub(crate) struct FileSink {
+    pub(crate) writer: FileWriter,
     /// The helper that waits for the word to put the file in its place.
-    replies: Option<Replies>,
+    pub(crate) replies: Option<Replies>,
 }
 
 impl Sink for FileSink {

@@ -21,6 +21,7 @@
 
 mod basic;
 mod connect;
+mod detail;
 mod open;
 mod remove;
 mod reply;
@@ -32,7 +33,10 @@ mod watch;
 mod write;
 
 use rf_sys::guest::{Identity, become_user, chdir, cstr, inherited, install_workload_filter, keep_only};
-use rf_wire::init::{File, file_op};
+use rf_wire::{
+    detail::flag,
+    init::{File, file_op},
+};
 use rustix::{
     fd::{AsFd, OwnedFd},
     fs::Mode,
@@ -55,7 +59,13 @@ pub(crate) fn run(order: &File<'_>, tag: u64, user: &User, one_uid: bool, reply:
     let Ok(socket) = inherited(3) else { return };
     let pipe = data.and_then(|_| inherited(4).ok());
     let mut reply = Reply::new(socket, tag);
-    let outcome = confine(user, one_uid).and_then(|()| operate(order, &mut reply, pipe));
+    let outcome = confine(user, one_uid).and_then(|()| {
+        if order.flags & flag::DETAIL != 0 {
+            detail::operate(order, user, &mut reply)
+        } else {
+            operate(order, &mut reply, pipe)
+        }
+    });
     match outcome {
         Ok(Told::No) => reply.done(),
         Ok(Told::Already) => {}

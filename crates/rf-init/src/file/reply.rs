@@ -1,7 +1,10 @@
 //! The reply socket of a file operation. Unlike init itself, a helper may wait for the server to read.
 
 use rf_sys::guest::TakeCell;
-use rf_wire::init::{Entry, Writer, file_answer};
+use rf_wire::{
+    detail::ATTRIBUTES_BYTES_MAX,
+    init::{Entry, Writer, file_answer},
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -11,8 +14,8 @@ use rustix::{
 
 use crate::channel::{Sent, send};
 
-/// Room for the longest answer: two paths and the numbers.
-const REPLY_MAX: usize = 2 * 4096 + 128;
+/// Room for the longest answer: a change with its path, a description with three, its attributes and the numbers.
+const REPLY_MAX: usize = 4 * 4096 + ATTRIBUTES_BYTES_MAX + 256;
 
 static BUFFER: TakeCell<[u8; REPLY_MAX]> = TakeCell::new([0; REPLY_MAX]);
 
@@ -51,7 +54,13 @@ impl Reply {
         }
     }
 
-    fn send(&mut self, kind: u16, fd: Option<BorrowedFd<'_>>, body: impl Fn(&mut Writer<'_>)) -> Result<(), Errno> {
+    /// Sends, and waits while the server does not read.
+    pub(super) fn send(
+        &mut self,
+        kind: u16,
+        fd: Option<BorrowedFd<'_>>,
+        body: impl Fn(&mut Writer<'_>),
+    ) -> Result<(), Errno> {
         loop {
             match self.try_send(kind, fd, &body) {
                 Sent::Yes => return Ok(()),

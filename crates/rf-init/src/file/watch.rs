@@ -3,19 +3,24 @@
 use core::{ffi::CStr, mem::MaybeUninit};
 
 use rf_sys::guest::TakeCell;
-use rf_wire::init::{change, file_answer};
+use rf_wire::{
+    detail::answer,
+    init::{change, file_answer},
+};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::{AsFd, OwnedFd},
     fs::{
-        FileType, fstat,
+        FileType, fstat, fstatfs,
         inotify::{self, CreateFlags, ReadFlags, WatchFlags},
     },
     io::Errno,
+    net::{RecvFlags, recv},
 };
 
 use super::{
     Told,
+    detail::{Describer, Path},
     open::{Place, look, look_at, path_of, place_of},
     reply::Reply,
     walk::{WALK, Walk},
@@ -26,6 +31,9 @@ use crate::channel::Sent;
 const WATCHES_MAX: usize = 4096;
 /// Room for the paths of them all.
 const PATHS_MAX: usize = 512 * 1024;
+
+/// NFS, CIFS, SMB, SMB 2 and FUSE (statfs(2); linux/magic.h).
+const NETWORK_MAGICS: [u64; 5] = [0x6969, 0xff53_4d42, 0x517b, 0xfe53_4d42, 0x6573_5546];
 
 /// One watched directory; `wd` 0 is none (the kernel begins at 1).
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +116,13 @@ struct Watch<'a> {
     place: Place,
     /// News were lost, and that was not told yet.
     overflow: bool,
+    detail: Option<InDetail>,
+}
+
+/// What a watch in detail has beside.
+struct InDetail {
+    describer: Describer,
+    entries: bool,
 }
 
 fn interest() -> WatchFlags {
@@ -123,7 +138,38 @@ fn interest() -> WatchFlags {
 }
 
 pub(super) fn watch(path: &CStr, recursive: bool, reply: &mut Reply) -> Result<Told, Errno> {
+    begin(path, recursive, None, look(path, true)?, reply)
+}
+
+/// [`watch`] in detail: directories only, and unless `network` only where the kernel sees every change.
+///
+/// # Errors
+/// `ENOTDIR`; `EREMOTE` where it does not.
+pub(super) fn watch_in_detail(
+    path: &CStr,
+    recursive: bool,
+    network: bool,
+    entries: bool,
+    describer: Describer,
+    reply: &mut Reply,
+) -> Result<Told, Errno> {
     let top = look(path, true)?;
+    if FileType::from_raw_mode(fstat(&top)?.st_mode) != FileType::Directory {
+        return Err(Errno::NOTDIR);
+    }
+    if !network && NETWORK_MAGICS.contains(&(fstatfs(&top)?.f_type as u64)) {
+        return Err(Errno::REMOTE);
+    }
+    begin(path, recursive, Some(InDetail { describer, entries }), top, reply)
+}
+
+fn begin(
+    path: &CStr,
+    recursive: bool,
+    detail: Option<InDetail>,
+    top: OwnedFd,
+    reply: &mut Reply,
+) -> Result<Told, Errno> {
     let stat = fstat(&top)?;
     let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     let mut watch = Watch {
@@ -135,11 +181,15 @@ pub(super) fn watch(path: &CStr, recursive: bool, reply: &mut Reply) -> Result<T
         path,
         place: place_of(&stat),
         overflow: false,
+        detail,
     };
     watch.add_top(&top)?;
     drop(top);
     if watch.recursive {
         watch.add_below(b"", false)?;
+    }
+    if let Some(detail) = &mut watch.detail {
+        detail.describer.tell_path(path, watch.reply)?;
     }
     watch.reply.done();
     match watch.follow() {
@@ -195,7 +245,11 @@ impl Watch<'_> {
             let mut path = [0; 4096];
             path.get_mut(..len).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(&self.watches.path[..len]);
             if tell {
-                let mask = change::CREATE | if is_directory { change::DIRECTORY } else { 0 };
+                // What has content by now was written unseen as well.
+                let written = self.detail.is_some() && !is_directory && stat.st_size > 0;
+                let mask = change::CREATE
+                    | if is_directory { change::DIRECTORY } else { 0 }
+                    | if written { change::WRITE } else { 0 };
                 if !self.tell(mask, &path[..len])? {
                     return Ok(());
                 }
@@ -227,6 +281,9 @@ impl Watch<'_> {
         if self.overflow && !self.tell_overflow()? {
             return Ok(!self.reply.is_abandoned());
         }
+        if self.detail.is_some() {
+            return self.tell_in_detail(mask, path);
+        }
         let sent = self.reply.try_send(file_answer::CHANGE, None, |writer| {
             writer.u32(mask);
             writer.string(path);
@@ -239,6 +296,49 @@ impl Watch<'_> {
                 Ok(true)
             }
             Sent::Refused(errno) => Err(errno),
+        }
+    }
+
+    /// As [`Watch::tell`], waiting for the server: meanwhile the kernel's queue holds what happens.
+    fn tell_in_detail(&mut self, mask: u32, path: &[u8]) -> Result<bool, Errno> {
+        const DESCRIBED: u32 = change::CREATE | change::WRITE | change::ATTRIBUTES;
+        let Some(detail) = &mut self.detail else { return Ok(false) };
+        let reply = &mut *self.reply;
+        let mut sent = Err(Errno::NOENT);
+        if detail.entries && mask & DESCRIBED != 0 {
+            let slash: &[u8] = if path.is_empty() { b"" } else { b"/" };
+            let whole = Path::of(&[self.path.to_bytes(), slash, path]).ok_or(Errno::NAMETOOLONG)?;
+            sent = detail.describer.with_path(whole.cstr(), |detail| {
+                reply.send(answer::CHANGED, None, |writer| {
+                    writer.u32(mask);
+                    writer.string(path);
+                    writer.u32(1);
+                    detail.write(writer);
+                })
+            });
+        }
+        // What is gone by now, or may not be seen, is told of without a description.
+        if sent.as_ref().is_err_and(|errno| *errno != Errno::PIPE) {
+            sent = reply.send(answer::CHANGED, None, |writer| {
+                writer.u32(mask);
+                writer.string(path);
+                writer.u32(0);
+            });
+        }
+        match sent {
+            Ok(()) => Ok(true),
+            Err(Errno::PIPE) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether the server said something; then it wants to know when all that happened before was told.
+    fn is_asked(&self) -> Result<bool, Errno> {
+        let mut word = [0; 1];
+        match recv(self.reply.socket(), &mut word, RecvFlags::DONTWAIT) {
+            Ok((got, _)) => Ok(got > 0),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno),
         }
     }
 
@@ -261,7 +361,10 @@ impl Watch<'_> {
     fn follow(&mut self) -> Result<(), Errno> {
         let mut buffer = [MaybeUninit::uninit(); 8192];
         loop {
-            let room = if self.overflow { PollFlags::OUT } else { PollFlags::empty() };
+            let mut room = if self.overflow { PollFlags::OUT } else { PollFlags::empty() };
+            if self.detail.is_some() {
+                room |= PollFlags::IN;
+            }
             let mut fds =
                 [PollFd::new(&self.queue, PollFlags::IN), PollFd::from_borrowed_fd(self.reply.socket(), room)];
             match poll(&mut fds, None) {
@@ -275,8 +378,13 @@ impl Watch<'_> {
             if server.contains(PollFlags::OUT) {
                 self.tell_overflow()?;
             }
+            // Asked before they are read: what happened before the question is among them.
+            let is_asked = server.contains(PollFlags::IN) && self.is_asked()?;
             if !self.read_events(&mut buffer)? {
                 return Ok(());
+            }
+            if is_asked {
+                self.reply.done();
             }
         }
     }
@@ -315,7 +423,10 @@ impl Watch<'_> {
             if name.is_empty() && !is_top {
                 continue;
             }
-            let mask = mask_of(flags);
+            let mut mask = mask_of(flags);
+            if self.detail.is_some() && flags.contains(ReadFlags::MOVED_TO) {
+                mask = mask & !change::RENAME | change::CREATE;
+            }
             if mask & !change::DIRECTORY != 0 && !self.tell(mask, path)? {
                 return Ok(false);
             }

@@ -54,6 +54,11 @@ pub(super) fn write(
     Ok(Told::Already)
 }
 
+/// Makes a file, or empties the one that is there.
+pub(super) fn truncated(path: &CStr, permissions: Mode) -> Result<OwnedFd, Errno> {
+    open_or_create(path, TRUNCATE, OFlags::empty(), permissions)
+}
+
 /// Makes a file that is not there; nothing that is there is opened.
 fn create(path: &CStr, extra: OFlags, permissions: Mode) -> Result<OwnedFd, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | extra;
