@@ -128,7 +128,8 @@ fn tcp_buffers_are_held_or_said_not_to_be() {
         assert!(reached <= 64, "{reached} MiB past a limit of 64 that is said to be held");
     } else {
         assert!(memory["missing"].as_str().unwrap().contains("TCP"), "{memory}");
-        assert!(reached <= 200 * 512 / 1024, "{reached} MiB in 200 connections of at most 512 KiB");
+        // A quarter of the memory limit for all, and what the kernel gives each connection past it.
+        assert!(reached <= 64 / 4 + 200 * 32 / 1024, "{reached} MiB in 200 connections");
     }
     field.works(&id);
     field.close();

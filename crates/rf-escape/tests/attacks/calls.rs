@@ -2,8 +2,9 @@
 
 use super::{Attack, Control, Control::*, root, user};
 
-/// Kernels are built without one or the other of these: the same probe with a call that is on the list (getpid).
-const KNOWN: Control = Inside(&["syscall", "39"]);
+/// Kernels are built without one or the other of these (modules, kexec, cookies): then the same probe with a call that
+/// is on the list (getpid).
+const KNOWN: Control = HostOr { lacks: &["ENOSYS"], inside: &["syscall", "39"] };
 
 const NO: &[&str] = &["ENOSYS", "EPERM"];
 

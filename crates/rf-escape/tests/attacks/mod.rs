@@ -41,7 +41,16 @@ pub(crate) enum Control {
     Prepared(&'static str),
     /// On the host, aimed at what is on the host what the attack is after inside.
     HostAt(&'static [&'static str]),
-    /// Inside the same sandbox, aimed at something that is the sandbox's own.
+    /// On the host; but where that answers one of `lacks`, its kernel has not got the thing at all (or has root no right
+    /// to it), and then, said aloud, inside: aimed at something that is the sandbox's own, so that the probe is known to
+    /// work.
+    HostOr {
+        /// The refusals by which a host says that it has no such thing.
+        lacks: &'static [&'static str],
+        /// The probe and its arguments then.
+        inside: &'static [&'static str],
+    },
+    /// Inside the same sandbox, aimed at something that is the sandbox's own: where the layer cannot be taken away.
     Inside(&'static [&'static str]),
 }
 

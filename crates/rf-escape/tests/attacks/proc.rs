@@ -2,9 +2,11 @@
 
 use super::{Attack, Control, Control::*, root, user};
 
-/// Kernels are built without one or the other of these files: the same probe on a file that is everywhere.
-const READS: Control = Inside(&["open_path", "/proc/version"]);
-const WRITES: Control = Inside(&["write_path", "/proc/self/comm"]);
+/// Kernels are built without one or the other of these files: then the same probe on a file that is everywhere.
+const READS: Control = HostOr { lacks: &["ENOENT"], inside: &["open_path", "/proc/version"] };
+const WRITES: Control = HostOr { lacks: &["ENOENT"], inside: &["write_path", "/proc/self/comm"] };
+/// The same, where an empty file says that there is none of it.
+const FILLED: Control = HostOr { lacks: &["ENOENT", "ENODATA"], inside: &["nonempty", "/proc/meminfo"] };
 
 const NOT: &[&str] = &["EROFS", "EACCES", "EPERM", "ENOENT"];
 
@@ -23,13 +25,8 @@ pub(crate) const PROC: &[Attack] = &[
     user("read the disks of the host", &["nonempty", "/proc/partitions"], &["ENODATA"], Host),
     user("read the disks' counters", &["nonempty", "/proc/diskstats"], &["ENODATA"], Host),
     user("read the interrupts", &["nonempty", "/proc/interrupts"], &["ENODATA"], Host),
-    user(
-        "read the loaded modules",
-        &["nonempty", "/proc/modules"],
-        &["ENODATA", "ENOENT"],
-        Inside(&["nonempty", "/proc/meminfo"]),
-    ),
-    user("read the keys", &["nonempty", "/proc/keys"], &["ENODATA"], Inside(&["nonempty", "/proc/meminfo"])),
+    user("read the loaded modules", &["nonempty", "/proc/modules"], &["ENODATA", "ENOENT"], FILLED),
+    user("read the keys", &["nonempty", "/proc/keys"], &["ENODATA"], FILLED),
     user("read who has keys", &["nonempty", "/proc/key-users"], &["ENODATA"], Host),
     user("read the file systems' state", &["list_and_nonempty", "/proc/fs"], &["ENODATA"], Host),
     user(
@@ -52,7 +49,8 @@ pub(crate) const PROC: &[Attack] = &[
         "make oneself unkillable for want of memory",
         &["negative_oom_score", "-1000"],
         &["EACCES"],
-        Inside(&["negative_oom_score", "1000"]),
+        // Root of a host that was given no CAP_SYS_RESOURCE may not either.
+        HostOr { lacks: &["EACCES"], inside: &["negative_oom_score", "1000"] },
     ),
     root(
         "write to a control of the kernel in /sys",

@@ -4,8 +4,8 @@ use super::{Attack, Control, Control::*, root, user};
 
 const NO: &[&str] = &["EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"];
 
-/// Kernels lack one or the other of these families, so that the control of the same probe is a family that is allowed.
-const KNOWN: Control = Inside(&["socket_of", "2", "1"]);
+/// Kernels are built without one or the other of these families: then the same probe with a family that is allowed.
+const KNOWN: Control = HostOr { lacks: NO, inside: &["socket_of", "2", "1"] };
 
 pub(crate) const SOCKETS: &[Attack] = &[
     user("a socket to the hypervisor", &["socket_of", "40", "1"], NO, Host),
@@ -33,9 +33,18 @@ pub(crate) const SOCKETS: &[Attack] = &[
         "the metadata service of clouds",
         &["tcp", "169.254.169.254", "80"],
         &["ENETUNREACH"],
-        Inside(&["tcp_to_itself"]),
+        Prepared(
+            "exec unshare -n bash -c 'ip link set lo up; ip address add 169.254.169.254/32 dev lo; python3 \"$1\" listening 169.254.169.254 80 \"$@\"' control \"$@\"",
+        ),
     ),
-    user("an address of the internet", &["tcp", "192.0.2.1", "443"], &["ENETUNREACH"], Inside(&["tcp_to_itself"])),
+    user(
+        "an address of the internet",
+        &["tcp", "192.0.2.1", "443"],
+        &["ENETUNREACH"],
+        Prepared(
+            "exec unshare -n bash -c 'ip link set lo up; ip address add 192.0.2.1/32 dev lo; python3 \"$1\" listening 192.0.2.1 443 \"$@\"' control \"$@\"",
+        ),
+    ),
     user(
         "the host's shared memory",
         &["shared_memory", "{shm}"],

@@ -176,7 +176,7 @@ impl Field {
     fn control(&self, attack: &Attack, arguments: &[String]) -> Said {
         let elsewhere: Vec<String>;
         let mut arguments = arguments;
-        let mut command = match attack.control {
+        let command = match attack.control {
             Control::Host => Command::new("python3"),
             Control::HostAt(other) => {
                 elsewhere = other.iter().map(|argument| self.fill(argument)).collect();
@@ -194,11 +194,25 @@ impl Field {
                 command.args(["-c", &format!("{}; exec python3 \"$@\"", self.fill(shell)), "control"]);
                 command
             }
+            Control::HostOr { lacks, inside } => {
+                let said = self.outside(Command::new("python3"), arguments);
+                if !matches!(&said, Said::Refused(errno) if lacks.contains(&errno.as_str())) {
+                    return said;
+                }
+                println!("{}: not on this host at all ({said:?}); the control is {inside:?} inside", attack.name);
+                let arguments: Vec<String> = inside.iter().map(|argument| self.fill(argument)).collect();
+                return self.inside(attack, &arguments);
+            }
             Control::Inside(other) => {
                 let arguments: Vec<String> = other.iter().map(|argument| self.fill(argument)).collect();
                 return self.inside(attack, &arguments);
             }
         };
+        self.outside(command, arguments)
+    }
+
+    /// The probe by a command of the host's that runs it.
+    fn outside(&self, mut command: Command, arguments: &[String]) -> Said {
         command.arg(&self.probe).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let (mut out, mut err) = (String::new(), String::new());
