@@ -61,7 +61,12 @@ fn partly(layer: Layer, plan: &Plan, group: &Group) -> Held {
     let missing = match (layer, plan.ids) {
         (Layer::User, Ids::One { .. }) => "one host id only: every sandbox of this warden has the same",
         (Layer::Memory, _) if group.hierarchies().memory_is_version_1() => {
-            "buffers of TCP sockets: cgroup version 1 counts them apart; held to 128 KiB a socket and direction"
+            "buffers of TCP sockets: cgroup version 1 counts them apart; held to a quarter of the memory limit, and past \
+             that to some 25 KiB a connection"
+        }
+        (Layer::Tasks, _) if !group.hierarchies().has_v2() => {
+            "a group for each exec: cgroup version 1 alone. Killing an exec finds its processes in /proc, and not one that \
+             detached itself from a first process that has ended"
         }
         (Layer::Landlock, _) if rf_sys::landlock::abi() < 6 => {
             "scopes of signals and abstract sockets (Landlock ABI 6); the pid and net namespaces hold both"

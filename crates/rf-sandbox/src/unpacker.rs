@@ -25,10 +25,10 @@ use rustix::{
 };
 
 use crate::{
-    launch::{LaunchError, Launcher, Step as _},
+    launch::{self, LaunchError, Launcher, Step as _},
     packet,
     plan::IDS_PER_SANDBOX,
-    setup::bound_capabilities,
+    setup::{Failed, bound_capabilities},
 };
 
 /// First host id of the unpacker: a range below the sandboxes' own.
@@ -41,6 +41,8 @@ const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
 pub struct Unpacker {
     pidfd: OwnedFd,
     report: OwnedFd,
+    /// Where it says which step of its confinement failed; its exec closes the other end.
+    setup: OwnedFd,
     ended: bool,
 }
 
@@ -69,9 +71,9 @@ impl Unpacker {
                 child(launcher, &given, &setup_child, rooted)
             }
             Forked::Parent { pid, pidfd } => {
-                let unpacker = Self { pidfd, report, ended: false };
+                let unpacker = Self { pidfd, report, setup, ended: false };
                 drop((report_child, setup_child));
-                give_target(pid, rooted, target, &setup)?;
+                give_target(pid, rooted, target, &unpacker.setup)?;
                 Ok(unpacker)
             }
         }
@@ -81,6 +83,15 @@ impl Unpacker {
     #[must_use]
     pub fn report(&self) -> BorrowedFd<'_> {
         self.report.as_fd()
+    }
+
+    /// Which step of its confinement failed and why, if that is what ended it: then it has read nothing of the layer.
+    #[must_use]
+    pub fn unconfined(&self) -> Option<String> {
+        let mut buffer = [0; 256];
+        let (len, _) = packet::receive(&self.setup, &mut buffer, false).ok()?;
+        let (step, errno) = launch::failed_step(&String::from_utf8_lossy(&buffer[..len]))?;
+        Some(format!("cannot {step}: {errno}"))
     }
 }
 
@@ -131,20 +142,61 @@ fn child(launcher: &Launcher, given: &Given<'_>, setup: &OwnedFd, rooted: bool) 
     let mut buffer = [0; 8];
     let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
     let Some(target) = fds.first() else { process::exit(1) };
-    // What fails is seen by the warden as an unpacker that ended without a report.
-    let _ = become_unpacker(launcher, given, target.as_fd(), rooted);
+    let (failed, report) = become_unpacker(launcher, given, target.as_fd(), setup.as_fd(), rooted);
+    launch::tell(report, &failed);
     process::exit(1)
 }
 
-fn become_unpacker(launcher: &Launcher, given: &Given<'_>, target: BorrowedFd<'_>, rooted: bool) -> Result<(), Errno> {
-    if rooted {
-        rustix::thread::set_thread_groups(&[])?;
-        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+/// Names the step of an error.
+fn at(step: &'static str) -> impl FnOnce(Errno) -> Failed {
+    move |errno| Failed { step, errno }
+}
+
+/// Everything up to the exec; comes back with what failed and where that is to be told.
+fn become_unpacker<'a>(
+    launcher: &Launcher,
+    given: &Given<'_>,
+    target: BorrowedFd<'_>,
+    setup: BorrowedFd<'a>,
+    rooted: bool,
+) -> (Failed, BorrowedFd<'a>) {
+    if let Err(failed) = confine(target, rooted) {
+        return (failed, setup);
     }
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    process::unshare(namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS)?;
-    rustix::process::chdir("/")?;
+    const PROGRAM: i32 = 4;
+    const SETUP: i32 = 5;
+    let fds = [given.blob, given.report.as_fd(), launcher.null(), target, given.program.as_fd(), setup];
+    if let Err(failed) = process::arrange_descriptors(&fds, PROGRAM as usize).map_err(at("arrange descriptors")) {
+        return (failed, setup);
+    }
+    let setup = process::arranged(SETUP);
+    let failed = match rf_sys::seccomp::install(launcher.filter()).map_err(at("install the system call filter")) {
+        Err(failed) => failed,
+        Ok(()) => Failed {
+            step: "start the unpacker",
+            errno: process::execveat(PROGRAM, &[c"ringfence", c"unpack", &given.argument]),
+        },
+    };
+    (failed, setup)
+}
+
+/// Gives up everything but reading what is there and writing below `target`.
+fn confine(target: BorrowedFd<'_>, rooted: bool) -> Result<(), Failed> {
+    if rooted {
+        rustix::thread::set_thread_groups(&[]).map_err(at("give up the groups"))?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).map_err(at("take the group"))?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).map_err(at("take the user"))?;
+    }
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(at("tie to the warden"))?;
+    let new = namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS;
+    process::unshare(new).map_err(at("unshare"))?;
+    rustix::process::chdir("/").map_err(at("go to the root"))?;
+    hold_to(target).map_err(at("restrict itself by Landlock"))?;
+    bound_capabilities(if rooted { CAPABILITIES } else { 0 })?;
+    rustix::thread::set_no_new_privs(true).map_err(at("set no_new_privs"))
+}
+
+fn hold_to(target: BorrowedFd<'_>) -> Result<(), Errno> {
     let handled = landlock::fs::all(landlock::abi());
     let rules = landlock::Ruleset::new(handled, 0, 0)?;
     let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
@@ -152,12 +204,5 @@ fn become_unpacker(launcher: &Launcher, given: &Given<'_>, target: BorrowedFd<'_
     rules.allow_beneath(root.as_fd(), reading)?;
     // Whiteouts of layers are devices 0:0.
     rules.allow_beneath(target, handled)?;
-    rules.restrict_self()?;
-    bound_capabilities(if rooted { CAPABILITIES } else { 0 }).map_err(|failed| failed.errno)?;
-    rustix::thread::set_no_new_privs(true)?;
-    const PROGRAM: i32 = 4;
-    let fds = [given.blob, given.report.as_fd(), launcher.null(), target, given.program.as_fd()];
-    process::arrange_descriptors(&fds, PROGRAM as usize)?;
-    rf_sys::seccomp::install(launcher.filter())?;
-    Err(process::execveat(PROGRAM, &[c"ringfence", c"unpack", &given.argument]))
+    rules.restrict_self()
 }

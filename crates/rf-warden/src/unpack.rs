@@ -56,6 +56,12 @@ impl Unpacking {
             Err(Errno::INTR | Errno::AGAIN) => return None,
             Err(_) => {}
         }
+        if self.said.is_empty()
+            && let Some(why) = self.unpacker.unconfined()
+        {
+            let message = format!("the unpacker could not give up its rights, so it read nothing: {why}");
+            return Some(Err(Fault::new(Code::LayerUnavailable, message, "run `ringfence doctor` on the server")));
+        }
         Some(Report::read(&self.said, &self.diff_id).map(|unpacked| (unpacked.bytes, unpacked.files)))
     }
 }
