@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from install import install
-from world import INSIDE, ROOT, World, enter_namespaces
+from world import INSIDE, TARGET, World, enter_namespaces
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
 JOURNEYS = ["sync", "async", "js", "cli"]
@@ -26,7 +26,7 @@ def command(journey: str, installed: Path) -> list[str]:
 
 def main() -> None:
     mode, *chosen = sys.argv[1:] or ["header"]
-    installed = Path(os.environ.get("RINGFENCE_E2B_CLIENTS", ROOT / "target/e2b-clients")).resolve()
+    installed = Path(os.environ.get("RINGFENCE_E2B_CLIENTS", TARGET / "e2b-clients")).resolve()
     if not os.environ.get(INSIDE):
         install(installed)
     if mode == "wildcard":

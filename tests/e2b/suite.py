@@ -21,7 +21,7 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 
-from world import ROOT, World, enter_namespaces
+from world import TARGET, World, enter_namespaces
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ["pytest>=9,<10", "pytest-asyncio>=1.3,<2", "pytest-xdist>=3,<4", "pytest-timeout>=2.4,<3", "pytest-dotenv>=0.5,<1"]
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("suite", choices=["python", "javascript"])
     parser.add_argument("--tree", type=Path, required=True)
     parser.add_argument("--mode", choices=["header", "wildcard"], default="header")
-    parser.add_argument("--work", type=Path, default=ROOT / "target/e2b-suite")
+    parser.add_argument("--work", type=Path, default=TARGET / "e2b-suite")
     parser.add_argument("--only", action="append", default=[], help="run tests whose name has this in it")
     asked = parser.parse_args()
     suite = {"python": Python, "javascript": JavaScript}[asked.suite](asked.tree.resolve(), asked.work.resolve())

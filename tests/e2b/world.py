@@ -27,6 +27,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 DOMAIN = "sandboxes.test"
 # Set in the program that runs within the namespaces.
 INSIDE = "RINGFENCE_E2B_INSIDE"
@@ -37,7 +38,7 @@ WITHIN_S = 120
 def binary() -> Path:
     """The program under test."""
     named = os.environ.get("RINGFENCE_BINARY")
-    path = Path(named) if named else Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/ringfence"
+    path = Path(named) if named else TARGET / "debug/ringfence"
     if not path.exists():
         sys.exit(f"{path} is not there: build it (cargo build -p ringfence) or name one in RINGFENCE_BINARY")
     return path
