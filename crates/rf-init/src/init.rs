@@ -45,6 +45,8 @@ const FIXED: usize = 4;
 const SUDO_RUNNING_MAX: usize = 64;
 /// Orders of the warden that are looked at before an exec is killed for its time; chosen: it sends one or two at once.
 const WARDEN_ORDERS_MAX: usize = 8;
+/// Names the first spare cgroup: not an id of the kind that the server makes, which are random.
+const FIRST_SPARE: u128 = 0x7370_6172 << 96;
 /// Added to the number of a command of `sudo` for its id: not of the kind that the server makes, which are random.
 const SUDO_IDS: u128 = 0x7375_646f << 96;
 
@@ -82,6 +84,10 @@ struct Init {
     just_ended: bool,
     /// A forgotten exec left its cgroup behind.
     stale_cgroups: bool,
+    /// An empty cgroup for the next exec: making one and removing it costs as much as all else that init does for an exec.
+    spare_cgroup: Option<u128>,
+    /// The user of the last exec or file operation.
+    last_user: Option<users::Found>,
 }
 
 /// Process 1, or a mistake.
@@ -143,10 +149,17 @@ fn run(args: Args) -> Result<(), Errno> {
         just_ended: false,
         helpers: [0; HELPERS_MAX],
         stale_cgroups: false,
+        spare_cgroup: None,
+        last_user: None,
         cgroups,
     };
     let buffer = BUFFER.take().ok_or(Errno::BUSY)?;
     let probes = probe::probe(init.cgroups.as_ref().map(AsFd::as_fd));
+    if let Some(parent) = &init.cgroups {
+        // Where it cannot be made, the first exec says why.
+        let made = kill::make_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(FIRST_SPARE)));
+        init.spare_cgroup = made.is_ok().then_some(FIRST_SPARE);
+    }
     init.warden.answer(Answer::new(answer::READY, 0, |writer| writer.u32(probes)))?;
     init.serve(signals.as_fd(), buffer)
 }
@@ -237,16 +250,17 @@ impl Init {
             self.clean_up(&evicted);
         }
         self.sudo_count += 1;
-        let mut exec = Exec { hidden: true, id: SUDO_IDS | self.sudo_count, ..Exec::FREE };
+        let id = SUDO_IDS | self.sudo_count;
+        let mut exec = Exec { hidden: true, id, group: id, ..Exec::FREE };
         let mut cgroup = None;
         if let Some(parent) = &self.cgroups {
             let parent = parent.as_fd();
             let mut execs = self.table.iter().filter(|(_, exec)| exec.cgroup);
             let asker = execs.find(|(_, exec)| {
-                kill::is_in_cgroup(parent, kill::name_cstr(&kill::cgroup_name(exec.id)), request.pid)
+                kill::is_in_cgroup(parent, kill::name_cstr(&kill::cgroup_name(exec.group)), request.pid)
             });
             exec.cgroup = asker.is_none();
-            let name = kill::cgroup_name(asker.map_or(exec.id, |(_, asker)| asker.id));
+            let name = kill::cgroup_name(asker.map_or(exec.group, |(_, asker)| asker.group));
             cgroup = Some(kill::make_cgroup(parent, kill::name_cstr(&name)).map_err(at(stage::CGROUP))?);
         }
         let context = Context {
@@ -407,7 +421,7 @@ impl Init {
             return Err(Refused { stage: stage::ORDER, errno: Errno::EXIST });
         }
         let name = rf_sys::guest::cstr(order.user).to_bytes();
-        let user = users::find(name, self.rights).map_err(at(stage::USER))?;
+        let user = users::find_again(name, self.rights, &mut self.last_user).map_err(at(stage::USER))?;
         let one_uid = self.rights.only.is_some();
         let make = || Streams::make(order.flags, order.rows, order.cols);
         // They belong to the user, so that the workload can open `/dev/stdout` or its terminal again.
@@ -424,11 +438,13 @@ impl Init {
         if let Some(evicted) = evicted {
             self.clean_up(&evicted);
         }
-        let cgroup_name = kill::cgroup_name(order.exec);
+        let spare = self.spare_cgroup.take();
+        let group = spare.unwrap_or(order.exec);
+        let cgroup_name = kill::cgroup_name(group);
         let cgroup_name = kill::name_cstr(&cgroup_name);
         let parent = self.cgroups.as_ref().map(AsFd::as_fd);
-        let cgroup =
-            parent.map(|parent| kill::make_cgroup(parent, cgroup_name)).transpose().map_err(at(stage::CGROUP))?;
+        let open = if spare.is_some() { kill::open_cgroup } else { kill::make_cgroup };
+        let cgroup = parent.map(|parent| open(parent, cgroup_name)).transpose().map_err(at(stage::CGROUP))?;
         let started_us = monotonic_us();
         let context = Context {
             user: &user,
@@ -459,6 +475,7 @@ impl Init {
                 flags: order.flags,
                 pid,
                 id: order.exec,
+                group,
                 started_us,
                 deadline_us,
                 kept,
@@ -480,7 +497,8 @@ impl Init {
 
     /// Starts the helper of a file operation, which answers on `reply` itself.
     fn file(&mut self, tag: u64, order: &File<'_>, reply: &OwnedFd, data: Option<&OwnedFd>) -> Result<(), Refused> {
-        let user = users::find(rf_sys::guest::cstr(order.user).to_bytes(), self.rights).map_err(at(stage::USER))?;
+        let name = rf_sys::guest::cstr(order.user).to_bytes();
+        let user = users::find_again(name, self.rights, &mut self.last_user).map_err(at(stage::USER))?;
         let free = self.helpers.iter_mut().find(|pid| **pid == 0);
         let slot = free.ok_or(Refused { stage: stage::FORK, errno: Errno::AGAIN })?;
         let parent = self.cgroups.as_ref().map(AsFd::as_fd);
@@ -518,7 +536,7 @@ impl Init {
         let exec = self.table.get_mut(place).ok_or(Errno::SRCH)?;
         match &self.cgroups {
             Some(parent) if exec.cgroup => {
-                let name = kill::cgroup_name(exec.id);
+                let name = kill::cgroup_name(exec.group);
                 let name = kill::name_cstr(&name);
                 if signal == Signal::KILL {
                     kill::kill_cgroup(parent.as_fd(), name)
@@ -549,12 +567,15 @@ impl Init {
     /// Removes what an exec that is no longer in the table left behind.
     fn clean_up(&mut self, exec: &Exec) {
         let Some(parent) = &self.cgroups else { return };
-        if exec.cgroup && kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(exec.id))).is_err() {
+        if exec.cgroup && kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(exec.group))).is_err()
+        {
             self.stale_cgroups = true;
         }
         if self.stale_cgroups {
             let table = &*self.table;
-            self.stale_cgroups = kill::sweep(parent.as_fd(), &|id| table.iter().any(|(_, exec)| exec.id == id));
+            let spare = self.spare_cgroup;
+            let known = |group| spare == Some(group) || table.iter().any(|(_, exec)| exec.group == group);
+            self.stale_cgroups = kill::sweep(parent.as_fd(), &known);
         }
     }
 
@@ -598,8 +619,8 @@ impl Init {
         self.just_ended |= exec.cgroup;
     }
 
-    /// Removes the cgroups of those that ended since, where nothing of their tree is left. After the news of it were
-    /// sent, for nobody waits for this.
+    /// Removes the cgroups of those that ended since, where nothing of their tree is left, or keeps one for the next
+    /// exec. After the news of it were sent, for nobody waits for this.
     fn remove_ended_cgroups(&mut self) {
         let Some(parent) = self.cgroups.as_ref().filter(|_| self.just_ended) else { return };
         self.just_ended = false;
@@ -607,7 +628,13 @@ impl Init {
         while let Some(place) = self.table.first(next, |exec| exec.just_ended) {
             let Some(exec) = self.table.get_mut(place) else { break };
             exec.just_ended = false;
-            if kill::remove_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(exec.id))).is_ok() {
+            let name = kill::cgroup_name(exec.group);
+            let name = kill::name_cstr(&name);
+            let spared = self.spare_cgroup.is_none() && kill::is_empty_cgroup(parent.as_fd(), name);
+            if spared {
+                self.spare_cgroup = Some(exec.group);
+            }
+            if spared || kill::remove_cgroup(parent.as_fd(), name).is_ok() {
                 exec.cgroup = false;
                 exec.deadline_us = 0;
             }

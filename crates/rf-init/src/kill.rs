@@ -22,13 +22,25 @@ const ROUNDS_MAX: usize = 64;
 /// Most processes of a sandbox looked at in one round without cgroups.
 const PROCESSES_MAX: usize = 1024;
 
+/// Opens a cgroup that is there.
+pub(crate) fn open_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    openat(parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
 /// Makes the cgroup of an exec and opens it.
 pub(crate) fn make_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(errno) => return Err(errno),
     }
-    openat(parent, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    open_cgroup(parent, name)
+}
+
+/// Whether no process is in a cgroup or below it (`populated 0` in cgroup.events; the cgroup-v2 document).
+pub(crate) fn is_empty_cgroup(parent: BorrowedFd<'_>, name: &CStr) -> bool {
+    let Ok(file) = open_below(parent, name, b"cgroup.events", OFlags::RDONLY) else { return false };
+    let mut text = [0; 64];
+    read(&file, &mut text).is_ok_and(|len| text[..len].starts_with(b"populated 0\n"))
 }
 
 /// Removes the cgroup of an exec. See [`Errno::BUSY`] while processes are in it.
@@ -218,7 +230,7 @@ pub(crate) fn cgroup_name(id: u128) -> [u8; 33] {
     name
 }
 
-/// The exec id that a cgroup's name stands for.
+/// The exec's id that a cgroup's name stands for.
 pub(crate) fn id_of_cgroup(name: &[u8]) -> Option<u128> {
     if name.len() != 32 || !name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return None;

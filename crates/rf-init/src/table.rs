@@ -34,6 +34,8 @@ pub(crate) struct Exec {
     pub(crate) pid: i32,
     pub(crate) status: u32,
     pub(crate) id: u128,
+    /// Names its cgroup: its own id, or that of an earlier exec whose empty cgroup it took over.
+    pub(crate) group: u128,
     /// Monotonic, microseconds.
     pub(crate) started_us: u64,
     /// Monotonic, microseconds; 0 is never.
@@ -59,6 +61,7 @@ impl Exec {
         pid: 0,
         status: 0,
         id: 0,
+        group: 0,
         started_us: 0,
         deadline_us: 0,
         user_us: 0,

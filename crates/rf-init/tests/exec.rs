@@ -242,8 +242,21 @@ fn a_deadline_kills_the_tree_also_when_its_first_process_is_gone() {
 fn an_exec_runs_in_a_cgroup_of_its_own_from_the_start() {
     let field = Field::with(Options { cgroups: true, ..Options::default() });
     assert_ne!(field.ready & ready::EXEC_CGROUPS, 0);
-    let text = field.run(&Exec::new(0xabc, &["cat", "/proc/self/cgroup"])).text();
-    assert!(text.trim_end().ends_with("/00000000000000000000000000000abc"), "{text}");
+    let group = |id: u128, line: &str| {
+        let text = field.run(&Exec::new(id, &["sh", "-c", line])).text();
+        let name = text.trim_end().rsplit('/').next().unwrap().to_owned();
+        assert!(name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit()), "{text}");
+        name
+    };
+    let first = group(1, "cat /proc/self/cgroup");
+    // One that is empty again is taken for the next; one in which somebody stayed never is.
+    let stayed = group(2, "sleep 600 </dev/null >/dev/null 2>&1 & cat /proc/self/cgroup");
+    let third = group(3, "cat /proc/self/cgroup");
+    assert_eq!(first, stayed);
+    assert_ne!(stayed, third);
+    field.server.order(order::FORGET, 22, |writer| writer.u128(2), &[]);
+    assert_eq!(field.server.next().kind, answer::DONE);
+    assert_ne!(stayed, group(4, "cat /proc/self/cgroup"), "a group in which somebody stayed was given away");
 }
 
 #[test]

@@ -64,6 +64,16 @@ pub fn monotonic_us() -> u64 {
     time[0].saturating_mul(1_000_000).saturating_add(time[1] / 1000)
 }
 
+/// Seconds since 1970. See clock_gettime(2).
+#[must_use]
+pub fn realtime_s() -> u64 {
+    let mut time = [0_u64; 2];
+    // SAFETY: the kernel writes a struct timespec, two words. It cannot fail for this clock.
+    let _ =
+        unsafe { call(libc::SYS_clock_gettime, [libc::CLOCK_REALTIME as usize, &raw mut time as usize, 0, 0, 0, 0]) };
+    time[0]
+}
+
 /// Blocks exactly the signals of `mask` (bit 0 is signal 1). See rt_sigprocmask(2).
 ///
 /// # Errors

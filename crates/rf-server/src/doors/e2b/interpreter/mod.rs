@@ -1,0 +1,137 @@
+//! What answers on the port of the code interpreter, outside the sandbox: cells of Python, run one after another in one
+//! process of the sandbox's user, which keeps what they define.
+//!
+//! Of that interface only this much is built: `GET /health` and `POST /execute` in the default context. Contexts of one's
+//! own and other languages are refused by their names.
+//!
+//! ```text
+//! POST /execute ─▶ Caller, good in this sandbox alone ─▶ Operation ─▶ the sandbox's kernel, one cell at a time
+//!      answer  ◀─ one JSON object a line, as the kernel tells them; silence is filled with keepalives
+//! client gone  ─▶ the cell is interrupted, then killed with its kernel
+//! ```
+
+mod kernel;
+
+use std::{net::IpAddr, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Method, Request, Response, StatusCode, header},
+};
+use bytes::Bytes;
+use futures::stream;
+use rf_policy::Action;
+use rf_types::{Code, Fault, PlaceRef, RequestId};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+
+pub use self::kernel::Kernels;
+use super::target::{ACCESS_TOKEN, Proof, Target, single};
+use crate::{
+    app::{App, Peer},
+    input,
+    operation::Ask,
+    refusal::Refusal,
+};
+
+/// The template that this interface's clients ask for; `base` has what is needed.
+pub const TEMPLATE: &str = "code-interpreter-v1";
+/// After this much silence a line says that the cell still runs; specified by the interface.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(5);
+/// Lines that wait for a slow client. Chosen.
+const LINES_MAX: usize = 16;
+/// Most bytes of a cell that the ledger has.
+const CODE_RECORDED_MAX: usize = 4096;
+
+/// A cell to run.
+#[derive(Deserialize)]
+struct Execute {
+    code: String,
+    context_id: Option<String>,
+    language: Option<String>,
+    env_vars: Option<Map<String, Value>>,
+}
+
+/// Answers a request for the code interpreter of a sandbox.
+pub async fn answer(app: App, target: Target, request: Request<Body>) -> Response<Body> {
+    match (request.method(), request.uri().path()) {
+        (&Method::GET, "/health") => text(StatusCode::OK, "\"OK\""),
+        (&Method::POST, "/execute") => match execute(app, target, request).await {
+            Ok(response) => response,
+            Err(refusal) => refused(&refusal.fault),
+        },
+        (_, path) if path == "/contexts" || path.starts_with("/contexts/") => {
+            refused(&not_built("contexts of one's own in the code interpreter"))
+        }
+        _ => text(StatusCode::NOT_FOUND, "no such path of the code interpreter"),
+    }
+}
+
+async fn execute(app: App, target: Target, request: Request<Body>) -> Result<Response<Body>, Refusal> {
+    let id = request.extensions().get().copied().unwrap_or_else(RequestId::random);
+    let peer: Option<IpAddr> = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let token = single(request.headers(), &ACCESS_TOKEN);
+    let caller = target.caller(&app, id, peer, Proof::Token(token)).await?;
+    let (parts, body) = request.into_parts();
+    let bytes = app.intake().bytes(&parts.headers, body).await?;
+    let ask: Execute = input::parse(&bytes)?;
+    checked(&ask)?;
+    let recorded: String = ask.code.chars().take(CODE_RECORDED_MAX).collect();
+    let record = Ask::of(Action::ExecControl)
+        .place(PlaceRef::Sandbox(target.id))
+        .subject(target.id)
+        .detail("op", "execute")
+        .detail("code", app.redactor().text(&recorded, &[]))
+        .detail("bytes", ask.code.len());
+    let operation = app.begin(&caller, record).await?;
+    let kernels = app.e2b().kernels().clone();
+    let held = match kernels.held(&app, &caller, &target).await {
+        Ok(held) => held,
+        Err(fault) => return Err(operation.fail(fault).await),
+    };
+    let operation = operation.made_durable().await?;
+    let cell = serde_json::json!({ "code": ask.code, "env_vars": ask.env_vars });
+    let (lines, mut told) = mpsc::channel::<Bytes>(LINES_MAX);
+    // It goes on without its client for as long as it takes to interrupt it.
+    tokio::spawn(async move {
+        let result = held.run(&app, operation.permit(), &cell, &lines).await;
+        if let Err(refusal) = operation.finish(result).await {
+            tracing::debug!(fault = %refusal.fault, "a cell ended badly");
+        }
+    });
+    let body = stream::poll_fn(move |context| told.poll_recv(context));
+    let mut response = Response::new(Body::from_stream(kernel::alive(body, KEEPALIVE_TIME)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    Ok(response)
+}
+
+/// Refuses what is not built, by its name.
+fn checked(ask: &Execute) -> Result<(), Fault> {
+    match (&ask.context_id, ask.language.as_deref()) {
+        (Some(_), Some(_)) => Err(Fault::invalid("only one of `context_id` and `language` can be given")),
+        (Some(_), None) => Err(Fault::not_found("context")),
+        (None, None | Some("python")) => Ok(()),
+        (None, Some(_)) => Err(not_built("any language but Python in the code interpreter")),
+    }
+}
+
+fn not_built(feature: &str) -> Fault {
+    Fault::new(Code::Unsupported, format!("{feature} is not built in this version of Ringfence"), "")
+}
+
+/// These clients read an error's text as it is.
+fn refused(fault: &Fault) -> Response<Body> {
+    let status = match fault.code {
+        // By this they know that it has ended.
+        Code::PlaceLost | Code::NoPlace => StatusCode::BAD_GATEWAY,
+        code => StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    text(status, &fault.message)
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(text.to_owned()));
+    *response.status_mut() = status;
+    response
+}
