@@ -252,7 +252,8 @@ mod tests {
     use super::*;
 
     fn kernel(pieces: &[&'static str]) -> Kernel {
-        let pieces: Vec<_> = pieces.iter().map(|piece| ExecEvent::Stdout(Bytes::from_static(piece.as_bytes()))).collect();
+        let pieces: Vec<_> =
+            pieces.iter().map(|piece| ExecEvent::Stdout(Bytes::from_static(piece.as_bytes()))).collect();
         Kernel { exec: ExecId::random(), events: stream::iter(pieces).boxed(), rest: BytesMut::new() }
     }
 
@@ -266,7 +267,10 @@ mod tests {
 
     #[tokio::test]
     async fn lines_are_whole_however_they_come() {
-        assert_eq!(all(kernel(&["{\"a\"", ":1}\n{\"b\":", "2}\n\n", "cut off"])).await, ["{\"a\":1}\n", "{\"b\":2}\n", "\n"]);
+        assert_eq!(
+            all(kernel(&["{\"a\"", ":1}\n{\"b\":", "2}\n\n", "cut off"])).await,
+            ["{\"a\":1}\n", "{\"b\":2}\n", "\n"]
+        );
         assert!(all(kernel(&[])).await.is_empty());
     }
 
