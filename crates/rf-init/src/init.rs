@@ -539,6 +539,9 @@ impl Init {
                 let name = kill::cgroup_name(exec.group);
                 let name = kill::name_cstr(&name);
                 if signal == Signal::KILL {
+                    // `clone3` into a cgroup that was ever killed gives a process that is killed at once: the kernel
+                    // compares how often the two cgroups were (kernel/cgroup/cgroup.c, `cgroup_post_fork`).
+                    exec.cgroup_killed = true;
                     kill::kill_cgroup(parent.as_fd(), name)
                 } else {
                     kill::signal_cgroup(parent.as_fd(), name, signal)
@@ -630,7 +633,8 @@ impl Init {
             exec.just_ended = false;
             let name = kill::cgroup_name(exec.group);
             let name = kill::name_cstr(&name);
-            let spared = self.spare_cgroup.is_none() && kill::is_empty_cgroup(parent.as_fd(), name);
+            let fresh = self.spare_cgroup.is_none() && !exec.cgroup_killed;
+            let spared = fresh && kill::is_empty_cgroup(parent.as_fd(), name);
             if spared {
                 self.spare_cgroup = Some(exec.group);
             }

@@ -28,6 +28,8 @@ pub(crate) struct Exec {
     pub(crate) cgroup: bool,
     /// Whether it ended since the last look at cgroups.
     pub(crate) just_ended: bool,
+    /// Whether its cgroup was killed as a whole, so that no other exec may have it.
+    pub(crate) cgroup_killed: bool,
     /// Whether the server does not know of it: it was started by `sudo`.
     pub(crate) hidden: bool,
     pub(crate) flags: u32,
@@ -56,6 +58,7 @@ impl Exec {
         timed_out: false,
         cgroup: false,
         just_ended: false,
+        cgroup_killed: false,
         hidden: false,
         flags: 0,
         pid: 0,

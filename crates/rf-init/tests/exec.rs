@@ -239,6 +239,18 @@ fn a_deadline_kills_the_tree_also_when_its_first_process_is_gone() {
 }
 
 #[test]
+fn nobody_starts_in_the_cgroup_of_a_killed_exec() {
+    let field = Field::with(Options { cgroups: true, ..Options::default() });
+    for id in 1..6 {
+        // One process, so that its cgroup is empty as soon as it has ended.
+        let exec = Exec { timeout_ms: 100, ..Exec::new(id, &["sleep", "1000"]) };
+        assert_eq!(field.run(&exec).exited.timed_out, 1);
+        let after = field.run(&Exec::new(100 + id, &["echo", "after"]));
+        assert_eq!((after.exited.status, after.text().as_str()), (0, "after\n"));
+    }
+}
+
+#[test]
 fn an_exec_runs_in_a_cgroup_of_its_own_from_the_start() {
     let field = Field::with(Options { cgroups: true, ..Options::default() });
     assert_ne!(field.ready & ready::EXEC_CGROUPS, 0);
