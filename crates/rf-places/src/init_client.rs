@@ -453,6 +453,8 @@ impl Shared {
             state.lost = Some(fault.clone());
             (std::mem::take(&mut state.pending), std::mem::take(&mut state.exits), state.on_lost.take())
         };
+        // First: whoever streams from the sandbox breaks off, before an end is told that would look like any other.
+        self.lost.cancel();
         for (_, exit) in exits {
             // Who no longer waits needs no answer.
             let _ = exit.waiter.send(Err(fault.clone()));

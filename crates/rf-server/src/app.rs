@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     config::ServerConfig,
-    doors::{e2b::E2b, sandboxes::Repeats, templates::Images},
+    doors::{e2b::E2b, ports::Ports, sandboxes::Repeats, templates::Images},
     input::{self, Intake},
     metrics::Metrics,
     refusal::{Refusal, to_json},
@@ -63,6 +63,8 @@ pub struct Shared {
     pub images: Images,
     /// What the door of the E2B clients keeps.
     pub e2b: E2b,
+    /// Traffic to ports inside sandboxes.
+    pub ports: Ports,
     /// Held for as long as the store is open: background work ends with it.
     pub system: Arc<SystemScope>,
 }
@@ -162,6 +164,12 @@ impl App {
     #[must_use]
     pub fn e2b(&self) -> &E2b {
         &self.0.e2b
+    }
+
+    /// Traffic to ports inside sandboxes.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.0.ports
     }
 
     /// The server's own work, for tests and the like; no request comes here.

@@ -203,7 +203,7 @@ impl Server {
             None => None,
         };
         let app = open(config)?;
-        let door = Door::new(doors::router(app.clone()), app.metrics().clone());
+        let door = Door::new(doors::router(app.clone()), app.metrics().clone()).with_sandboxes(app.clone());
         Ok(Self { app, door, listener, address, certificate, metrics_listener })
     }
 
@@ -238,6 +238,7 @@ impl Server {
         if let Some(metrics) = metrics {
             let _ = metrics.await;
         }
+        app.ports().end();
         let entry = Entry::new(app.now(), "server_stop", Event::Note);
         if let Err(fault) = app.ledger().append(&entry).and_then(rf_ledger::Ticket::wait) {
             tracing::warn!(%fault, "the server's end was not recorded");
@@ -314,6 +315,7 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         hub,
         images,
         e2b,
+        ports: doors::ports::Ports::default(),
         system,
     }))
 }

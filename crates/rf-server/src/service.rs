@@ -16,7 +16,12 @@ use futures::FutureExt as _;
 use rf_types::{Code, Fault, RequestId};
 use tower::Service as _;
 
-use crate::{metrics::Metrics, refusal::Refusal};
+use crate::{
+    app::App,
+    doors::{e2b::traffic, ports::Foreign},
+    metrics::Metrics,
+    refusal::Refusal,
+};
 
 /// The header with the request's id, in every answer.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,13 +31,21 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub struct Door {
     router: Router,
     metrics: Arc<Metrics>,
+    /// Whose sandboxes requests may be for instead.
+    sandboxes: Option<App>,
 }
 
 impl Door {
     /// A door of these routes.
     #[must_use]
     pub fn new(router: Router, metrics: Arc<Metrics>) -> Self {
-        Self { router, metrics }
+        Self { router, metrics, sandboxes: None }
+    }
+
+    /// The same door, where requests for sandboxes are answered before a route is looked for.
+    #[must_use]
+    pub fn with_sandboxes(self, app: App) -> Self {
+        Self { sandboxes: Some(app), ..self }
     }
 
     /// Its numbers.
@@ -45,6 +58,12 @@ impl Door {
     pub async fn answer(&self, mut request: Request<Body>) -> Response<Body> {
         let started = Instant::now();
         let id = RequestId::random();
+        if let Some(app) = &self.sandboxes {
+            match self.in_a_sandbox(app, request, id, started).await {
+                Ok(response) => return response,
+                Err(ours) => request = ours,
+            }
+        }
         let method = request.method().clone();
         // Without the query: it may hold paths of a user's files.
         let path = shown(request.uri().path());
@@ -87,6 +106,43 @@ impl Door {
             code => tracing::info!(request_id = %id, %method, path, status, took_us, ?code, "answered"),
         }
         response
+    }
+}
+
+impl Door {
+    /// Answers a request for a sandbox; hands every other one back. Its path is not logged: it is the business of whoever
+    /// runs something there.
+    async fn in_a_sandbox(
+        &self,
+        app: &App,
+        request: Request<Body>,
+        id: RequestId,
+        started: Instant,
+    ) -> Result<Response<Body>, Request<Body>> {
+        let method = request.method().clone();
+        let taken = AssertUnwindSafe(traffic::take(app, request, id)).catch_unwind().await;
+        let mut response = match taken {
+            Ok(taken) => taken?,
+            Err(_panic) => {
+                tracing::error!(request_id = %id, "the traffic of a sandbox panicked");
+                let fault = Fault::new(Code::Internal, "the server made a mistake", "report it with the request id");
+                Refusal::from(fault).answer(id)
+            }
+        };
+        // What a program inside answered is its own: nothing is added to it.
+        if response.extensions().get::<Foreign>().is_none() {
+            if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+                response.headers_mut().insert(REQUEST_ID, value);
+            }
+            response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        }
+        let took = started.elapsed();
+        let status = response.status().as_u16();
+        self.metrics.request(&method, status, took);
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        tracing::info!(request_id = %id, %method, path = "(sandbox)", status, took_us, "answered");
+        Ok(response)
     }
 }
 

@@ -7,6 +7,7 @@ pub mod execs;
 pub mod files;
 pub mod health;
 pub mod machines;
+pub mod ports;
 pub mod sandboxes;
 pub mod stream;
 pub mod templates;
@@ -30,6 +31,7 @@ fn all() -> OpenApiRouter<App> {
         .merge(sandboxes::routes())
         .merge(execs::routes())
         .merge(stream::routes())
+        .merge(ports::routes())
         .nest("/v1/files", files::routes())
         .nest("/v1/sandboxes/{id}/files", files::routes())
         .nest("/v1/machines/{id}/files", files::routes())

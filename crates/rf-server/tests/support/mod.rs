@@ -51,7 +51,7 @@ impl World {
         let mut config = config(dir.path());
         change(&mut config);
         let app = open(config).unwrap();
-        let door = Door::new(doors::router(app.clone()), app.metrics().clone());
+        let door = Door::new(doors::router(app.clone()), app.metrics().clone()).with_sandboxes(app.clone());
         let admin = std::fs::read_to_string(dir.path().join("server/first-key")).unwrap().trim().to_owned();
         let mut world = Self { dir, warden, app, door, admin, ann: String::new(), bob: String::new() };
         world.app.places().ready().await;
@@ -199,7 +199,7 @@ struct FakeMachine {
 
 mod fake_machine {
     use futures::{FutureExt as _, future::BoxFuture};
-    use rf_places::place::{AdoptedExec, HeldOf, FileAnswer, Place, Spawned};
+    use rf_places::place::{AdoptedExec, FileAnswer, HeldOf, Place, Spawned};
     use rf_policy::Permit;
     use rf_types::{ExecId, ExecSpec, Fault, FileKind, FileOp, PlaceRef, SignalScope, Stat};
 

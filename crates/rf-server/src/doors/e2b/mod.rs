@@ -4,6 +4,7 @@ pub mod config;
 pub mod cors;
 pub mod target;
 pub mod tokens;
+pub mod traffic;
 
 use std::{io, path::Path};
 

@@ -1,0 +1,331 @@
+//! Requests for sandboxes, before any of our own routes is looked at: commands and files on the control plane's own
+//! port, every other port to the program that listens there.
+//!
+//! The control plane's ports exist outside the sandbox: a program inside that binds them takes nothing over.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
+};
+use rf_e2b::{CODE_INTERPRETER_PORT, ENVD_PORT, signature};
+use rf_types::{Code, Fault, RequestId, SandboxId};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    cors,
+    target::{Address, BadHead, NoPass, NoTarget, Route, SANDBOX_ID, TRAFFIC_TOKEN, Target, route, single},
+};
+use crate::{
+    app::{App, Peer},
+    doors::ports::{self, NotPassed, Passage},
+    edge::Line,
+    input,
+    refusal::{Refusal, to_json},
+};
+
+/// Sandboxes whose token is tried on a link without an id. Chosen: some milliseconds of work; where more live, such links
+/// need the sandbox's name in their host.
+const SIGNERS_MAX: usize = 4_096;
+/// Tokens tried before others get their turn.
+const SIGNERS_AT_ONCE: usize = 128;
+
+/// Answers a request for a sandbox; every other one is handed back.
+///
+/// # Errors
+/// The request, when it is for our own routes.
+pub async fn take(app: &App, request: Request<Body>, id: RequestId) -> Result<Response<Body>, Request<Body>> {
+    let (parts, body) = request.into_parts();
+    let html = wants_html(&parts.headers);
+    let address = match route(app.config().e2b.domain.as_deref(), &parts) {
+        // A browser asks before it sends our headers, and does not send them then.
+        Ok(Route::Ours) if cors::asks_for(&parts, &SANDBOX_ID) => match cors::preflight(&parts) {
+            Some(answer) => return Ok(answer),
+            None => return Err(Request::from_parts(parts, body)),
+        },
+        Ok(Route::Ours) => return Err(Request::from_parts(parts, body)),
+        Ok(Route::Sandbox(address)) => address,
+        Ok(Route::Signed) => match cors::preflight(&parts) {
+            Some(answer) => return Ok(answer),
+            None => match signer(app, &parts, id).await {
+                Ok(address) => address,
+                Err(refusal) => return Ok(with_cors(refused(None, &refusal))),
+            },
+        },
+        Err(bad) => return Ok(bad_head(bad)),
+    };
+    let port = address.port;
+    if port == ENVD_PORT
+        && let Some(answer) = cors::preflight(&parts)
+    {
+        return Ok(answer);
+    }
+    let text = address.text.clone();
+    let answer = match Target::find(app, address).await {
+        Ok(target) => answer(app, target, Request::from_parts(parts, body), id, html).await,
+        Err(NoTarget::NotFound) => Said::not_found(&text).answer(html),
+        Err(NoTarget::Fault(fault)) => refused(Some(&text), &fault.into()),
+    };
+    Ok(if port == ENVD_PORT { with_cors(answer) } else { answer })
+}
+
+async fn answer(app: &App, target: Target, request: Request<Body>, id: RequestId, html: bool) -> Response<Body> {
+    let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
+    match target.port {
+        ENVD_PORT => {
+            let (place, version) = (std::sync::Arc::clone(&target.place), request.version());
+            let response = not_yet(&target, "commands and files");
+            ports::cut(response, &place, &line, version, ())
+        }
+        CODE_INTERPRETER_PORT => not_yet(&target, "the code interpreter"),
+        _ => to_port(app, &target, request, id, line, html).await,
+    }
+}
+
+/// What the control plane keeps a port for and does not do yet: refused, never handed to whoever listens inside.
+fn not_yet(target: &Target, what: &str) -> Response<Body> {
+    let message = format!("port {} is kept for {what}, which this server does not serve yet", target.port);
+    let fault = Fault::new(Code::Unsupported, message, "");
+    refused(Some(&target.text), &fault.into())
+}
+
+/// To the program that listens there.
+async fn to_port(
+    app: &App,
+    target: &Target,
+    request: Request<Body>,
+    id: RequestId,
+    line: Line,
+    html: bool,
+) -> Response<Body> {
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let token = single(request.headers(), &TRAFFIC_TOKEN);
+    let caller = match target.passer(app, id, peer, token).await {
+        Ok(Ok(caller)) => caller,
+        Ok(Err(why)) => return Said::no_pass(&target.text, why).answer(html),
+        Err(refusal) => return refused(Some(&target.text), &refusal),
+    };
+    let secure = line.tls || app.config().public_url.starts_with("https://");
+    let passage = Passage {
+        caller: &caller,
+        sandbox: target.id,
+        place: &target.place,
+        port: target.port,
+        prefix: "",
+        mask_host: target.rules.mask_host.as_deref(),
+        peer,
+        line,
+        secure,
+    };
+    match app.ports().pass(app, passage, request).await {
+        Ok(response) => response,
+        Err(NotPassed::Closed) => Said::closed(&target.text, target.port).answer(html),
+        Err(NotPassed::Gone) => Said::not_found(&target.text).answer(html),
+        Err(NotPassed::Unfit(why)) => Said::new(&target.text, why, StatusCode::BAD_REQUEST).answer(html),
+        Err(NotPassed::NoAnswer(why)) => {
+            let message = format!("The program on port {} gave no answer: {why}", target.port);
+            Said { port: Some(target.port), ..Said::new(&target.text, &message, StatusCode::BAD_GATEWAY) }.answer(html)
+        }
+        Err(NotPassed::NoRoom(fault)) => refused(Some(&target.text), &fault.into()),
+        Err(NotPassed::Refused(refusal)) => refused(Some(&target.text), &refusal),
+    }
+}
+
+/// A signed link's query.
+#[derive(Deserialize)]
+struct Link {
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    signature: String,
+    signature_expiration: Option<i64>,
+}
+
+/// The sandbox whose token signed a link. That the link is good, and still, is judged where the file is served.
+async fn signer(app: &App, parts: &Parts, id: RequestId) -> Result<Address, Refusal> {
+    let peer = parts.extensions.get::<Peer>().map(|peer| peer.0);
+    // Each try is work for every sandbox, so who has failed too often gets none.
+    app.gate().failures_left(peer, app.now()).map_err(|denied| denied.fault)?;
+    let link: Link = input::query(&parts.uri)?;
+    let used = match parts.method {
+        Method::GET | Method::HEAD => signature::Use::Read,
+        _ => signature::Use::Write,
+    };
+    let signed =
+        signature::Signed { path: &link.path, used, username: &link.username, expires: link.signature_expiration };
+    let sandboxes = app.places().sandboxes().ids();
+    if sandboxes.len() > SIGNERS_MAX {
+        let fault = Fault::new(
+            Code::Unsupported,
+            format!("more than {SIGNERS_MAX} sandboxes live here, so a link must name its own"),
+            "use the sandbox's own host name, or the headers e2b-sandbox-id and e2b-sandbox-port",
+        );
+        return Err(fault.into());
+    }
+    for some in sandboxes.chunks(SIGNERS_AT_ONCE) {
+        if let Some(found) = some.iter().copied().find(|id| signs(app, *id, &signed, &link.signature)) {
+            return Ok(Address { text: rf_e2b::id::sandbox_text(found), port: ENVD_PORT });
+        }
+        tokio::task::yield_now().await;
+    }
+    let denied = app.gate().sandbox_refused("a link that no sandbox signed", peer, app.now());
+    let mut refusal = app.not_let_in(denied, id, peer).await;
+    if refusal.fault.code == Code::Unauthenticated {
+        refusal.fault.message = signature::Refused::Invalid.message().to_owned();
+    }
+    Err(refusal)
+}
+
+fn signs(app: &App, sandbox: SandboxId, signed: &signature::Signed<'_>, presented: &str) -> bool {
+    let token = app.e2b().tokens().envd_token(sandbox);
+    // An old link has its sandbox as well, which then says that it is old.
+    !matches!(
+        signature::check(signed, &token, Some(presented), 0),
+        Err(signature::Refused::Missing | signature::Refused::Invalid)
+    )
+}
+
+/// What is answered in place of a sandbox. Clients look for these words.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Said<'a> {
+    sandbox_id: &'a str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    code: u16,
+}
+
+impl<'a> Said<'a> {
+    fn new(sandbox_id: &'a str, message: &'a str, status: StatusCode) -> Self {
+        Self { sandbox_id, message, port: None, code: status.as_u16() }
+    }
+
+    /// Also for one that is another user's or paused.
+    fn not_found(sandbox_id: &'a str) -> Self {
+        Self::new(sandbox_id, "The sandbox was not found", StatusCode::BAD_GATEWAY)
+    }
+
+    fn closed(sandbox_id: &'a str, port: u16) -> Self {
+        let message = "The sandbox is running but port is not open";
+        Self { port: Some(port), ..Self::new(sandbox_id, message, StatusCode::BAD_GATEWAY) }
+    }
+
+    fn no_pass(sandbox_id: &'a str, why: NoPass) -> Self {
+        let message = match why {
+            NoPass::Missing => {
+                "Sandbox is secured with traffic access token. Token header 'e2b-traffic-access-token' is missing"
+            }
+            NoPass::Wrong => {
+                "Sandbox is secured with traffic access token. Provided token in header 'e2b-traffic-access-token' is invalid"
+            }
+        };
+        Self::new(sandbox_id, message, StatusCode::FORBIDDEN)
+    }
+
+    fn answer(&self, html: bool) -> Response<Body> {
+        let (media_type, body) = if html {
+            ("text/html; charset=utf-8", self.page().into_bytes())
+        } else {
+            ("application/json; charset=utf-8", to_json(self))
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = StatusCode::from_u16(self.code).unwrap_or(StatusCode::BAD_GATEWAY);
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+        response
+    }
+
+    /// For people. The id is letters and digits, and the message is ours: neither can hold markup.
+    fn page(&self) -> String {
+        let Self { sandbox_id, message, code, .. } = self;
+        let port = self.port.map(|port| format!("<p>Port {port}</p>")).unwrap_or_default();
+        format!(
+            "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{code}</title></head>\
+             <body><h1>{message}</h1><p>Sandbox {sandbox_id}</p>{port}</body></html>"
+        )
+    }
+}
+
+/// Whether somebody looks at the answer in a browser.
+fn wants_html(headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    text(header::ACCEPT).contains("text/html") && text(header::USER_AGENT).starts_with("Mozilla/")
+}
+
+fn bad_head(bad: BadHead) -> Response<Body> {
+    plain(StatusCode::BAD_REQUEST, &bad.to_string())
+}
+
+/// A fault of ours in the words of these clients.
+fn refused(sandbox: Option<&str>, refusal: &Refusal) -> Response<Body> {
+    let status = refusal.status();
+    let mut response = match sandbox {
+        Some(sandbox) => Said::new(sandbox, &refusal.fault.message, status).answer(false),
+        None => plain(status, &refusal.fault.message),
+    };
+    if refusal.fault.code.retryable() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+fn plain(status: StatusCode, message: &str) -> Response<Body> {
+    #[derive(Serialize)]
+    struct Plain<'a> {
+        code: u16,
+        message: &'a str,
+    }
+    let mut response = Response::new(Body::from(to_json(&Plain { code: status.as_u16(), message })));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+fn with_cors(mut response: Response<Body>) -> Response<Body> {
+    cors::allow(response.headers_mut());
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn body(response: Response<Body>) -> String {
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 16).await.unwrap();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_words_that_clients_look_for() {
+        let gone = Said::not_found("sbx1").answer(false);
+        assert_eq!(gone.status(), 502);
+        assert_eq!(body(gone).await, r#"{"sandboxId":"sbx1","message":"The sandbox was not found","code":502}"#);
+        let closed = Said::closed("sbx1", 80).answer(false);
+        assert_eq!(
+            body(closed).await,
+            r#"{"sandboxId":"sbx1","message":"The sandbox is running but port is not open","port":80,"code":502}"#
+        );
+        for why in [NoPass::Missing, NoPass::Wrong] {
+            let answer = Said::no_pass("sbx1", why).answer(false);
+            assert_eq!(answer.status(), 403);
+            assert!(body(answer).await.contains("'e2b-traffic-access-token'"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_browser_gets_a_page() {
+        let mut headers = HeaderMap::new();
+        headers.insert("accept", "text/html,*/*".parse().unwrap());
+        assert!(!wants_html(&headers), "a program that takes anything gets JSON");
+        headers.insert("user-agent", "Mozilla/5.0".parse().unwrap());
+        assert!(wants_html(&headers));
+        let page = Said::closed("sbx1", 80).answer(true);
+        assert_eq!(
+            (page.status().as_u16(), &page.headers()["content-type"]),
+            (502, &"text/html; charset=utf-8".parse().unwrap())
+        );
+        assert!(body(page).await.contains("port is not open"));
+    }
+}

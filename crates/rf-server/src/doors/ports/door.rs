@@ -1,0 +1,113 @@
+//! Our own door to ports: `/v1/sandboxes/{id}/ports/{port}/…` with an API key, for every method and for WebSockets.
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::Response,
+    routing::any,
+};
+use rf_policy::Action;
+use rf_types::{Code, Fault, MachineId, PlaceRef, SandboxId};
+use utoipa_axum::router::OpenApiRouter;
+
+use super::{NotPassed, Passage};
+use crate::{
+    app::{App, Caller, Named, Peer},
+    edge::Line,
+    input,
+    operation::Ask,
+    refusal::Refusal,
+};
+
+/// The routes. Not in the document: what is asked and answered there is the program's.
+pub fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .route("/v1/sandboxes/{id}/ports/{port}", any(port))
+        .route("/v1/sandboxes/{id}/ports/{port}/{*path}", any(port))
+        .route("/v1/sandboxes/{id}/ports/{port}/", any(port))
+        .route("/v1/machines/{id}/ports/{port}", any(port_on_machine))
+        .route("/v1/machines/{id}/ports/{port}/{*path}", any(port_on_machine))
+}
+
+/// The parts of the path before the program's own.
+#[derive(serde::Deserialize)]
+struct At {
+    id: String,
+    port: String,
+}
+
+/// A request to a port of one of the user's sandboxes.
+async fn port(
+    State(app): State<App>,
+    caller: Caller,
+    Named(At { id, port }): Named<At>,
+    mut request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let prefix = format!("/v1/sandboxes/{id}/ports/{port}");
+    let sandbox: SandboxId = input::id("sandbox", &id)?;
+    let port = number(&port)?;
+    let place = match app.places().sandboxes().get(caller.who.principal().user, sandbox) {
+        Ok(place) => place,
+        Err(fault) => {
+            let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).detail("port", port);
+            return Err(app.begin(&caller, ask).await?.fail(fault).await);
+        }
+    };
+    // The credential of this call, whatever its form: what the program gets is the user's request without it.
+    for name in ["authorization", "x-api-key", crate::app::ACT_FOR] {
+        request.headers_mut().remove(name);
+    }
+    let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
+    let secure = line.tls || app.config().public_url.starts_with("https://");
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let passage =
+        Passage { caller: &caller, sandbox, place: &place, port, prefix: &prefix, mask_host: None, peer, line, secure };
+    app.ports().pass(&app, passage, request).await.map_err(|why| refusal(why, port))
+}
+
+/// A machine's ports are not reached: its owner shares commands and files.
+async fn port_on_machine(
+    State(app): State<App>,
+    caller: Caller,
+    Named(At { id, port }): Named<At>,
+) -> Result<Response<Body>, Refusal> {
+    let machine: MachineId = input::id("machine", &id)?;
+    let ask = Ask::of(Action::PortConnect).place(PlaceRef::Machine(machine)).detail("port", number(&port)?);
+    let operation = app.begin(&caller, ask).await?;
+    let fault = match app.places().place(operation.permit().user(), PlaceRef::Machine(machine)) {
+        Ok(_) => Fault::new(
+            Code::Unsupported,
+            "ports of a machine are not reached through the server",
+            "connect to the machine itself, or run the program in a sandbox",
+        ),
+        Err(fault) => fault,
+    };
+    Err(operation.fail(fault).await)
+}
+
+fn number(text: &str) -> Result<u16, Fault> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+    let port = text.parse().ok().filter(|_| plain);
+    port.ok_or_else(|| Fault::invalid("the port must be a number from 1 to 65535"))
+}
+
+fn refusal(why: NotPassed, port: u16) -> Refusal {
+    match why {
+        NotPassed::Refused(refusal) => refusal,
+        NotPassed::Closed => Fault::new(
+            Code::NotFound,
+            format!("nothing listens on port {port} in the sandbox"),
+            "start the program first, on 127.0.0.1 or 0.0.0.0",
+        )
+        .into(),
+        NotPassed::Gone => Fault::new(Code::PlaceLost, "the sandbox is gone", "make another one").into(),
+        NotPassed::Unfit(why) => Fault::invalid(why).into(),
+        NotPassed::NoAnswer(why) => Fault::new(
+            Code::PlaceLost,
+            format!("the program on port {port} gave no answer: {why}"),
+            "see what it says itself",
+        )
+        .into(),
+        NotPassed::NoRoom(fault) => fault.into(),
+    }
+}

@@ -1,0 +1,258 @@
+//! Requests to ports inside sandboxes, over HTTP and whatever they go over to: judged, put on the record, and carried to
+//! a program that listens there, also on 127.0.0.1 alone. Nothing else is reachable: the connection is made inside the
+//! sandbox, by its process 1, to its loopback.
+//!
+//! ```text
+//! client ─(HTTP/1.1, HTTP/2, TLS)─▶ head.rs: another head ─▶ pool.rs: a connection of this sandbox and port ─▶ program
+//!        ◀── body.rs: cut off with the sandbox ──────────────────────────────────────────────────────────────┘
+//!                 visits.rs: one operation in the ledger for each visit
+//! ```
+//!
+//! What a program answers is hostile: it is parsed as an answer, bounded, and framed anew.
+
+mod body;
+mod door;
+mod head;
+mod pool;
+mod visits;
+
+use std::{net::IpAddr, sync::Arc};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST},
+};
+use http_body::Body as _;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use rf_places::sandbox::SandboxPlace;
+use rf_policy::Permit;
+use rf_types::{Code, Fault, SandboxId};
+
+pub(crate) use self::body::cut;
+pub use self::door::routes;
+use self::{
+    pool::{Pool, Sender},
+    visits::{UnderWay, Visits},
+};
+use crate::{
+    app::{App, Caller},
+    edge::Line,
+    refusal::Refusal,
+};
+
+/// Bytes that are moved at once after an upgrade, each way. Chosen: what a socket takes at once.
+const COPY_BYTES: usize = 64 << 10;
+
+/// In the extensions of an answer that a program in a sandbox gave: nothing is added to its head.
+#[derive(Clone, Copy, Debug)]
+pub struct Foreign;
+
+/// What is kept of traffic to ports; clones are the same one.
+#[derive(Clone, Default)]
+pub struct Ports {
+    pool: Pool,
+    visits: Visits,
+}
+
+/// Where a request is to go, and whose it is.
+pub struct Passage<'a> {
+    /// Who asks.
+    pub caller: &'a Caller,
+    /// The sandbox.
+    pub sandbox: SandboxId,
+    /// Its place.
+    pub place: &'a Arc<SandboxPlace>,
+    /// The port.
+    pub port: u16,
+    /// What of the path is ours and does not go on; empty for none.
+    pub prefix: &'a str,
+    /// The `Host` that the program is to see; `${PORT}` stands for the port.
+    pub mask_host: Option<&'a str>,
+    /// Whose connection.
+    pub peer: Option<IpAddr>,
+    /// The connection.
+    pub line: Line,
+    /// Whether the client spoke TLS, here or in front of here.
+    pub secure: bool,
+}
+
+/// Why a request did not get to a program.
+#[derive(Debug)]
+pub enum NotPassed {
+    /// What the gate or the ledger said.
+    Refused(Refusal),
+    /// Nothing listens there.
+    Closed,
+    /// The sandbox is gone.
+    Gone,
+    /// The request cannot go on as it is.
+    Unfit(&'static str),
+    /// What listens there gave no answer of HTTP, or broke off before one.
+    NoAnswer(&'static str),
+    /// There is no room for it.
+    NoRoom(Fault),
+}
+
+impl From<Refusal> for NotPassed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// What a program answered, and the connection that it came over.
+struct Answered {
+    response: Response<hyper::body::Incoming>,
+    sender: Sender,
+}
+
+impl Ports {
+    /// Ends in the ledger what is under way: the server ends.
+    pub fn end(&self) {
+        self.visits.end();
+    }
+
+    /// Carries a request to a program and brings its answer.
+    ///
+    /// # Errors
+    /// See [`NotPassed`].
+    pub async fn pass(
+        &self,
+        app: &App,
+        passage: Passage<'_>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, NotPassed> {
+        if request.method() == Method::CONNECT {
+            return Err(NotPassed::Unfit("CONNECT asks for a tunnel, and a port is none"));
+        }
+        let Passage { caller, sandbox, place, port, peer, ref line, .. } = passage;
+        let (permit, under_way) = self.visits.enter(app, caller, sandbox, port, peer).await?;
+        let version = request.version();
+        let switching = version < Version::HTTP_2 && head::upgrade(request.headers()).is_some();
+        let client = switching.then(|| hyper::upgrade::on(&mut request));
+        let request = outgoing(&passage, request)?;
+        let Answered { mut response, sender } = self.send(place, sandbox, port, &permit, request).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let Some(client) = client else {
+                return Err(NotPassed::NoAnswer("it went over to another protocol that nobody asked for"));
+            };
+            let program = hyper::upgrade::on(&mut response);
+            tokio::spawn(carry(client, program, Arc::clone(place), line.clone(), under_way));
+            return incoming(response.map(|_| Body::empty()), true);
+        }
+        self.pool.keep(sandbox, port, sender);
+        let response = incoming(response.map(Body::new), false)?;
+        Ok(cut(response, place, line, version, under_way))
+    }
+
+    /// Sends a request over a connection that was kept, else over a new one.
+    async fn send(
+        &self,
+        place: &Arc<SandboxPlace>,
+        sandbox: SandboxId,
+        port: u16,
+        permit: &Permit,
+        mut request: Request<Body>,
+    ) -> Result<Answered, NotPassed> {
+        while let Some(mut sender) = self.pool.take(sandbox, port) {
+            let again = again(&request);
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(Answered { response, sender }),
+                // The program closed it at the moment that we took it: it has seen nothing of the request, or may see
+                // it twice (RFC 9110, section 9.2.2).
+                Err(mut error) => match error.take_message().or(again) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(broken(place, error.error())),
+                },
+            }
+        }
+        let mut sender = self.pool.open(place, sandbox, permit, port).await.map_err(|fault| match fault.code {
+            Code::NotFound => NotPassed::Closed,
+            Code::PlaceLost => NotPassed::Gone,
+            _ => NotPassed::NoRoom(fault),
+        })?;
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(Answered { response, sender }),
+            Err(error) => Err(broken(place, error.error())),
+        }
+    }
+}
+
+/// The same request once more, for one that changes nothing and has no body.
+fn again(request: &Request<Body>) -> Option<Request<Body>> {
+    let harmless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !harmless || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut same = Request::new(Body::empty());
+    *same.method_mut() = request.method().clone();
+    *same.uri_mut() = request.uri().clone();
+    *same.headers_mut() = request.headers().clone();
+    Some(same)
+}
+
+fn broken(place: &SandboxPlace, error: &hyper::Error) -> NotPassed {
+    if place.is_lost() {
+        NotPassed::Gone
+    } else if error.is_parse() || error.is_parse_too_large() {
+        NotPassed::NoAnswer("what it answered is not HTTP")
+    } else {
+        NotPassed::NoAnswer("it closed the connection without an answer")
+    }
+}
+
+/// The request as the program gets it.
+fn outgoing(passage: &Passage<'_>, request: Request<Body>) -> Result<Request<Body>, NotPassed> {
+    let (parts, body) = request.into_parts();
+    let own = parts.uri.authority().map(|authority| authority.as_str().to_owned());
+    let own = own.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned));
+    let named = match passage.mask_host {
+        Some(mask) => mask.replace("${PORT}", &passage.port.to_string()),
+        None => own.clone().unwrap_or_else(|| format!("localhost:{}", passage.port)),
+    };
+    let host = HeaderValue::from_str(&named).map_err(|_| NotPassed::Unfit("the host is none"))?;
+    let uri = head::path(&parts.uri, passage.prefix).ok_or(NotPassed::Unfit("the path is none"))?;
+    let exact = body.size_hint().exact();
+    let mut headers = parts.headers;
+    let from = head::From {
+        peer: passage.peer,
+        scheme: if passage.secure { "https" } else { "http" },
+        host: own.as_deref(),
+        prefix: Some(passage.prefix).filter(|prefix| !prefix.is_empty()),
+    };
+    if !head::to_program(&mut headers, host, exact, &from) {
+        return Err(NotPassed::Unfit("`Connection` names too many headers"));
+    }
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method;
+    *request.uri_mut() = uri;
+    *request.version_mut() = Version::HTTP_11;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// The answer as the client gets it.
+fn incoming(response: Response<Body>, switching: bool) -> Result<Response<Body>, NotPassed> {
+    let (mut parts, body) = response.into_parts();
+    if !head::to_client(&mut parts.headers, switching) {
+        return Err(NotPassed::NoAnswer("its `Connection` names too many headers"));
+    }
+    let mut response = Response::new(body);
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    response.extensions_mut().insert(Foreign);
+    Ok(response)
+}
+
+/// Carries bytes both ways after an upgrade, until both sides have ended, or the sandbox has.
+async fn carry(client: OnUpgrade, program: OnUpgrade, place: Arc<SandboxPlace>, line: Line, held: UnderWay) {
+    // One of them that breaks off before takes the other along.
+    let Ok((client, program)) = tokio::try_join!(client, program) else { return };
+    let (mut client, mut program) = (TokioIo::new(client), TokioIo::new(program));
+    tokio::select! {
+        // How it ends is for the two ends to see.
+        _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut program, COPY_BYTES, COPY_BYTES) => {}
+        _ = place.lost() => line.reset_at_end(),
+    }
+    drop(held);
+}

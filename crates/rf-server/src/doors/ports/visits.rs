@@ -1,0 +1,240 @@
+//! What the ledger has of traffic to ports: one operation for each visit, not for each request, so that a busy page
+//! costs two records and not thousands.
+//!
+//! ```text
+//! first request of (sandbox, port, address, credential) ─▶ intent, durable before anything is sent
+//! further ones ─▶ counted        idle for a minute, or ten minutes old ─▶ result, with the count
+//! ```
+//!
+//! Each request is judged anew all the same; only the writing is shared. The table is bounded: when it is full the visit
+//! that was idle longest ends.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rf_policy::{Action, Credential, Permit};
+use rf_types::{PlaceRef, SandboxId};
+
+use crate::{
+    app::{App, Caller},
+    operation::{Ask, Operation},
+    refusal::Refusal,
+};
+
+/// How long a visit may be idle, and how old it may get. Chosen.
+const IDLE_TIME: Duration = Duration::from_secs(60);
+const AGE_MAX: Duration = Duration::from_secs(600);
+/// How often visits are looked at.
+const SWEEP_PERIOD: Duration = Duration::from_secs(10);
+/// Visits at once, over all sandboxes. Chosen: some megabytes.
+const VISITS_MAX: usize = 8_192;
+
+/// Whose requests are one visit.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+struct Key {
+    sandbox: SandboxId,
+    port: u16,
+    peer: Option<IpAddr>,
+    /// By what: one user's two keys are two visits.
+    by: String,
+}
+
+/// The visits; clones are the same ones.
+#[derive(Clone, Default)]
+pub(super) struct Visits(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    visits: HashMap<Key, Visit>,
+    sweeping: bool,
+}
+
+struct Visit {
+    operation: Option<Operation>,
+    began: Instant,
+    counts: Arc<Counts>,
+}
+
+/// What is counted of a visit.
+#[derive(Debug)]
+pub(super) struct Counts {
+    start: Instant,
+    requests: AtomicU64,
+    /// Milliseconds after `start`.
+    last_ms: AtomicU64,
+    under_way: AtomicUsize,
+}
+
+/// One request or stream of a visit, which does not end before it is dropped.
+#[derive(Debug)]
+pub(super) struct UnderWay(Arc<Counts>);
+
+impl UnderWay {
+    fn new(counts: &Arc<Counts>) -> Self {
+        counts.requests.fetch_add(1, Ordering::Relaxed);
+        counts.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counts))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let ms = u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.last_ms.store(ms, Ordering::Relaxed);
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Counts {
+    fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            requests: AtomicU64::new(0),
+            last_ms: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
+        }
+    }
+
+    fn last(&self) -> Instant {
+        self.start + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) != 0
+    }
+}
+
+impl Visit {
+    /// Ends it in the ledger; durable with whatever comes next.
+    fn end(mut self) {
+        let Some(mut operation) = self.operation.take() else { return };
+        operation.detail("requests", self.counts.requests.load(Ordering::Relaxed));
+        if let Err(fault) = operation.finish_later(Ok(())) {
+            tracing::error!(%fault, "the end of a visit was not recorded");
+        }
+    }
+}
+
+impl Visits {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Judges one request, and has it on the record that its visit began.
+    ///
+    /// # Errors
+    /// What the gate says no with, recorded; `ledger_unavailable`.
+    pub(super) async fn enter(
+        &self,
+        app: &App,
+        caller: &Caller,
+        sandbox: SandboxId,
+        port: u16,
+        peer: Option<IpAddr>,
+    ) -> Result<(Permit, UnderWay), Refusal> {
+        let ask = || {
+            let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).subject(sandbox);
+            let ask = ask.detail("port", port);
+            match peer {
+                Some(peer) => ask.detail("peer", peer.to_string()),
+                None => ask,
+            }
+        };
+        let permit = match app.permit(caller, Action::PortConnect) {
+            Ok(permit) => permit,
+            Err(fault) => {
+                let denied = app.begin_judged::<()>(caller, ask(), Err(fault)).await;
+                return match denied {
+                    Err(refusal) => Err(refusal),
+                    // `begin_judged` hands an error back as one.
+                    Ok((operation, ())) => Err(operation.fail(rf_types::Fault::not_found("sandbox")).await),
+                };
+            }
+        };
+        let key = Key { sandbox, port, peer, by: by(caller) };
+        if let Some(visit) = self.lock().visits.get(&key).filter(|visit| visit.began.elapsed() < AGE_MAX) {
+            return Ok((permit, UnderWay::new(&visit.counts)));
+        }
+        let (mut operation, ()) = app.begin_judged(caller, ask(), Ok((permit.clone(), ()))).await?;
+        operation.durable().await?;
+        let counts = Arc::new(Counts::new());
+        let under_way = UnderWay::new(&counts);
+        let visit = Visit { operation: Some(operation), began: Instant::now(), counts };
+        let over = self.insert(key, visit);
+        if let Some(over) = over {
+            over.end();
+        }
+        Ok((permit, under_way))
+    }
+
+    /// Ends all visits in the ledger: the server ends.
+    pub(super) fn end(&self) {
+        let all: Vec<Visit> = self.lock().visits.drain().map(|(_, visit)| visit).collect();
+        for visit in all {
+            visit.end();
+        }
+    }
+
+    /// Enters a visit; gives back one that ends by it.
+    fn insert(&self, key: Key, visit: Visit) -> Option<Visit> {
+        let mut table = self.lock();
+        if !std::mem::replace(&mut table.sweeping, true) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0)));
+        }
+        let full = table.visits.len() >= VISITS_MAX && !table.visits.contains_key(&key);
+        let over = if full {
+            let idlest =
+                table.visits.iter().min_by_key(|(_, visit)| (visit.counts.is_under_way(), visit.counts.last()));
+            idlest.map(|(key, _)| key.clone()).and_then(|key| table.visits.remove(&key))
+        } else {
+            None
+        };
+        // Somebody else of the same visit may have come first; what they began ends, and both are on the record.
+        table.visits.insert(key, visit).or(over)
+    }
+}
+
+/// By what credential, in one text.
+fn by(caller: &Caller) -> String {
+    match &caller.who.principal().credential {
+        Credential::Key { id } => id.to_string(),
+        Credential::Token { issuer } => format!("{issuer} {}", caller.who.principal().user),
+        Credential::Session { id } => id.to_string(),
+        Credential::Sandbox { .. } => "token".to_owned(),
+        Credential::Visitor { .. } => "visitor".to_owned(),
+    }
+}
+
+/// Ends visits that are over, until there are none.
+async fn sweep(visits: Weak<Mutex<Table>>) {
+    loop {
+        tokio::time::sleep(SWEEP_PERIOD).await;
+        let Some(visits) = visits.upgrade() else { return };
+        let mut over = Vec::new();
+        let done = {
+            let mut table = visits.lock().unwrap_or_else(PoisonError::into_inner);
+            let ends = |visit: &Visit| {
+                let idle = visit.counts.last().elapsed() >= IDLE_TIME;
+                !visit.counts.is_under_way() && (idle || visit.began.elapsed() >= AGE_MAX)
+            };
+            let keys: Vec<Key> =
+                table.visits.iter().filter(|(_, visit)| ends(visit)).map(|(key, _)| key.clone()).collect();
+            over.extend(keys.iter().filter_map(|key| table.visits.remove(key)));
+            table.sweeping = !table.visits.is_empty();
+            !table.sweeping
+        };
+        for visit in over {
+            visit.end();
+        }
+        if done {
+            return;
+        }
+    }
+}
