@@ -48,6 +48,7 @@ pub use init_client::{ANSWER_TIME, PING_TIME};
 pub use piece::{PIECE_LEN, pieces};
 pub use place::{FileAnswer, Place};
 pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
+pub use refusal::{is_no_directory, is_no_such_user};
 pub use sandbox_files::action as file_action;
 pub use sandboxes::{EndedWhy, Making, Rows, SandboxClaim, SandboxRow, Sandboxes};
 pub use spool::Which;

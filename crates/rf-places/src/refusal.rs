@@ -20,6 +20,22 @@ impl Failed {
     pub(crate) const NO_ROOM: Self = Self { errno: 0, stage: u32::MAX };
 }
 
+/// What is advised for a user whom the sandbox does not have, and a directory that cannot be entered; nowhere else.
+const NAME_A_USER: &str = "name a user of its /etc/passwd, or leave the user out";
+const GIVE_A_DIRECTORY: &str = "give a directory that is there and that the user may enter";
+
+/// Whether something failed because the sandbox has no such user.
+#[must_use]
+pub fn is_no_such_user(fault: &Fault) -> bool {
+    fault.hint == NAME_A_USER
+}
+
+/// Whether something failed because its directory could not be entered.
+#[must_use]
+pub fn is_no_directory(fault: &Fault) -> bool {
+    fault.hint == GIVE_A_DIRECTORY
+}
+
 /// This server may have no more descriptors.
 pub(crate) fn no_room() -> Fault {
     Fault::new(
@@ -148,11 +164,11 @@ pub(crate) fn spawn(failed: Failed, program: &str, cwd: Option<&str>, user: Opti
         ),
         (stage::USER, _) => exec_failed(
             format!("no user `{}` in the sandbox", shorten(user.unwrap_or("user"))),
-            "name a user of its /etc/passwd, or leave the user out",
+            NAME_A_USER,
         ),
         (stage::DIRECTORY, _) => exec_failed(
             format!("cannot enter `{}`: {text}", shorten(cwd.unwrap_or("~"))),
-            "give a directory that is there and that the user may enter",
+            GIVE_A_DIRECTORY,
         ),
         (stage::PROGRAM, Some(Errno::NOENT)) => {
             exec_failed(format!("no such program `{program}` in the sandbox"), "check the name and `PATH`")
@@ -238,7 +254,7 @@ pub(crate) fn helper(failed: Failed, path: &str) -> Fault {
         (stage::USER, _) => Fault::new(
             Code::FileFailed,
             "no such user in the sandbox",
-            "name a user of its /etc/passwd, or leave the user out",
+            NAME_A_USER,
         ),
         _ => file(failed.errno, path),
     }
@@ -303,6 +319,11 @@ mod tests {
         ] {
             assert_eq!(file(raw(errno), "x").code, code, "{errno}");
         }
+        let user = spawn(Failed { errno: 2, stage: stage::USER }, "x", None, Some("nobody"));
+        assert!(is_no_such_user(&user) && !is_no_directory(&user));
+        assert!(is_no_such_user(&helper(Failed { errno: 2, stage: stage::USER }, "x")));
+        let directory = spawn(Failed { errno: 2, stage: stage::DIRECTORY }, "x", Some("/y"), None);
+        assert!(is_no_directory(&directory) && !is_no_such_user(&directory));
         let program = |errno| spawn(Failed { errno: raw(errno), stage: stage::PROGRAM }, "x", None, None).code;
         assert_eq!(program(Errno::NOENT), Code::ExecFailed);
         assert_eq!(spawn(Failed { errno: 11, stage: stage::FORK }, "x", None, None).code, Code::PlaceExhausted);

@@ -198,7 +198,7 @@ impl App {
 }
 
 /// Whether an exec is to run as `root` inside.
-fn is_root(spec: &rf_types::ExecSpec) -> bool {
+pub(crate) fn is_root(spec: &rf_types::ExecSpec) -> bool {
     // By number as well, should a place take one.
     matches!(spec.user.as_deref(), Some("root" | "0"))
 }
