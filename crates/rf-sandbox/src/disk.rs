@@ -39,6 +39,20 @@ pub struct Image {
     pub device: String,
 }
 
+/// A mounted, detached file system in memory, of at most `bytes` and `inodes`; ids are not mapped yet.
+///
+/// # Errors
+/// The step that failed.
+pub fn in_memory(bytes: u64, inodes: u64) -> Result<OwnedFd, DiskError> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).step("open tmpfs")?;
+    for (key, value) in [("size", bytes.to_string()), ("nr_inodes", inodes.to_string()), ("mode", "0755".to_owned())] {
+        fsconfig_set_string(&context, key, value.as_str()).step("set up tmpfs")?;
+    }
+    fsconfig_create(&context).step("make a tmpfs")?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).step("mount a tmpfs")
+}
+
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {step}")]

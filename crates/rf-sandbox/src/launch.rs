@@ -39,7 +39,7 @@ use rustix::{
 
 use crate::{
     cgroup::{CgroupError, Group},
-    disk::{DiskError, Images},
+    disk::{self, DiskError, Images},
     enforce::{self, OwnNamespaces},
     host::HostReport,
     packet,
@@ -122,6 +122,10 @@ pub struct Launcher {
     init: OwnedFd,
     null: OwnedFd,
     dev: Option<OwnedFd>,
+    /// What every root is mounted in, with root; see [`setup::shared_top`].
+    top: Option<OwnedFd>,
+    /// Whether a mount that is attached nowhere can be copied: then the warden keeps hold of each sandbox's disk.
+    copies_detached: bool,
     images: Images,
     filter: Vec<Instruction>,
     own: OwnNamespaces,
@@ -148,28 +152,58 @@ impl Launcher {
         rustix::fs::fcntl_add_seals(&init, seals).step("seal init")?;
         let null =
             rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
-        let dev = if host.rooted { Some(Self::own_dev(dev)?) } else { None };
+        let (dev, top) = if host.rooted {
+            let (dev, top) = Self::own_mounts(dev)?;
+            (Some(dev), Some(top))
+        } else {
+            (None, None)
+        };
+        let copies_detached = host.rooted && Self::copies_detached()?;
         Ok(Self {
             host,
             init,
             null,
             dev,
+            top,
+            copies_detached,
             images: Images::new(images),
             filter: seccomp::filter(),
             own: OwnNamespaces::look(),
         })
     }
 
-    fn own_dev(at: &Path) -> Result<OwnedFd, LaunchError> {
+    /// Since Linux 6.15; found by trying.
+    fn copies_detached() -> Result<bool, LaunchError> {
+        let mount = disk::in_memory(4096, 4)?;
+        Ok(copy_of(mount.as_fd()).is_ok())
+    }
+
+    /// Whether sandboxes made here can be saved; where not, why.
+    ///
+    /// # Errors
+    /// What is missing, for people.
+    pub fn can_save(&self) -> Result<(), &'static str> {
+        match (self.host.rooted, self.copies_detached) {
+            (true, true) => Ok(()),
+            (false, _) => Err("saving sandboxes needs a warden with root, which maps the ids of their files"),
+            (true, false) => {
+                Err("saving sandboxes needs Linux 6.15 or later, which copies mounts that are attached nowhere")
+            }
+        }
+    }
+
+    fn own_mounts(at: &Path) -> Result<(OwnedFd, OwnedFd), LaunchError> {
         use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
         process::unshare(namespaces::MOUNT).step("make a mount namespace of the warden's own")?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         mount_change("/", slave).step("keep the warden's mounts to itself")?;
-        let dev =
-            setup::shared_dev().map_err(|Failed { step, errno }| LaunchError::Warden { step, source: errno.into() })?;
+        let failed = |Failed { step, errno }| LaunchError::Warden { step, source: errno.into() };
+        let (dev, top) = (setup::shared_dev().map_err(failed)?, setup::shared_top().map_err(failed)?);
         // Before Linux 6.15 only a mount that is attached somewhere can be copied.
-        move_mount(&dev, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("attach the shared /dev")?;
-        Ok(dev)
+        for mount in [&top, &dev] {
+            move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("attach what is shared")?;
+        }
+        Ok((dev, top))
     }
 
     /// The host as probed.
@@ -206,6 +240,11 @@ impl Launcher {
             DiskKind::Image => Some(self.images.make(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
         };
         let device = image.as_ref().filter(|_| plan.holds(Layer::Io)).map(|image| image.device.clone());
+        let disk = match (image, plan.ids) {
+            (Some(image), _) => Some(image.mount),
+            (None, Ids::Range { .. }) => Some(disk::in_memory(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
+            (None, Ids::One { .. }) => None,
+        };
         group.group.limit(&plan.limits, device.as_deref())?;
         let entrances = group.group.entrances()?;
 
@@ -242,16 +281,17 @@ impl Launcher {
                     server,
                     facts: None,
                     device,
+                    disk: None,
                     begun: Instant::now(),
                 };
-                self.send_go(&mut starting, image.map(|image| image.mount))?;
+                self.send_go(&mut starting, disk)?;
                 Ok(starting)
             }
         }
     }
 
     /// Maps the ids and hands the process its mounts.
-    fn send_go(&self, starting: &mut Starting, image: Option<OwnedFd>) -> Result<(), LaunchError> {
+    fn send_go(&self, starting: &mut Starting, disk: Option<OwnedFd>) -> Result<(), LaunchError> {
         let pid = starting.pid().as_raw_pid();
         let plan = &starting.plan;
         let proc = |file: &str| format!("/proc/{pid}/{file}");
@@ -274,17 +314,22 @@ impl Launcher {
             for path in plan.source.mounted() {
                 mounts.push(read_only(&path, Some(namespace.as_fd()))?);
             }
-            if let Some(dev) = &self.dev {
-                let flags =
-                    OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-                let copy = open_tree(dev, "", flags).step("copy the shared /dev")?;
+            for shared in [&self.dev, &self.top].into_iter().flatten() {
+                let copy = copy_of(shared.as_fd()).step("copy what is shared")?;
                 let set = attribute::RDONLY | attribute::NOSUID | attribute::NOEXEC;
-                set_attributes(copy.as_fd(), set, false, None).step("make the shared /dev read-only")?;
+                set_attributes(copy.as_fd(), set, false, None).step("make what is shared read-only")?;
                 mounts.push(copy);
             }
-            if let Some(image) = image {
-                set_attributes(image.as_fd(), 0, false, Some(namespace.as_fd())).step("map the ids of the disk")?;
-                mounts.push(image);
+            if let Some(disk) = disk {
+                let given = if self.copies_detached {
+                    let copy = copy_of(disk.as_fd()).step("copy the disk's mount")?;
+                    starting.disk = Some(disk);
+                    copy
+                } else {
+                    disk
+                };
+                set_attributes(given.as_fd(), 0, false, Some(namespace.as_fd())).step("map the ids of the disk")?;
+                mounts.push(given);
             }
         }
         let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
@@ -293,8 +338,14 @@ impl Launcher {
     }
 }
 
+/// A detached copy of a mount.
+pub(crate) fn copy_of(mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(mount, "", flags)
+}
+
 /// A detached, read-only copy of the mount at `path`, with its ids mapped through `namespace`.
-fn read_only(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, LaunchError> {
+pub(crate) fn read_only(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd, LaunchError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let source = |errno| LaunchError::Source { path: path.to_owned(), errno };
     let mount = open_tree(CWD, path, flags).map_err(source)?;
@@ -313,10 +364,10 @@ fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &O
     let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
     let result = setup::take_identity(plan).and_then(|()| {
         let mounts = take_mounts(plan, fds);
-        setup::prepare(plan, &mounts)
+        setup::prepare(plan, &mounts).map(|facts| (facts, mounts.top))
     });
-    let facts = match result {
-        Ok(facts) => facts,
+    let (facts, top) = match result {
+        Ok(made) => made,
         Err(error) => {
             tell(setup.as_fd(), &error);
             process::exit(1)
@@ -325,7 +376,7 @@ fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &O
     if packet::send(setup, format!("K{}", facts.keyring).as_bytes(), &[]).is_err() {
         process::exit(1);
     }
-    let (error, report) = setup::become_init(plan, filter, handover, setup.as_fd());
+    let (error, report) = setup::become_init(plan, filter, handover, top.as_ref(), setup.as_fd());
     tell(report, &error);
     process::exit(1)
 }
@@ -347,9 +398,9 @@ fn take_mounts(plan: &Plan, fds: Vec<OwnedFd>) -> Mounts {
     match plan.ids {
         Ids::Range { .. } => {
             let sources = fds.by_ref().take(plan.source.mounted().len()).collect();
-            Mounts { sources, dev: fds.next(), image: fds.next() }
+            Mounts { sources, dev: fds.next(), top: fds.next(), disk: fds.next() }
         }
-        Ids::One { .. } => Mounts { sources: Vec::new(), dev: None, image: None },
+        Ids::One { .. } => Mounts { sources: Vec::new(), dev: None, top: None, disk: None },
     }
 }
 
@@ -416,6 +467,7 @@ pub struct Starting {
     server: OwnedFd,
     facts: Option<Facts>,
     device: Option<String>,
+    disk: Option<OwnedFd>,
     begun: Instant,
 }
 
@@ -497,6 +549,8 @@ impl Starting {
             warden: self.warden,
             server: Some(self.server),
             device: self.device,
+            disk: self.disk,
+            pushed: 0,
             enforcement: confirmed.enforcement,
         }
     }
@@ -516,6 +570,10 @@ pub struct Sandbox {
     pub(crate) warden: OwnedFd,
     server: Option<OwnedFd>,
     device: Option<String>,
+    /// The file system that all it writes is on, as its owner's ids are stored; where sandboxes can be saved.
+    pub(crate) disk: Option<OwnedFd>,
+    /// How often its written layer was made a read-only one.
+    pub(crate) pushed: u32,
     enforcement: Enforcement,
 }
 
@@ -593,7 +651,9 @@ impl Sandbox {
     }
 
     /// Begins its end: kills every process. Once [`Self::ended`] is readable, dropping it takes no time.
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
+        // Its last user frees it, which takes as long as it holds much: not the warden, but a process that ends.
+        self.disk = None;
         self.cleanup.kill();
     }
 

@@ -46,6 +46,9 @@ pub const ALWAYS: [Layer; 9] = [
 pub const PROC_COVERED: [&str; 9] =
     ["cmdline", "diskstats", "fs", "interrupts", "kallsyms", "key-users", "keys", "modules", "partitions"];
 
+/// Most directories that a root is put together from: they go to the new process beside one message, with some others.
+const MOUNTS_MAX: usize = crate::packet::FDS_MAX - 8;
+
 /// What a root is made from, found by the warden.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct RootSource {
@@ -57,6 +60,17 @@ pub struct RootSource {
     pub additions: Vec<PathBuf>,
     /// A directory laid over the root, `usr/bin/sudo` in it, where `root` inside may be had: see [`init_program`].
     pub tools: Option<PathBuf>,
+    /// What other sandboxes wrote, laid over all that, lowest first.
+    pub above: Vec<Above>,
+}
+
+/// What one sandbox wrote between two snapshots: a layer for each of its overlays.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Above {
+    /// For the root.
+    pub root: PathBuf,
+    /// For binds with an overlay: [`Bind::to`], and the layer.
+    pub binds: Vec<(PathBuf, PathBuf)>,
 }
 
 impl RootSource {
@@ -64,13 +78,16 @@ impl RootSource {
     pub(crate) fn root_layers(&self) -> impl Iterator<Item = PathBuf> {
         // What they are laid over is where `/usr` comes from: the root, or a bind of its own.
         let bound = self.binds.iter().any(Bind::is_usr);
-        self.layers.iter().chain(self.laid_over().filter(move |_| !bound)).cloned()
+        let own = self.layers.iter().chain(self.laid_over().filter(move |_| !bound));
+        own.chain(self.above.iter().map(|above| &above.root)).cloned()
     }
 
     /// The lower directories of a bind, lowest first.
     pub(crate) fn bind_layers(&self, bind: &Bind) -> impl Iterator<Item = PathBuf> {
         let over = self.laid_over().filter(|_| bind.is_usr()).map(|dir| dir.join("usr"));
-        std::iter::once(bind.from.clone()).chain(over)
+        let above = self.above.iter().filter(|_| bind.overlay).flat_map(|above| &above.binds);
+        let above = above.filter(|(to, _)| *to == bind.to).map(|(_, layer)| layer.clone());
+        std::iter::once(bind.from.clone()).chain(over).chain(above)
     }
 
     /// What is laid over the root, lowest first.
@@ -143,6 +160,8 @@ pub struct Plan {
     pub absent: Vec<Layer>,
     /// Files of `/proc` to cover.
     pub proc_covered: Vec<&'static str>,
+    /// Whether execs have control groups of their own; without them init looks for their processes in `/proc`.
+    pub exec_groups: bool,
 }
 
 /// Why there is no plan.
@@ -165,6 +184,9 @@ pub enum PlanError {
     /// More layers or none.
     #[error("a root has 1 to 120 layers, not {0}")]
     Layers(usize),
+    /// More mounts than one message has room for.
+    #[error("a root is put together from at most {MOUNTS_MAX} mounts, not {0}")]
+    Mounts(usize),
 }
 
 impl Plan {
@@ -182,6 +204,9 @@ impl Plan {
         spec.validate()?;
         if source.layers.is_empty() || source.layers.len() > 120 {
             return Err(PlanError::Layers(source.layers.len()));
+        }
+        if source.mounted().len() > MOUNTS_MAX {
+            return Err(PlanError::Mounts(source.mounted().len()));
         }
         let mut absent = Vec::new();
         for layer in Layer::ALL {
@@ -216,6 +241,7 @@ impl Plan {
             source,
             absent,
             proc_covered: host.proc_covered.clone(),
+            exec_groups: host.hierarchies.has_v2(),
         })
     }
 

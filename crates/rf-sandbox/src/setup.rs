@@ -32,7 +32,7 @@ use rustix::{
 use crate::plan::{Ids, Plan, below_root};
 
 /// Where the new root is put together: a directory that every host has and that nothing of ours is in.
-const SCRATCH: &str = "/tmp";
+pub(crate) const SCRATCH: &str = "/tmp";
 /// The group of terminals (`tty`), as in every distribution.
 const TTY_GROUP: u32 = 5;
 
@@ -44,7 +44,7 @@ pub(crate) struct Failed {
 }
 
 /// Names the step of a result.
-trait Step<T> {
+pub(crate) trait Step<T> {
     fn step(self, step: &'static str) -> Result<T, Failed>;
 }
 
@@ -61,8 +61,10 @@ pub(crate) struct Mounts {
     pub(crate) sources: Vec<OwnedFd>,
     /// The shared read-only `/dev`; without one the devices are bound one by one.
     pub(crate) dev: Option<OwnedFd>,
-    /// The file system of an image disk.
-    pub(crate) image: Option<OwnedFd>,
+    /// What the root is mounted in; see [`shared_top`].
+    pub(crate) top: Option<OwnedFd>,
+    /// The file system that all is written on; without one a tmpfs is made.
+    pub(crate) disk: Option<OwnedFd>,
 }
 
 /// What init starts with.
@@ -117,7 +119,7 @@ pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
         Ids::Range { .. } => build_root(plan, mounts)?,
         Ids::One { .. } => build_root(plan, &own_mounts(plan)?)?,
     }
-    enter_root()?;
+    enter_root(mounts.top.as_ref())?;
     set_rlimits();
     Ok(Facts { keyring })
 }
@@ -130,11 +132,12 @@ pub(crate) fn become_init<'a>(
     plan: &Plan,
     filter: &[Instruction],
     handover: &Handover<'a>,
+    top: Option<&OwnedFd>,
     report: BorrowedFd<'a>,
 ) -> (Failed, BorrowedFd<'a>) {
     let laid = (|| {
         if plan.holds(Layer::Landlock) {
-            landlock_root(handover.cgroup)?;
+            landlock_root(top, handover.cgroup)?;
         }
         bound_capabilities(plan.capabilities())?;
         rustix::thread::set_no_new_privs(true).step("set no_new_privs")
@@ -185,7 +188,7 @@ pub(crate) fn bound_capabilities(keep: u64) -> Result<(), Failed> {
     rustix::thread::set_capabilities(None, sets).step("clear the inheritable capabilities")
 }
 
-fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
+pub(crate) fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (key, value) in options {
         if value.is_empty() {
@@ -199,20 +202,20 @@ fn new_fs(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> R
 }
 
 /// Puts a detached mount at a path below the current directory.
-fn attach(mount: impl AsFd, at: &Path) -> Result<(), Errno> {
+pub(crate) fn attach(mount: impl AsFd, at: &Path) -> Result<(), Errno> {
     move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-fn mkdir(path: impl rustix::path::Arg, mode: u32) -> Result<(), Errno> {
+pub(crate) fn mkdir(path: impl rustix::path::Arg, mode: u32) -> Result<(), Errno> {
     rustix::fs::mkdir(path, Mode::from_raw_mode(mode))
 }
 
 /// A copy of the mount at `path`, detached.
-fn copy_of(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+pub(crate) fn copy_of(path: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
 }
 
-const HELD: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+pub(crate) const HELD: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
 
 /// Bounds the buffers of each TCP socket of the sandbox's network namespace: cgroups of version 1 count them apart from
 /// memory and let senders pass that limit. Every connection inside is local, where a small window is as fast.
@@ -229,11 +232,10 @@ fn bound_tcp_buffers() -> Result<(), Failed> {
 fn build_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("make mounts private")?;
     // One file system holds all that the sandbox writes, so one quota holds it.
-    let base = match &mounts.image {
-        Some(image) => image.try_clone().map_err(|e| Failed {
-            step: "take the disk image",
-            errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
-        })?,
+    let base = match &mounts.disk {
+        Some(disk) => disk
+            .try_clone()
+            .map_err(|e| Failed { step: "take the disk", errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) })?,
         None => {
             let size = plan.limits.disk_bytes_max.to_string();
             let inodes = plan.limits.inodes_max.to_string();
@@ -272,16 +274,20 @@ fn build_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
     mount_proc(plan).and_then(|()| mount_dev(mounts))
 }
 
-/// Attaches layers, lowest first, below `dir`, and names them as overlay wants them: the uppermost first.
-fn attach_layers<'a>(dir: &str, layers: impl Iterator<Item = &'a OwnedFd>) -> Result<String, Failed> {
+/// Attaches layers, lowest first, below `dir`, and names them as overlay wants them, the uppermost first.
+pub(crate) fn attach_layers<'a>(dir: &str, layers: impl Iterator<Item = &'a OwnedFd>) -> Result<Vec<String>, Failed> {
     let mut names = Vec::new();
     for (index, layer) in layers.enumerate() {
         let name = format!("{dir}/{index}");
-        mkdir(&name, 0o755).step("make a layer's directory")?;
+        match mkdir(&name, 0o755) {
+            // Of the root before this one.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(Failed { step: "make a layer's directory", errno }),
+        }
         attach(layer, Path::new(&name)).step("attach a layer")?;
         names.insert(0, name);
     }
-    Ok(names.join(":"))
+    Ok(names)
 }
 
 /// What a warden with rights opens from outside, opened from inside: with one id, whoever made this process may read
@@ -294,18 +300,41 @@ fn own_mounts(plan: &Plan) -> Result<Mounts, Failed> {
         set_attributes(mount.as_fd(), set, false, None).step("make a directory of the root read-only")?;
         sources.push(mount);
     }
-    Ok(Mounts { sources, dev: None, image: None })
+    Ok(Mounts { sources, dev: None, top: None, disk: None })
 }
 
-fn overlay(lower: &str, upper: &str, work: &str) -> Result<OwnedFd, Errno> {
+/// An overlay of these lower directories, the uppermost first.
+pub(crate) fn overlay(lower: &[String], upper: &str, work: &str) -> Result<OwnedFd, Errno> {
+    /// Longest text that fsconfig(2) takes, its NUL included.
+    const TEXT_MAX: usize = 256;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let joined = lower.join(":");
+    if joined.len() < TEXT_MAX {
+        fsconfig_set_string(&context, "lowerdir", joined.as_str())?;
+    } else {
+        // One by one: since Linux 6.7.
+        for layer in lower {
+            fsconfig_set_string(&context, "lowerdir+", layer.as_str())?;
+        }
+    }
+    fsconfig_set_string(&context, "upperdir", upper)?;
+    fsconfig_set_string(&context, "workdir", work)?;
     // `userxattr`: whiteouts and opaque directories are kept in attributes that a user namespace may write.
-    let options = [("lowerdir", lower), ("upperdir", upper), ("workdir", work), ("userxattr", "")];
-    new_fs("overlay", &options, HELD)
+    fsconfig_set_flag(&context, "userxattr")?;
+    // A layer may be the written one of an overlay that is about to go: then it is not written any more.
+    fsconfig_set_string(&context, "index", "off")?;
+    fsconfig_create(&context)?;
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, HELD)
 }
 
 fn mount_proc(plan: &Plan) -> Result<(), Failed> {
     let attributes = HELD | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let proc = new_fs("proc", &[("hidepid", "invisible")], attributes).step("mount /proc")?;
+    let mut options = vec![("hidepid", "invisible")];
+    if !plan.exec_groups && matches!(plan.ids, Ids::Range { .. }) {
+        // Init must see every process, to find those of an exec: it has the group 0, and no right to trace the user's.
+        options.push(("gid", "0"));
+    }
+    let proc = new_fs("proc", &options, attributes).step("mount /proc")?;
     attach(proc, Path::new("root/proc")).step("attach /proc")?;
     let sys = copy_of("root/proc/sys").step("copy /proc/sys")?;
     set_attributes(sys.as_fd(), attribute::RDONLY, false, None).step("make /proc/sys read-only")?;
@@ -379,11 +408,20 @@ fn mount_dev(mounts: &Mounts) -> Result<(), Failed> {
     attach(shm, Path::new("root/dev/shm")).step("attach /dev/shm")
 }
 
-fn enter_root() -> Result<(), Failed> {
-    rustix::process::chdir("root").step("enter the root")?;
+fn enter_root(top: Option<&OwnedFd>) -> Result<(), Failed> {
+    if let Some(top) = top {
+        mkdir("top", 0o755).step("make the root's place")?;
+        attach(top, Path::new("top")).step("attach the root's place")?;
+        move_mount(CWD, "root", CWD, "top/root", MoveMountFlags::empty()).step("move the root to its place")?;
+    }
+    rustix::process::chdir(if top.is_some() { "top" } else { "root" }).step("enter the root")?;
     pivot_root_here().step("pivot to the root")?;
     // The old root lies on the new one now; detached, nothing of the host is left to reach.
     unmount(".", UnmountFlags::DETACH).step("detach the host's root")?;
+    if top.is_some() {
+        // Nobody inside has the capability to leave it (CAP_SYS_CHROOT), and there is nothing above it to be had.
+        rustix::process::chroot("root").step("make the root in its place the root")?;
+    }
     rustix::process::chdir("/").step("enter the new root")
 }
 
@@ -410,7 +448,7 @@ fn set_rlimits() {
 
 /// Landlock over the whole root: no devices made anywhere, ioctl on devices only below `/dev`, no mounts changed, no
 /// abstract socket and no signal beyond the sandbox.
-fn landlock_root(cgroup: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
+fn landlock_root(top: Option<&OwnedFd>, cgroup: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
     let abi = landlock::abi();
     let handled = landlock::fs::all(abi);
     let scopes = if abi >= 6 { landlock::scope::ABSTRACT_UNIX_SOCKET | landlock::scope::SIGNAL } else { 0 };
@@ -418,8 +456,12 @@ fn landlock_root(cgroup: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
     let open =
         |path: &str| rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let devices = landlock::fs::MAKE_CHAR | landlock::fs::MAKE_BLOCK | landlock::fs::IOCTL_DEV;
+    // What the root is mounted in, if anything: it stays when the root becomes another overlay. Landlock looks from a
+    // file up through all mounts (landlock(7)).
     let root = open("/").step("open the root for Landlock")?;
-    rules.allow_beneath(root.as_fd(), handled & !devices).step("allow the root in Landlock")?;
+    rules
+        .allow_beneath(top.map_or(root.as_fd(), AsFd::as_fd), handled & !devices)
+        .step("allow the root in Landlock")?;
     if handled & landlock::fs::IOCTL_DEV != 0 {
         let dev = open("/dev").step("open /dev for Landlock")?;
         rules.allow_beneath(dev.as_fd(), landlock::fs::IOCTL_DEV).step("allow /dev in Landlock")?;
@@ -431,6 +473,17 @@ fn landlock_root(cgroup: Option<BorrowedFd<'_>>) -> Result<(), Failed> {
         rules.allow_beneath(cgroup, access).step("allow init its cgroups in Landlock")?;
     }
     rules.restrict_self().step("lay on the Landlock rules")
+}
+
+/// Makes what every root of a warden with root is mounted in: a file system with one empty directory, `root`.
+///
+/// The mount namespace of a sandbox has it at the top, read-only, and processes have for their root what is mounted in
+/// its directory. So the root can become another mount, and what is bound to the top holds on.
+pub(crate) fn shared_top() -> Result<OwnedFd, Failed> {
+    let top = new_fs("tmpfs", &[("size", "4k"), ("nr_inodes", "4"), ("mode", "0755")], MountAttrFlags::empty())
+        .step("mount the place of roots")?;
+    rustix::fs::mkdirat(&top, "root", Mode::from_raw_mode(0o755)).step("make the place of roots")?;
+    Ok(top)
 }
 
 /// Makes the shared `/dev` of a warden with root: device files, links and the places for pts and shm.

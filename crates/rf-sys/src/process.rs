@@ -146,6 +146,37 @@ pub fn arrange_descriptors(fds: &[BorrowedFd<'_>], keep: usize) -> Result<(), Er
     check(unsafe { libc::syscall(libc::SYS_close_range, fds.len(), u32::MAX, 0) }).map(drop)
 }
 
+/// Closes every descriptor but these.
+///
+/// For a new process that has copies of all of its parent's and goes on without an exec. As with
+/// [`arrange_descriptors`] no other [`OwnedFd`] of the caller may be used or dropped after it: the caller must end by
+/// [`exit`]. Wraps `close_range` (Linux 5.9).
+///
+/// # Errors
+/// As close_range(2); `EINVAL` for more than 256.
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    const MOST: usize = 256;
+    let mut numbers = [u32::MAX; MOST];
+    if keep.len() > MOST {
+        return Err(Errno::INVAL);
+    }
+    for (number, fd) in numbers.iter_mut().zip(keep) {
+        *number = fd.as_raw_fd().unsigned_abs();
+    }
+    let numbers = &mut numbers[..keep.len()];
+    numbers.sort_unstable();
+    let mut next = 0;
+    for number in numbers.iter().copied().chain([u32::MAX]) {
+        if number > next {
+            let last = if number == u32::MAX { u32::MAX } else { number - 1 };
+            // SAFETY: integers only; closing our own descriptors is what the caller asked for, see the contract above.
+            check(unsafe { libc::syscall(libc::SYS_close_range, next, last, 0) })?;
+        }
+        next = number.saturating_add(1);
+    }
+    Ok(())
+}
+
 /// The descriptor that [`arrange_descriptors`] put on `number`.
 ///
 /// # Panics

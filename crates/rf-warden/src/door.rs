@@ -49,12 +49,21 @@ pub(crate) fn lock(path: &Path) -> Result<OwnedFd, WardenError> {
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC;
     let file =
         rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)).map_err(|e| WardenError::file(path)(e.into()))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(WardenError::Running(path.to_owned())),
-        Err(errno) => Err(WardenError::file(path)(errno.into())),
+    let begun = std::time::Instant::now();
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // What a warden that was killed had just started has a copy of its lock until it is killed as well.
+            Err(Errno::WOULDBLOCK) if begun.elapsed() < LOCK_TIME => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::WOULDBLOCK) => return Err(WardenError::Running(path.to_owned())),
+            Err(errno) => return Err(WardenError::file(path)(errno.into())),
+        }
     }
 }
+
+/// How long, and how often, a lock that is held is tried again. Chosen.
+const LOCK_TIME: std::time::Duration = std::time::Duration::from_millis(1_000);
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// One connection of a server.
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! The warden's loop: sandboxes starting, prepared, claimed and dying, and the one server that they are kept for.
 
 mod pause;
+mod saving;
+mod unpacking;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -13,8 +15,9 @@ use rf_sandbox::{
     host::HostReport,
     launch::{LaunchError, Launcher, Sandbox, Starting},
     plan::{ALWAYS, IDS_PER_SANDBOX, Ids, Plan, PlanError},
+    push::Helper,
 };
-use rf_types::{Code, Fault, SandboxId, SandboxSpec, units::UnixMs};
+use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId, units::UnixMs};
 use rf_wire::warden::{GoneWhy, Order, Reply, Request, Status, VERSION};
 use rustix::{
     event::{Timespec, epoll},
@@ -22,8 +25,18 @@ use rustix::{
     process::Signal,
 };
 
-use self::pause::Rest;
-use crate::{WardenConfig, WardenError, door, door::Connection, pool::Pool, templates::Templates, unpack::Unpacking};
+use self::{
+    pause::Rest,
+    saving::{Background, Layers},
+};
+use crate::{
+    WardenConfig, WardenError, door,
+    door::Connection,
+    pool::Pool,
+    snapshots::{LayerId, Snapshots},
+    templates::Templates,
+    unpack::Unpacking,
+};
 
 /// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
 const IDS_BASE: u32 = 0x7000_0000;
@@ -48,6 +61,9 @@ enum Source {
     Starting(SandboxId),
     Live(SandboxId),
     Freezing(SandboxId),
+    Saving(SandboxId),
+    Keeping(u64),
+    Helper(u64),
     Unpacking(u64),
 }
 
@@ -59,6 +75,8 @@ struct Start {
     spec: SandboxSpec,
     /// `None`: for the pool.
     asker: Option<Asker>,
+    /// The layers of a snapshot that it is made from.
+    chain: Vec<LayerId>,
 }
 
 struct Live {
@@ -67,6 +85,7 @@ struct Live {
     /// 0 for a prepared one.
     lease_until: UnixMs,
     rest: Rest,
+    layers: Layers,
 }
 
 struct Dying {
@@ -95,6 +114,10 @@ struct Keeper {
     ranges: VecDeque<u32>,
     templates: Templates,
     unpacking: HashMap<u64, (Unpacking, Asker)>,
+    snapshots: Snapshots,
+    keeping: HashMap<u64, Background>,
+    /// Processes that end by themselves.
+    helpers: HashMap<u64, Helper>,
 }
 
 /// Runs the warden until SIGTERM or SIGINT; then every sandbox is destroyed and nothing is left.
@@ -104,7 +127,7 @@ struct Keeper {
 /// # Errors
 /// Why it cannot start. Once it runs, what fails is told to who asked.
 pub fn run(config: WardenConfig) -> Result<(), WardenError> {
-    for name in ["", "images", "dev", "layers", "templates", "host"] {
+    for name in ["", "images", "dev", "layers", "templates", "host", "snapshots", "snapshots/kept"] {
         private_dir(&config.own(name))?;
     }
     let _lock = door::lock(&config.own("lock"))?;
@@ -125,6 +148,7 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
     let signals =
         rf_sandbox::watch_signals(&[Signal::TERM, Signal::INT]).map_err(WardenError::step("watch for signals"))?;
     let templates = Templates::open(&config)?;
+    let snapshots = Snapshots::open(&config)?;
     let launcher = Launcher::new(host, config.own("images"), &config.own("dev"))?;
     let listener = door::listen(&config.socket(), config.server_uid)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;
@@ -148,7 +172,11 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
         ranges,
         templates,
         unpacking: HashMap::new(),
+        snapshots,
+        keeping: HashMap::new(),
+        helpers: HashMap::new(),
     };
+    keeper.collect();
     let token = keeper.token(Source::Signal);
     watch(&keeper.epoll, &signals, token).map_err(WardenError::step("watch for signals"))?;
     let token = keeper.token(Source::Listener);
@@ -226,11 +254,15 @@ impl Keeper {
                     Some(Source::Starting(id)) => self.advance(id, token),
                     Some(Source::Live(id)) => self.ended(id, token),
                     Some(Source::Freezing(id)) => self.look_at_freezing(id),
+                    Some(Source::Saving(id)) => self.advance_saving(id),
+                    Some(Source::Keeping(id)) => self.kept(id, token),
+                    Some(Source::Helper(id)) => self.helper_ended(id, token),
                     Some(Source::Unpacking(id)) => self.unpacked(id, token),
                     None => {}
                 }
             }
             self.act_on_time();
+            self.keep_on();
             self.refill();
         }
     }
@@ -244,7 +276,8 @@ impl Keeper {
         let refill =
             (self.wants_refill() && self.starting.is_empty()).then(|| QUIET.saturating_sub(self.asked.elapsed()));
         let freezing = self.live.values().any(|live| live.rest.is_freezing()).then_some(AGAIN);
-        let wait = [lease, start, again, behind, refill, freezing].into_iter().flatten().min()?;
+        let wait =
+            [lease, start, again, behind, refill, freezing, self.snapshots.retry()].into_iter().flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()
     }
@@ -349,14 +382,26 @@ impl Keeper {
         match order {
             Order::Hello { .. } => {}
             Order::Create { spec, from: None, id: None } => self.create(asker, spec),
+            Order::Create { spec, from, id } => {
+                self.asked = Instant::now();
+                let begun = self.can_pause(&spec).and_then(|()| self.begin_as(spec, Some(asker), from, id));
+                if let Err(fault) = begun {
+                    self.answer(asker, Err(fault));
+                }
+            }
             Order::Pause { id } => self.pause(asker, id),
             Order::Resume { id, lease_until } => {
                 let result = self.resume(id, lease_until);
                 self.answer(asker, result);
             }
-            Order::Create { .. } | Order::Snapshot { .. } | Order::RemoveSnapshot { .. } | Order::Snapshots { .. } => {
-                let fault = Fault::new(Code::Unsupported, "this warden does not save sandboxes", "");
-                self.answer(asker, Err(fault));
+            Order::Snapshot { id, snapshot } => self.save(asker, id, snapshot),
+            Order::RemoveSnapshot { snapshot } => {
+                let result = self.remove_snapshot(snapshot);
+                self.answer(asker, result);
+            }
+            Order::Snapshots { after } => {
+                let reply = self.list_snapshots(after);
+                self.answer(asker, Ok(reply));
             }
             Order::Destroy { id } => {
                 self.asked = Instant::now();
@@ -386,7 +431,8 @@ impl Keeper {
             }
             Order::RemoveTemplate { name } => {
                 let in_use: Vec<_> = self.live.values().map(|live| &live.sandbox.plan().source).collect();
-                let result = self.templates.remove(&name, &in_use).map(|()| Reply::Done {});
+                let held = self.snapshots.template_layers();
+                let result = self.templates.remove(&name, &in_use, &held).map(|()| Reply::Done {});
                 self.answer(asker, result);
             }
             Order::Templates {} => {
@@ -468,10 +514,23 @@ impl Keeper {
     }
 
     fn begin(&mut self, spec: SandboxSpec, asker: Option<Asker>) -> Result<(), Fault> {
+        self.begin_as(spec, asker, None, None)
+    }
+
+    /// Begins a launch, of a sandbox with the files of a snapshot, or with an id that was there before.
+    fn begin_as(
+        &mut self,
+        spec: SandboxSpec,
+        asker: Option<Asker>,
+        from: Option<SnapshotId>,
+        id: Option<SandboxId>,
+    ) -> Result<(), Fault> {
+        let id = id.unwrap_or_else(SandboxId::random);
+        self.is_free(id)?;
         if self.starting.len() >= STARTING_MAX {
             return Err(Fault::new(Code::ServerBusy, "too many sandboxes are starting", "try again shortly"));
         }
-        let source = self.templates.source(&spec.template)?;
+        let (source, chain) = self.source(&spec, from)?;
         let host = self.launcher.host();
         let full = || Fault::new(Code::ServerBusy, "this server holds as many sandboxes as it may", "try again later");
         let ids = if host.rooted {
@@ -483,7 +542,6 @@ impl Keeper {
             let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
             Ids::One { uid: uid.as_raw(), gid: gid.as_raw() }
         };
-        let id = SandboxId::random();
         let plan = Plan::new(id, &spec, host, source, ids).map_err(|error| match error {
             PlanError::LayerUnavailable { layer, ref cure, .. } => {
                 let hint = if ALWAYS.contains(&layer) {
@@ -501,7 +559,7 @@ impl Keeper {
         }
         let token = self.token(Source::Starting(id));
         let watched = starting.watched().into_iter().try_for_each(|fd| watch_changes(&self.epoll, fd, token));
-        self.starting.insert(id, Start { starting, spec, asker });
+        self.starting.insert(id, Start { starting, spec, asker, chain });
         if watched.is_err() {
             self.failed(id, &Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later"));
         }
@@ -514,7 +572,7 @@ impl Keeper {
             Ok(None) => {}
             Ok(Some(confirmed)) => {
                 self.sources.remove(&token);
-                let Some(Start { starting, spec, asker }) = self.starting.remove(&id) else { return };
+                let Some(Start { starting, spec, asker, chain }) = self.starting.remove(&id) else { return };
                 let sandbox = starting.into_sandbox(confirmed);
                 // Only its end is of interest from here: init tells the warden nothing more.
                 let _ = epoll::delete(&self.epoll, sandbox.warden_socket());
@@ -523,7 +581,8 @@ impl Keeper {
                     // Without the watch its end is still seen, by the lease.
                     let _ = watch_changes(&self.epoll, ended, token);
                 }
-                self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0, rest: Rest::default() });
+                let (rest, layers) = (Rest::default(), Layers::of(&chain));
+                self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0, rest, layers });
                 match asker {
                     Some(asker) => self.claim(id, spec, asker, false),
                     None if self.pool.add(id, &spec) => {}
@@ -653,7 +712,7 @@ impl Keeper {
     }
 
     fn destroy(&mut self, id: SandboxId, asker: Option<Asker>) {
-        if let Some(live) = self.live.remove(&id) {
+        if let Some(mut live) = self.live.remove(&id) {
             self.leases.remove(&(live.lease_until, id));
             self.pool.forget(id);
             live.sandbox.kill();
@@ -678,44 +737,7 @@ impl Keeper {
         for asker in askers {
             self.answer(asker, Ok(Reply::Done {}));
         }
-    }
-
-    // Layers.
-
-    fn unpack(&mut self, asker: Asker, diff_id: &str, fds: Vec<OwnedFd>) {
-        let result = (|| {
-            if self.unpacking.len() >= UNPACKING_MAX {
-                return Err(Fault::new(Code::ServerBusy, "too many layers are being unpacked", "try again shortly"));
-            }
-            let blob = fds.into_iter().next().ok_or_else(|| Fault::invalid("a layer comes with its descriptor"))?;
-            let target = self.templates.begin_layer(diff_id)?;
-            Unpacking::begin(&self.launcher, diff_id, target, &blob)
-        })();
-        match result {
-            Ok(unpacking) => {
-                let id = self.next;
-                let token = self.token(Source::Unpacking(id));
-                if watch(&self.epoll, unpacking.watched(), token).is_ok() {
-                    self.unpacking.insert(id, (unpacking, asker));
-                }
-            }
-            Err(fault) => self.answer(asker, Err(fault)),
-        }
-    }
-
-    fn unpacked(&mut self, id: u64, token: u64) {
-        let Some((unpacking, _)) = self.unpacking.get_mut(&id) else { return };
-        let Some(result) = unpacking.advance() else { return };
-        self.sources.remove(&token);
-        let Some((unpacking, asker)) = self.unpacking.remove(&id) else { return };
-        let result = result.and_then(|(bytes, files)| {
-            self.templates.finish_layer(unpacking.diff_id())?;
-            Ok(Reply::Unpacked { bytes, files })
-        });
-        if result.is_err() {
-            self.templates.drop_layer(unpacking.diff_id());
-        }
-        self.answer(asker, result);
+        self.collect();
     }
 
     // Stopping.
@@ -728,6 +750,7 @@ impl Keeper {
         }
         self.starting.clear();
         self.unpacking.clear();
+        self.stop_saving();
         let begun = Instant::now();
         while !self.dying.is_empty() && begun.elapsed() < START_TIME {
             let ids: Vec<SandboxId> = self.dying.keys().copied().collect();

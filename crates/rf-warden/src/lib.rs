@@ -14,6 +14,7 @@
 mod door;
 mod keeper;
 mod pool;
+mod snapshots;
 mod templates;
 mod unpack;
 

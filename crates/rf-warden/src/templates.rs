@@ -9,6 +9,7 @@
 //! ```
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -56,6 +57,7 @@ impl Templates {
             binds: host.binds.into_iter().map(bind).collect(),
             additions: Vec::new(),
             tools: Some(tools.clone()),
+            above: Vec::new(),
         };
         let additions = config.own("base");
         base::write_additions(Path::new("/"), &additions).map_err(WardenError::file(&additions))?;
@@ -90,12 +92,26 @@ impl Templates {
             Fault::new(Code::TemplateUnavailable, format!("there is no template `{name}`"), hint)
         };
         let layers = self.read(&self.file(name)).ok_or_else(unknown)?;
+        self.source_of(name, &layers)
+    }
+
+    /// What a root of `name` is made from when it has these layers, which it may have had once; none of a built-in one.
+    pub(crate) fn source_of(&self, name: &TemplateName, layers: &[String]) -> Result<RootSource, Fault> {
+        if name.is_built_in() {
+            return self.source(name);
+        }
         let mut lowest_first = vec![self.below.clone()];
-        for id in &layers {
+        for id in layers {
             lowest_first.push(self.layer(id)?);
         }
         let tools = Some(self.tools.clone());
-        Ok(RootSource { layers: lowest_first, binds: Vec::new(), additions: Vec::new(), tools })
+        Ok(RootSource { layers: lowest_first, binds: Vec::new(), additions: Vec::new(), tools, above: Vec::new() })
+    }
+
+    /// The layers of a template that a root is made from.
+    pub(crate) fn layers_of(&self, source: &RootSource) -> Vec<String> {
+        let own = source.layers.iter().filter(|dir| dir.parent() == Some(&self.layers));
+        own.filter_map(|dir| Some(format!("sha256:{}", dir.file_name()?.to_str()?))).collect()
     }
 
     pub(crate) fn list(&self) -> Vec<Template> {
@@ -134,16 +150,34 @@ impl Templates {
         written.map_err(|error| stored(&error))
     }
 
-    /// Removes a template, and the layers that neither another template nor a sandbox stands on.
-    pub(crate) fn remove(&self, name: &TemplateName, in_use: &[&RootSource]) -> Result<(), Fault> {
+    /// Removes a template, and the layers that neither another template nor a sandbox stands on, nor `held` has.
+    pub(crate) fn remove(
+        &self,
+        name: &TemplateName,
+        in_use: &[&RootSource],
+        held: &BTreeSet<String>,
+    ) -> Result<(), Fault> {
         let file = self.file(name);
         let Some(layers) = self.read(&file) else { return Err(Fault::not_found("template")) };
         fs::remove_file(&file).map_err(|error| stored(&error))?;
+        self.drop_unused(&layers, in_use, held)
+    }
+
+    /// Removes those of `layers` that no template has, no sandbox stands on and `held` does not have.
+    pub(crate) fn drop_unused(
+        &self,
+        layers: &[String],
+        in_use: &[&RootSource],
+        held: &BTreeSet<String>,
+    ) -> Result<(), Fault> {
+        if layers.is_empty() {
+            return Ok(());
+        }
         let others: Vec<String> = self.list().into_iter().flat_map(|template| template.layers).collect();
         for id in layers {
-            let dir = self.layer(&id)?;
-            let used = in_use.iter().any(|source| source.layers.contains(&dir));
-            if !used && !others.contains(&id) && dir.is_dir() {
+            let dir = self.layer(id)?;
+            let used = held.contains(id) || in_use.iter().any(|source| source.layers.contains(&dir));
+            if !used && !others.contains(id) && dir.is_dir() {
                 fs::remove_dir_all(&dir).map_err(|error| stored(&error))?;
             }
         }

@@ -22,7 +22,7 @@ use rf_types::{Code, Fault, OnLeaseEnd, SandboxId, SandboxSpec, units::UnixMs};
 use rf_wire::warden::{GoneWhy, Paused, PausedWhy, Reply};
 use rustix::event::epoll;
 
-use super::{Asker, Keeper, Source, fault, no_sandbox, now_ms};
+use super::{Asker, Keeper, Source, fault, no_sandbox, now_ms, saving::Saving};
 
 /// How long the kernel may take to freeze a sandbox. Chosen: it takes well below a millisecond unless a process waits
 /// for a device.
@@ -43,6 +43,10 @@ pub(super) struct Rest {
     ice: Ice,
     /// Init's end of the socket of a server that came while init was frozen.
     socket: Option<OwnedFd>,
+    /// A snapshot under way.
+    pub(super) saving: Option<Saving>,
+    /// The root became another while it was frozen.
+    pub(super) new_root: bool,
 }
 
 #[derive(Debug, Default)]
@@ -71,8 +75,8 @@ impl Rest {
     }
 
     /// Whether something still wants it frozen.
-    fn is_wanted(&self) -> bool {
-        self.paused.is_some()
+    const fn is_wanted(&self) -> bool {
+        self.paused.is_some() || self.saving.is_some()
     }
 
     /// A new socket to init for a server that takes over.
@@ -141,7 +145,7 @@ impl Keeper {
     }
 
     /// Sees to it that a sandbox is frozen; [`Self::frozen`] comes next, or [`Self::not_frozen`].
-    fn freeze(&mut self, id: SandboxId) {
+    pub(super) fn freeze(&mut self, id: SandboxId) {
         let Some(live) = self.live.get_mut(&id) else { return };
         match live.rest.ice {
             Ice::Thawed => {}
@@ -202,6 +206,7 @@ impl Keeper {
         for asker in told {
             self.answer(asker, Ok(Reply::Done {}));
         }
+        self.save_frozen(id);
     }
 
     /// A sandbox could not be frozen: it runs on, unless its lease is over.
@@ -209,6 +214,10 @@ impl Keeper {
         let Some(live) = self.live.get_mut(&id) else { return };
         let asked = std::mem::take(&mut live.rest.askers);
         let paused = live.rest.paused.take();
+        if live.rest.saving.is_some() {
+            self.saved(id, Err(why.clone()));
+        }
+        let Some(live) = self.live.get_mut(&id) else { return };
         if paused.is_some_and(|paused| paused.why == PausedWhy::Lease) {
             // Past its lease nothing runs.
             self.destroy(id, None);
@@ -247,7 +256,7 @@ impl Keeper {
     }
 
     /// Lets a sandbox run if nothing wants it frozen any more.
-    fn thaw(&mut self, id: SandboxId) {
+    pub(super) fn thaw(&mut self, id: SandboxId) {
         let Some(live) = self.live.get_mut(&id).filter(|live| !live.rest.is_wanted()) else { return };
         let (since, token) = match std::mem::take(&mut live.rest.ice) {
             Ice::Thawed => return,
@@ -255,7 +264,8 @@ impl Keeper {
             Ice::Frozen { since } => (since, None),
         };
         let socket = live.rest.socket.take();
-        let told = live.sandbox.tell_thawed(since.elapsed(), false, socket.as_ref().map(std::os::fd::AsFd::as_fd));
+        let new_root = std::mem::take(&mut live.rest.new_root);
+        let told = live.sandbox.tell_thawed(since.elapsed(), new_root, socket.as_ref().map(std::os::fd::AsFd::as_fd));
         let thawed = told.is_ok() && live.sandbox.freezer().is_some_and(|freezer| freezer.thaw().is_ok());
         if let Some(token) = token {
             self.sources.remove(&token);
@@ -274,6 +284,9 @@ impl Keeper {
         }
         for asker in rest.askers {
             self.answer(asker, Err(no_sandbox()));
+        }
+        if let Some(saving) = rest.saving {
+            self.abandon_saving(saving);
         }
     }
 }

@@ -126,7 +126,7 @@ impl Warden {
         eventually("the warden takes a connection", || {
             rustix::net::connect(&socket, &SocketAddrUnix::new(&path).unwrap()).is_ok()
         });
-        let mut server = Server { socket, tag: 0, news: Vec::new() };
+        let mut server = Server { socket, tag: 0, news: Vec::new(), early: Vec::new() };
         server.ask(Order::Hello { version: VERSION }).unwrap();
         server
     }
@@ -144,6 +144,8 @@ pub struct Server {
     socket: OwnedFd,
     tag: u64,
     news: Vec<Reply>,
+    /// Answers that came before others were heard.
+    early: Vec<(u64, Result<Reply, Fault>, Option<OwnedFd>)>,
 }
 
 impl Server {
@@ -156,14 +158,21 @@ impl Server {
 
     /// The next answer to this tag; news are kept.
     pub fn answer(&mut self, tag: u64) -> (Result<Reply, Fault>, Option<OwnedFd>) {
+        if let Some(index) = self.early.iter().position(|(early, ..)| *early == tag) {
+            let (_, result, fd) = self.early.remove(index);
+            return (result, fd);
+        }
         loop {
             let (bytes, fds) = next(&self.socket).expect("the warden keeps the connection");
             let answer: Answer = serde_json::from_slice(&bytes).unwrap();
             if answer.tag == tag {
                 return (answer.result, fds.into_iter().next());
             }
-            assert_eq!(answer.tag, 0, "{answer:?}");
-            self.news.push(answer.result.unwrap());
+            if answer.tag == 0 {
+                self.news.push(answer.result.unwrap());
+            } else {
+                self.early.push((answer.tag, answer.result, fds.into_iter().next()));
+            }
         }
     }
 

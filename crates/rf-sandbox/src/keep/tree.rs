@@ -1,0 +1,359 @@
+//! Copying trees, merging layers as overlayfs shows them, and emptying trees: beneath descriptors, following no link.
+//!
+//! Of a layer are kept: files (holes stay holes, several names of one file stay one), directories, links, FIFOs,
+//! sockets, owners, modes, times, `user.*` attributes, access lists, and overlayfs's own words for what is deleted: a
+//! device 0:0, and the attribute `user.overlay.opaque` of a directory under which lower layers are not looked at (the
+//! kernel's overlayfs document, "whiteouts and opaque directories").
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::{CStr, CString},
+    fmt,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, XattrFlags},
+    io::Errno,
+};
+
+use super::Kept;
+
+/// Deepest directory. Chosen: each level takes descriptors for as long as it is walked.
+const DEPTH_MAX: usize = 256;
+/// Most files of which other names are looked for at once. Chosen: a few hundred MiB of names at the very most.
+const LINKS_MAX: usize = 1 << 20;
+/// How many names are taken from a directory that is being emptied at once.
+const BATCH: usize = 1024;
+/// Longest list of attributes and longest attribute (xattr(7)).
+const XATTR_MAX: usize = 64 * 1024;
+const OPAQUE: &CStr = c"user.overlay.opaque";
+
+/// A step that failed, and with what.
+#[derive(Debug)]
+pub(super) struct Failed {
+    step: &'static str,
+    errno: Errno,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {}: {}", self.step, self.errno)
+    }
+}
+
+trait Step<T> {
+    fn step(self, step: &'static str) -> Result<T, Failed>;
+}
+
+impl<T> Step<T> for Result<T, Errno> {
+    fn step(self, step: &'static str) -> Result<T, Failed> {
+        self.map_err(|errno| Failed { step, errno })
+    }
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn open_dir(at: impl AsFd, name: &CStr) -> Result<OwnedFd, Failed> {
+    rustix::fs::openat(at, name, DIRECTORY, Mode::empty()).step("open a directory")
+}
+
+fn stat(at: impl AsFd, name: &CStr) -> Result<Stat, Errno> {
+    rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn kind(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// What overlayfs puts in place of a name that is deleted.
+fn is_whiteout(stat: &Stat) -> bool {
+    kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Copies `layers`, the uppermost first, merged, into the new directory `name` of `target`.
+pub(super) fn copy(target: &OwnedFd, name: &str, layers: &[OwnedFd]) -> Result<Kept, Failed> {
+    let name = CString::new(name).map_err(|_| Errno::INVAL).step("name a directory")?;
+    rustix::fs::mkdirat(target, &name, Mode::RWXU).step("make a directory")?;
+    let to = open_dir(target, &name)?;
+    // A mount comes as a path: opened, it can be read.
+    let from = layers.iter().map(|layer| open_dir(layer, c".")).collect::<Result<Vec<_>, _>>()?;
+    let mut copy = Copy {
+        root: to.as_fd(),
+        path: Vec::new(),
+        links: HashMap::new(),
+        kept: Kept::default(),
+        buffer: vec![0; 256 << 10],
+    };
+    copy.merge(to.as_fd(), &from, false, 0)?;
+    Ok(copy.kept)
+}
+
+/// Has the file system write everything.
+pub(super) fn sync(target: &OwnedFd) -> Result<(), Failed> {
+    let dir = open_dir(target, c".")?;
+    rustix::fs::syncfs(&dir).step("have everything written")
+}
+
+/// Removes all that is in `target`.
+pub(super) fn empty(target: &OwnedFd) -> Result<(), Failed> {
+    let dir = open_dir(target, c".")?;
+    empty_below(&dir, 0)
+}
+
+fn empty_below(dir: &OwnedFd, depth: usize) -> Result<(), Failed> {
+    if depth > DEPTH_MAX {
+        return Err(Errno::LOOP).step("go down that deep");
+    }
+    loop {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(dir).step("read a directory")?.take(BATCH + 2) {
+            let entry = entry.step("read a directory")?;
+            if !is_dot(entry.file_name()) {
+                names.push(entry.file_name().to_owned());
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        for name in names {
+            let flags = if kind(&stat(dir, &name).step("look at a file")?) == FileType::Directory {
+                empty_below(&open_dir(dir, &name)?, depth + 1)?;
+                AtFlags::REMOVEDIR
+            } else {
+                AtFlags::empty()
+            };
+            rustix::fs::unlinkat(dir, &name, flags).step("remove a file")?;
+        }
+    }
+}
+
+fn is_dot(name: &CStr) -> bool {
+    matches!(name.to_bytes(), b"." | b"..")
+}
+
+struct Copy<'a> {
+    root: BorrowedFd<'a>,
+    /// Where we are below `root`.
+    path: Vec<u8>,
+    /// Files that have other names, and the first one they were given.
+    links: HashMap<(u64, u64), CString>,
+    kept: Kept,
+    buffer: Vec<u8>,
+}
+
+impl Copy<'_> {
+    /// Copies all that is in `from`, the uppermost first, and then what `from[0]` itself is.
+    fn merge(&mut self, to: BorrowedFd<'_>, from: &[OwnedFd], opaque: bool, depth: usize) -> Result<(), Failed> {
+        if depth > DEPTH_MAX {
+            return Err(Errno::LOOP).step("go down that deep");
+        }
+        let mut seen = HashSet::new();
+        for (level, dir) in from.iter().enumerate() {
+            for entry in Dir::read_from(dir).step("read a directory")? {
+                let entry = entry.step("read a directory")?;
+                let name = entry.file_name();
+                // One layer has a name once.
+                let is_new = from.len() == 1 || !seen.contains(name);
+                if is_dot(name) || !is_new {
+                    continue;
+                }
+                if level + 1 < from.len() {
+                    seen.insert(name.to_owned());
+                }
+                let len = self.path.len();
+                if len > 0 {
+                    self.path.push(b'/');
+                }
+                self.path.extend_from_slice(name.to_bytes());
+                self.entry(to, &from[level..], name, depth)?;
+                self.path.truncate(len);
+            }
+        }
+        let stat = rustix::fs::fstat(&from[0]).step("look at a directory")?;
+        attributes(&from[0], to)?;
+        if opaque {
+            rustix::fs::fsetxattr(to, OPAQUE, b"y", XattrFlags::empty()).step("hide what is below a directory")?;
+        }
+        finish(to, &stat)
+    }
+
+    /// Copies what `from[0]` has by this name, with what lower layers add to it.
+    fn entry(&mut self, to: BorrowedFd<'_>, from: &[OwnedFd], name: &CStr, depth: usize) -> Result<(), Failed> {
+        let stat_of = stat(&from[0], name).step("look at a file")?;
+        self.kept.files += 1;
+        match kind(&stat_of) {
+            FileType::Directory => {
+                let mut dirs = vec![open_dir(&from[0], name)?];
+                let mut opaque = is_opaque(&dirs[0])?;
+                for lower in &from[1..] {
+                    if opaque {
+                        break;
+                    }
+                    match stat(lower, name) {
+                        Err(Errno::NOENT) => {}
+                        Err(errno) => return Err(errno).step("look at a file"),
+                        Ok(stat) if kind(&stat) == FileType::Directory => {
+                            let dir = open_dir(lower, name)?;
+                            opaque = is_opaque(&dir)?;
+                            dirs.push(dir);
+                        }
+                        // Over something else than a directory nothing below is seen.
+                        Ok(_) => opaque = true,
+                    }
+                }
+                rustix::fs::mkdirat(to, name, Mode::RWXU).step("make a directory")?;
+                let made = open_dir(to, name)?;
+                self.merge(made.as_fd(), &dirs, opaque, depth + 1)
+            }
+            FileType::RegularFile => self.file(to, &from[0], name, &stat_of),
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&from[0], name, Vec::new()).step("read a link")?;
+                rustix::fs::symlinkat(&target, to, name).step("make a link")?;
+                finish_at(to, name, &stat_of)
+            }
+            FileType::CharacterDevice if is_whiteout(&stat_of) => {
+                rustix::fs::mknodat(to, name, FileType::CharacterDevice, Mode::empty(), 0).step("note what is deleted")
+            }
+            kind @ (FileType::Fifo | FileType::Socket) => {
+                let mode = Mode::from_raw_mode(stat_of.st_mode);
+                rustix::fs::mknodat(to, name, kind, mode, 0).step("make a FIFO or socket")?;
+                finish_at(to, name, &stat_of)
+            }
+            // Nobody in a sandbox can make one.
+            FileType::BlockDevice | FileType::CharacterDevice | FileType::Unknown => {
+                Err(Errno::NOTSUP).step("keep a device")
+            }
+        }
+    }
+
+    fn file(&mut self, to: BorrowedFd<'_>, from: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Failed> {
+        let id = (stat.st_dev, stat.st_ino);
+        if let Some(first) = self.links.get(&id) {
+            match rustix::fs::linkat(self.root, first, to, name, AtFlags::empty()) {
+                Ok(()) => return Ok(()),
+                // More names than the file system takes: the next is a file of its own.
+                Err(Errno::MLINK) => {}
+                Err(errno) => return Err(errno).step("give a file another name"),
+            }
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let source = rustix::fs::openat(from, name, flags, Mode::empty()).step("open a file")?;
+        let found = rustix::fs::fstat(&source).step("look at a file")?;
+        if kind(&found) != FileType::RegularFile {
+            return Err(Errno::STALE).step("find a file as it was");
+        }
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR).step("make a file")?;
+        self.content(&source, &made, found.st_size.unsigned_abs())?;
+        attributes(&source, made.as_fd())?;
+        finish(made.as_fd(), &found)?;
+        if found.st_nlink > 1 && self.links.len() < LINKS_MAX {
+            // A NUL is in no name, and a path too long for a link is refused when it is used.
+            self.links.insert(id, CString::new(self.path.clone()).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    fn content(&mut self, from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Failed> {
+        rustix::fs::ftruncate(to, size).step("size a file")?;
+        let mut at = 0;
+        while at < size {
+            // lseek(2), SEEK_DATA: ENXIO past the last data.
+            let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+                Ok(start) => start,
+                Err(Errno::NXIO) => break,
+                Err(errno) => return Err(errno).step("look for data"),
+            };
+            let end = rustix::fs::seek(from, SeekFrom::Hole(start)).step("look for a hole")?.min(size);
+            at = start;
+            while at < end {
+                let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(self.buffer.len());
+                let got = rustix::io::retry_on_intr(|| rustix::io::pread(from, &mut self.buffer[..want], at))
+                    .step("read a file")?;
+                if got == 0 {
+                    return Ok(());
+                }
+                let mut written = 0;
+                while written < got {
+                    let done = rustix::io::retry_on_intr(|| {
+                        rustix::io::pwrite(to, &self.buffer[written..got], at + written as u64)
+                    });
+                    written += done.step("write a file")?;
+                }
+                at += got as u64;
+                self.kept.bytes += got as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether lower layers are not looked at below this directory.
+fn is_opaque(dir: &OwnedFd) -> Result<bool, Failed> {
+    let mut value = [0; 8];
+    match rustix::fs::fgetxattr(dir, OPAQUE, &mut value[..]) {
+        Ok(len) => Ok(value[..len] == *b"y"),
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+        Err(errno) => Err(errno).step("read a directory's attribute"),
+    }
+}
+
+/// Copies `user.*` attributes, but for overlayfs's own, and access lists.
+fn attributes(from: impl AsFd, to: BorrowedFd<'_>) -> Result<(), Failed> {
+    let from = from.as_fd();
+    let mut empty = [0_u8; 0];
+    match rustix::fs::flistxattr(from, &mut empty[..]) {
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
+        Ok(_) => {}
+        Err(errno) => return Err(errno).step("list attributes"),
+    }
+    let mut names = vec![0_u8; XATTR_MAX];
+    let len = rustix::fs::flistxattr(from, &mut names[..]).step("list attributes")?;
+    let mut value = vec![0_u8; XATTR_MAX];
+    for name in names[..len].split_inclusive(|byte| *byte == 0) {
+        let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+        let bytes = name.to_bytes();
+        let users = bytes.starts_with(b"user.") && !bytes.starts_with(b"user.overlay.");
+        if !users && !bytes.starts_with(b"system.posix_acl_") {
+            continue;
+        }
+        let len = rustix::fs::fgetxattr(from, name, &mut value[..]).step("read an attribute")?;
+        rustix::fs::fsetxattr(to, name, &value[..len], XattrFlags::empty()).step("set an attribute")?;
+    }
+    Ok(())
+}
+
+fn owner(stat: &Stat) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    let time = |tv_sec, nanoseconds| Timespec { tv_sec, tv_nsec: i64::try_from(nanoseconds).unwrap_or(0) };
+    Timestamps {
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
+    }
+}
+
+/// Gives what is open its owner, mode and times; last, since what is written changes them.
+fn finish(to: BorrowedFd<'_>, stat: &Stat) -> Result<(), Failed> {
+    let (user, group) = owner(stat);
+    rustix::fs::fchown(to, user, group).step("give a file its owner")?;
+    // After the owner, whose change takes set-user-id bits away (chown(2)).
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode)).step("give a file its mode")?;
+    rustix::fs::futimens(to, &times(stat)).step("give a file its times")
+}
+
+/// As [`finish`], for what cannot be opened.
+fn finish_at(to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<(), Failed> {
+    let (user, group) = owner(stat);
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(to, name, user, group, flags).step("give a file its owner")?;
+    if kind(stat) != FileType::Symlink {
+        // We made it just now, and nobody else can put a link in its place.
+        rustix::fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())
+            .step("give a file its mode")?;
+    }
+    rustix::fs::utimensat(to, name, &times(stat), flags).step("give a file its times")
+}

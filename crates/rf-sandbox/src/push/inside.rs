@@ -1,0 +1,140 @@
+//! What the process that changes a root does, as `root` of the sandbox's user namespace.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rf_sys::{
+    mount::pivot_root_here,
+    process::{self, namespaces},
+};
+use rustix::{
+    fs::{CWD, Gid, Mode, OFlags, Uid},
+    io::Errno,
+    mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount},
+    process::Signal,
+    thread::{ThreadNameSpaceType, move_into_thread_name_spaces},
+};
+
+use super::name;
+use crate::{
+    launch, packet,
+    plan::{Plan, RootSource, below_root},
+    setup::{self, Failed, SCRATCH, Step as _},
+};
+
+/// What it was given.
+pub(super) struct Given<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) source: &'a RootSource,
+    /// The number of the layer that is written from now on.
+    pub(super) next: u32,
+    pub(super) disk: OwnedFd,
+    /// As [`RootSource::mounted`] has them.
+    pub(super) sources: Vec<OwnedFd>,
+}
+
+/// Does it, says so, and ends.
+pub(super) fn run(given: &Given<'_>, sandbox: BorrowedFd<'_>, report: BorrowedFd<'_>) -> ! {
+    let mut needed = vec![given.disk.as_fd(), sandbox, report];
+    needed.extend(given.sources.iter().map(AsFd::as_fd));
+    // The warden's own, copied: what it closes is to be closed, and what it has is not ours.
+    if let Err(errno) = process::close_all_but(&needed) {
+        launch::tell(report, &Failed { step: "close what is the warden's", errno });
+        process::exit(1);
+    }
+    match push(given, sandbox) {
+        Ok(old) => {
+            // Whoever hears it thaws the sandbox.
+            let told = packet::send(report, b"K", &[]);
+            // The last user of the old root has the kernel put it away, which may take as long as much of an image is
+            // not written yet.
+            drop(old);
+            process::exit(i32::from(told.is_err()))
+        }
+        Err(failed) => {
+            launch::tell(report, &failed);
+            process::exit(1)
+        }
+    }
+}
+
+/// Puts the new root together and in the place of the old; gives the old.
+fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<OwnedFd, Failed> {
+    move_into_thread_name_spaces(sandbox, ThreadNameSpaceType::USER).step("enter the user namespace")?;
+    rustix::thread::set_thread_groups(&[]).step("give up the groups")?;
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step("take the group")?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step("take the user")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("tie to the warden")?;
+    process::unshare(namespaces::MOUNT).step("unshare")?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("make mounts private")?;
+    setup::attach(&given.disk, Path::new(SCRATCH)).step("attach the writable file system")?;
+    rustix::process::chdir(SCRATCH).step("enter the writable file system")?;
+    let root = put_together(given)?;
+
+    move_into_thread_name_spaces(sandbox, ThreadNameSpaceType::MOUNT).step("enter the mount namespace")?;
+    rustix::process::chroot("root").step("enter the old root")?;
+    rustix::process::chdir("/").step("enter the old root")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let old = rustix::fs::open("/", flags, Mode::empty()).step("open the old root")?;
+    let parts = ["proc", "dev"];
+    let kept: Vec<OwnedFd> = parts.into_iter().map(tree_at).collect::<Result<_, _>>().step("copy what stays")?;
+    setup::attach(&root, Path::new("/")).step("attach the new root")?;
+    let changed = (|| {
+        rustix::process::fchdir(&root).step("enter the new root")?;
+        for (mount, at) in kept.iter().zip(parts) {
+            setup::attach(mount, Path::new(at)).step("attach what stays")?;
+        }
+        pivot_root_here().step("pivot to the new root")
+    })();
+    if let Err(failed) = changed {
+        // Nobody stands in it: what the sandbox has is the old one.
+        let _ = rustix::process::fchdir(&root).and_then(|()| unmount(".", UnmountFlags::DETACH));
+        return Err(failed);
+    }
+    // As at a launch: the old root lies on the new one.
+    unmount(".", UnmountFlags::DETACH).step("detach the old root")?;
+    Ok(old)
+}
+
+/// The new root with its overlays and binds, detached.
+fn put_together(given: &Given<'_>) -> Result<OwnedFd, Failed> {
+    let new_dir = |path: &str| match setup::mkdir(path, 0o755) {
+        // Of a push that failed.
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(Failed { step: "make the overlay's directories", errno }),
+    };
+    let mut sources = given.sources.iter();
+    let mut overlay_of = |lower: &str, index: Option<usize>, count: usize| {
+        let (upper, work) = (name(given.next, "upper", index), name(given.next, "work", index));
+        new_dir(&upper)?;
+        new_dir(&work)?;
+        let mut lowers: Vec<String> = (0..given.next).rev().map(|pushed| name(pushed, "upper", index)).collect();
+        lowers.extend(setup::attach_layers(lower, sources.by_ref().take(count))?);
+        setup::overlay(&lowers, &upper, &work).step("mount an overlay")
+    };
+    new_dir(&format!("p{}", given.next))?;
+    let root = overlay_of("lower", None, given.source.root_layers().count())?;
+    setup::attach(&root, Path::new("root")).step("attach the root")?;
+    for (index, bind) in given.plan.source.binds.iter().enumerate() {
+        let target = Path::new("root").join(below_root(&bind.to));
+        let count = given.source.bind_layers(bind).count();
+        if bind.overlay {
+            let merged = overlay_of(&format!("lower{index}"), Some(index), count)?;
+            setup::attach(merged, &target).step("attach a bind's overlay")?;
+        } else {
+            let at = given.source.root_layers().count()
+                + given.source.binds[..index].iter().map(|bind| given.source.bind_layers(bind).count()).sum::<usize>();
+            let mount = given.sources.get(at).ok_or(Failed { step: "find a bind", errno: Errno::NOENT })?;
+            setup::attach(mount, &target).step("attach a bind")?;
+        }
+    }
+    tree_at("root").step("copy the new root")
+}
+
+/// A copy of the mount at a path and of all below it.
+fn tree_at(path: &str) -> Result<OwnedFd, Errno> {
+    let recursive = OpenTreeFlags::from_bits_retain(0x8000); // AT_RECURSIVE
+    open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | recursive)
+}

@@ -1,0 +1,437 @@
+//! Saving the files of a sandbox, keeping the layers, and beginning sandboxes with them.
+//!
+//! ```text
+//! Snapshot ─▶ freezing ─▶ frozen ─┬ process 1 alone ─▶ pushing ─▶ answered, thawed ─▶ copied to disk, in the background
+//!                                 └ others ─────────▶ copying to disk ─▶ answered, thawed
+//! ```
+//!
+//! See [`rf_sandbox::push`] for why only process 1 may be there when the written layer is made a read-only one.
+
+use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf};
+
+use rf_sandbox::{
+    keep::Keeping,
+    plan::RootSource,
+    push::{Helper, PUSHES_MAX, Push, release},
+};
+use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId};
+use rf_wire::warden::{Reply, Snapshot, SnapshotWay};
+
+use super::{Asker, Keeper, Live, Source, fault, no_sandbox, now_ms, watch, watch_changes};
+use crate::snapshots::{Job, LayerId, Origin, replace_prefix};
+
+/// Most copies in the background at once. Chosen: more would only share the disk.
+const KEEPING_MAX: usize = 2;
+
+/// A snapshot of a sandbox under way.
+#[derive(Debug)]
+pub(super) struct Saving {
+    asker: Asker,
+    snapshot: SnapshotId,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Freezing,
+    Pushing(Push, u64),
+    Copying(Keeping, LayerId, u64),
+}
+
+/// A copy or a removal in the background.
+#[derive(Debug)]
+pub(super) struct Background {
+    keeping: Keeping,
+    job: Job,
+    binds: Vec<PathBuf>,
+}
+
+/// The layers of a sandbox above those of its template.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    /// What its root was made from.
+    pub(super) mounted: Vec<LayerId>,
+    /// What is the same as that and all that it has pushed, for the next snapshot.
+    pub(super) chain: Vec<LayerId>,
+    /// Bytes and files of its file system when it was last pushed.
+    counted: (u64, u64),
+}
+
+impl Layers {
+    pub(super) fn of(chain: &[LayerId]) -> Self {
+        Self { mounted: chain.to_vec(), chain: chain.to_vec(), counted: (0, 0) }
+    }
+}
+
+/// Bytes and files on the file system of a sandbox.
+fn counted(live: &Live) -> (u64, u64) {
+    let Some(stat) = live.sandbox.disk().and_then(|disk| rustix::fs::fstatfs(disk).ok()) else { return (0, 0) };
+    let block = u64::try_from(stat.f_bsize).unwrap_or(0);
+    (stat.f_blocks.saturating_sub(stat.f_bfree) * block, stat.f_files.saturating_sub(stat.f_ffree))
+}
+
+fn binds(live: &Live) -> Vec<PathBuf> {
+    live.sandbox.written().into_iter().filter_map(|written| written.bind).collect()
+}
+
+impl Keeper {
+    /// Begins a snapshot; answers when it is made.
+    pub(super) fn save(&mut self, asker: Asker, id: SandboxId, snapshot: SnapshotId) {
+        let result = (|| {
+            let live = self.live.get(&id).filter(|live| live.lease_until > 0).ok_or_else(no_sandbox)?;
+            self.launcher.can_save().map_err(|why| {
+                let hint = "copy the files out as an archive";
+                Fault::new(Code::Unsupported, why, hint)
+            })?;
+            if live.rest.saving.is_some() {
+                return Err(Fault::new(Code::Conflict, "the sandbox is being saved already", "wait for that"));
+            }
+            self.snapshots.may_add(snapshot, live.layers.chain.len() + 1)
+        })();
+        if let Err(fault) = result {
+            return self.answer(asker, Err(fault));
+        }
+        if let Some(live) = self.live.get_mut(&id) {
+            live.rest.saving = Some(Saving { asker, snapshot, step: Step::Freezing });
+        }
+        self.freeze(id);
+    }
+
+    /// A sandbox that is to be saved is frozen.
+    pub(super) fn save_frozen(&mut self, id: SandboxId) {
+        let Some(live) = self.live.get(&id) else { return };
+        if !matches!(&live.rest.saving, Some(Saving { step: Step::Freezing, .. })) {
+            return;
+        }
+        let begun = match live.sandbox.is_idle() {
+            Ok(true) if live.sandbox.pushed() < PUSHES_MAX => self.begin_push(id),
+            Ok(_) => self.begin_copy(id),
+            Err(error) => Err(fault(&error.into())),
+        };
+        if let Err(fault) = begun {
+            self.saved(id, Err(fault));
+        }
+    }
+
+    fn begin_push(&mut self, id: SandboxId) -> Result<(), Fault> {
+        let live = self.live.get(&id).ok_or_else(no_sandbox)?;
+        let above = self.snapshots.above(&live.layers.mounted)?;
+        let source = RootSource { above, ..live.sandbox.plan().source.clone() };
+        let push = Push::begin(&live.sandbox, &source).map_err(|error| fault(&error))?;
+        let token = self.token(Source::Saving(id));
+        watch_changes(&self.epoll, push.watched(), token).map_err(|_| no_descriptors())?;
+        self.step(id, Step::Pushing(push, token));
+        // It may have spoken before it was watched.
+        self.advance_saving(id);
+        Ok(())
+    }
+
+    fn begin_copy(&mut self, id: SandboxId) -> Result<(), Fault> {
+        let live = self.live.get(&id).ok_or_else(no_sandbox)?;
+        let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned().map_err(|_| no_descriptors())?;
+        let layer = LayerId::random();
+        // Noted for as long as it takes to name its directories.
+        self.snapshots.add_layer(layer, binds(live), Some(Origin { disk, written: live.sandbox.written() }));
+        let begun = (|| {
+            let (parts, _) = self.snapshots.parts(&[layer])?;
+            let target = self.snapshots.begin(layer)?;
+            Keeping::copy(&self.launcher, &target, parts, false).map_err(|error| fault(&error))
+        })();
+        drop(self.snapshots.forget(layer));
+        let keeping = begun.inspect_err(|_| self.snapshots.drop_part(layer))?;
+        let token = self.token(Source::Saving(id));
+        let watched = watch(&self.epoll, keeping.watched(), token);
+        self.step(id, Step::Copying(keeping, layer, token));
+        watched.map_err(|_| no_descriptors())
+    }
+
+    fn step(&mut self, id: SandboxId, step: Step) {
+        if let Some(saving) = self.live.get_mut(&id).and_then(|live| live.rest.saving.as_mut()) {
+            saving.step = step;
+        }
+    }
+
+    /// The process that pushes or copies has spoken.
+    pub(super) fn advance_saving(&mut self, id: SandboxId) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let written = live.sandbox.written();
+        let result = match live.rest.saving.as_ref().map(|saving| &saving.step) {
+            None | Some(Step::Freezing) => return,
+            Some(Step::Pushing(push, _)) => match push.advance(&mut live.sandbox) {
+                None => return,
+                Some(Ok(())) => self.pushed(id, written),
+                Some(Err(error)) => Err(fault(&error)),
+            },
+            Some(Step::Copying(keeping, layer, _)) => match (keeping.advance(), *layer) {
+                (Ok(kept), layer) => self.copied(id, layer, kept),
+                (Err(why), _) => Err(not_kept(&why)),
+            },
+        };
+        self.saved(id, result);
+    }
+
+    /// The written layer is a read-only one.
+    fn pushed(&mut self, id: SandboxId, written: Vec<rf_sandbox::push::Written>) -> Result<Snapshot, Fault> {
+        let live = self.live.get_mut(&id).ok_or_else(no_sandbox)?;
+        live.rest.new_root = true;
+        let (now, before) = (counted(live), live.layers.counted);
+        live.layers.counted = now;
+        let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned();
+        let layer = LayerId::random();
+        let binds = binds(live);
+        let disk = disk.map_err(|_| no_descriptors())?;
+        self.snapshots.add_layer(layer, binds, Some(Origin { disk, written }));
+        let live = self.live.get_mut(&id).ok_or_else(no_sandbox)?;
+        live.layers.chain.push(layer);
+        let chain = live.layers.chain.clone();
+        let size = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
+        self.note(id, SnapshotWay::Pushed, chain, size)
+    }
+
+    /// The written layer was copied.
+    fn copied(&mut self, id: SandboxId, layer: LayerId, kept: rf_sandbox::keep::Kept) -> Result<Snapshot, Fault> {
+        self.snapshots.name(layer)?;
+        let live = self.live.get(&id).ok_or_else(no_sandbox)?;
+        let chain = live.layers.chain.iter().copied().chain([layer]).collect();
+        self.snapshots.add_layer(layer, binds(live), None);
+        self.note(id, SnapshotWay::Copied, chain, (kept.bytes, kept.files))
+    }
+
+    fn note(
+        &mut self,
+        id: SandboxId,
+        way: SnapshotWay,
+        chain: Vec<LayerId>,
+        (bytes, files): (u64, u64),
+    ) -> Result<Snapshot, Fault> {
+        let live = self.live.get(&id).ok_or_else(no_sandbox)?;
+        let Some(saving) = &live.rest.saving else { return Err(no_sandbox()) };
+        let info = Snapshot {
+            id: saving.snapshot,
+            template: live.spec.template.clone(),
+            disk: live.spec.disk,
+            created_at: now_ms(),
+            way,
+            bytes,
+            files,
+            layers: u32::try_from(chain.len()).unwrap_or(u32::MAX),
+            durable: false,
+        };
+        let template_layers = self.templates.layers_of(&live.sandbox.plan().source);
+        self.snapshots.add(info, chain, template_layers)
+    }
+
+    /// A snapshot was made, or was not: the sandbox goes on, and who asked hears of it.
+    pub(super) fn saved(&mut self, id: SandboxId, result: Result<Snapshot, Fault>) {
+        let saving = self.live.get_mut(&id).and_then(|live| live.rest.saving.take());
+        let Some(Saving { asker, step, .. }) = saving else { return };
+        self.thaw(id);
+        self.answer(asker, result.map(Reply::Snapshotted));
+        self.end_step(step);
+        self.collect();
+    }
+
+    /// What is left of a step that is over, or cut off.
+    fn end_step(&mut self, step: Step) {
+        let (helper, token) = match step {
+            Step::Freezing => return,
+            Step::Pushing(push, token) => (push.into_helper(), token),
+            Step::Copying(keeping, layer, token) => {
+                if !self.snapshots.has(layer) {
+                    self.snapshots.drop_part(layer);
+                }
+                (keeping.into_helper(), token)
+            }
+        };
+        self.sources.remove(&token);
+        self.leave(helper);
+    }
+
+    /// What becomes of a snapshot under way when its sandbox ends.
+    pub(super) fn abandon_saving(&mut self, saving: Saving) {
+        let Saving { asker, step, .. } = saving;
+        self.answer(asker, Err(no_sandbox()));
+        match step {
+            Step::Copying(keeping, layer, token) => {
+                self.sources.remove(&token);
+                // Cut off: nobody waits for it.
+                drop(keeping);
+                self.snapshots.drop_part(layer);
+            }
+            other => self.end_step(other),
+        }
+    }
+
+    // Helpers that end by themselves.
+
+    /// Takes the end of a helper when it comes.
+    fn leave(&mut self, helper: Helper) {
+        let id = self.next;
+        let token = self.token(Source::Helper(id));
+        // Without the watch it is waited for when it is dropped, here.
+        if watch(&self.epoll, helper.ended(), token).is_ok() {
+            self.helpers.insert(id, helper);
+        }
+    }
+
+    pub(super) fn helper_ended(&mut self, id: u64, token: u64) {
+        if self.helpers.get_mut(&id).is_some_and(Helper::try_reap) {
+            self.helpers.remove(&id);
+            self.sources.remove(&token);
+        }
+    }
+
+    // Layers.
+
+    /// Lets go of layers that nobody uses, and goes on with what is to be copied or removed.
+    pub(super) fn collect(&mut self) {
+        if self.snapshots.is_empty() {
+            return;
+        }
+        let of = |layers: &Layers| layers.mounted.iter().chain(&layers.chain).copied().collect::<Vec<_>>();
+        let mut used: BTreeSet<LayerId> = self.live.values().flat_map(|live| of(&live.layers)).collect();
+        used.extend(self.starting.values().flat_map(|start| start.chain.iter().copied()));
+        let unused = self.snapshots.collect(&used);
+        self.let_go(unused);
+        self.keep_on();
+    }
+
+    /// Gives up file systems whose last user we may be.
+    fn let_go(&mut self, unused: Vec<OwnedFd>) {
+        if unused.is_empty() {
+            return;
+        }
+        // Without a process they were given up here.
+        if let Ok(helper) = release(unused) {
+            self.leave(helper);
+        }
+    }
+
+    /// Begins what is to be copied or removed next.
+    pub(super) fn keep_on(&mut self) {
+        while self.keeping.len() < KEEPING_MAX
+            && let Some(job) = self.snapshots.next_job()
+        {
+            let begun = match &job {
+                Job::Remove(dir) if !dir.exists() => continue,
+                Job::Remove(dir) => Keeping::empty(&self.launcher, dir)
+                    .map(|keeping| (keeping, Vec::new()))
+                    .map_err(|error| fault(&error)),
+                Job::Keep { from, into } => self.snapshots.parts(from).and_then(|(parts, binds)| {
+                    let target = self.snapshots.begin(*into)?;
+                    let keeping = Keeping::copy(&self.launcher, &target, parts, true);
+                    keeping.map(|keeping| (keeping, binds)).map_err(|error| fault(&error))
+                }),
+            };
+            let Ok((keeping, binds)) = begun else {
+                // A directory that stays is removed at the next start.
+                if let Job::Keep { from, into } = &job {
+                    self.snapshots.keep_failed(from, *into);
+                }
+                return;
+            };
+            let id = self.next;
+            let token = self.token(Source::Keeping(id));
+            if watch(&self.epoll, keeping.watched(), token).is_ok() {
+                self.keeping.insert(id, Background { keeping, job, binds });
+            }
+        }
+    }
+
+    /// A copy or a removal in the background has spoken.
+    pub(super) fn kept(&mut self, id: u64, token: u64) {
+        let Some(Background { keeping, job, binds }) = self.keeping.remove(&id) else { return };
+        self.sources.remove(&token);
+        let result = keeping.advance();
+        match (job, result) {
+            (Job::Remove(dir), _) => {
+                // What stays is removed at the next start.
+                let _ = std::fs::remove_dir(dir);
+            }
+            (Job::Keep { from, into }, result) => {
+                let named =
+                    result.map_err(|why| not_kept(&why)).and_then(|kept| self.snapshots.name(into).map(|()| kept));
+                match named {
+                    Err(_) => self.snapshots.keep_failed(&from, into),
+                    Ok(kept) => {
+                        let (changed, unused) = self.snapshots.keep_done(&from, into, binds, kept);
+                        if from != [into] {
+                            for live in self.live.values_mut() {
+                                replace_prefix(&mut live.layers.chain, &from, into);
+                            }
+                        }
+                        // The process that copied is the last to have them.
+                        drop(unused);
+                        for snapshot in changed {
+                            self.news(Reply::SnapshotChanged(snapshot));
+                        }
+                    }
+                }
+            }
+        }
+        self.leave(keeping.into_helper());
+        self.collect();
+    }
+
+    pub(super) fn remove_snapshot(&mut self, id: SnapshotId) -> Result<Reply, Fault> {
+        let template_layers = self.snapshots.remove(id)?;
+        let in_use: Vec<_> = self.live.values().map(|live| &live.sandbox.plan().source).collect();
+        let held = self.snapshots.template_layers();
+        self.templates.drop_unused(&template_layers, &in_use, &held)?;
+        self.collect();
+        Ok(Reply::Done {})
+    }
+
+    pub(super) fn list_snapshots(&self, after: Option<SnapshotId>) -> Reply {
+        let (list, more) = self.snapshots.list(after);
+        Reply::Snapshots { list, more }
+    }
+
+    /// What the root of a sandbox of this spec is made from, and which layers of snapshots that is.
+    pub(super) fn source(
+        &self,
+        spec: &SandboxSpec,
+        from: Option<SnapshotId>,
+    ) -> Result<(RootSource, Vec<LayerId>), Fault> {
+        let Some(from) = from else { return Ok((self.templates.source(&spec.template)?, Vec::new())) };
+        self.launcher.can_save().map_err(|why| Fault::new(Code::Unsupported, why, ""))?;
+        let (info, chain, template_layers) = self.snapshots.get(from)?;
+        if info.template != spec.template {
+            let message = format!("the snapshot was made of the template `{}`, not `{}`", info.template, spec.template);
+            return Err(Fault::invalid(message));
+        }
+        let source = self.templates.source_of(&spec.template, template_layers)?;
+        let above = self.snapshots.above(chain)?;
+        let is_bound = |to: &PathBuf| source.binds.iter().any(|bind| bind.overlay && bind.to == *to);
+        if let Some((to, _)) = above.iter().flat_map(|above| &above.binds).find(|(to, _)| !is_bound(to)) {
+            let message = format!("the snapshot changed /{}, which its template has no more", to.display());
+            return Err(Fault::new(Code::TemplateUnavailable, message, "take the files out of an older host"));
+        }
+        let chain = chain.to_vec();
+        Ok((RootSource { above, ..source }, chain))
+    }
+
+    /// Whether a sandbox may have this id.
+    pub(super) fn is_free(&self, id: SandboxId) -> Result<(), Fault> {
+        if self.live.contains_key(&id) || self.starting.contains_key(&id) || self.dying.contains_key(&id) {
+            return Err(Fault::new(Code::Conflict, "a sandbox of this id lives", "destroy it first"));
+        }
+        Ok(())
+    }
+
+    /// Cuts off all that is under way, for the end of the warden.
+    pub(super) fn stop_saving(&mut self) {
+        self.keeping.clear();
+        // Those end by themselves, and are waited for here.
+        self.helpers.clear();
+    }
+}
+
+fn no_descriptors() -> Fault {
+    Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later")
+}
+
+fn not_kept(why: &str) -> Fault {
+    let message = format!("the files cannot be copied: {why}");
+    Fault::new(Code::StoreUnavailable, message, "look whether the server's disk is full")
+}

@@ -1,0 +1,49 @@
+//! Layers of templates being unpacked.
+
+use std::os::fd::OwnedFd;
+
+use rf_types::{Code, Fault};
+use rf_wire::warden::Reply;
+
+use super::{Asker, Keeper, Source, UNPACKING_MAX, watch};
+use crate::unpack::Unpacking;
+
+impl Keeper {
+    /// Begins to unpack a layer; answers when it is.
+    pub(super) fn unpack(&mut self, asker: Asker, diff_id: &str, fds: Vec<OwnedFd>) {
+        let result = (|| {
+            if self.unpacking.len() >= UNPACKING_MAX {
+                return Err(Fault::new(Code::ServerBusy, "too many layers are being unpacked", "try again shortly"));
+            }
+            let blob = fds.into_iter().next().ok_or_else(|| Fault::invalid("a layer comes with its descriptor"))?;
+            let target = self.templates.begin_layer(diff_id)?;
+            Unpacking::begin(&self.launcher, diff_id, target, &blob)
+        })();
+        match result {
+            Ok(unpacking) => {
+                let id = self.next;
+                let token = self.token(Source::Unpacking(id));
+                if watch(&self.epoll, unpacking.watched(), token).is_ok() {
+                    self.unpacking.insert(id, (unpacking, asker));
+                }
+            }
+            Err(fault) => self.answer(asker, Err(fault)),
+        }
+    }
+
+    /// An unpacker has spoken.
+    pub(super) fn unpacked(&mut self, id: u64, token: u64) {
+        let Some((unpacking, _)) = self.unpacking.get_mut(&id) else { return };
+        let Some(result) = unpacking.advance() else { return };
+        self.sources.remove(&token);
+        let Some((unpacking, asker)) = self.unpacking.remove(&id) else { return };
+        let result = result.and_then(|(bytes, files)| {
+            self.templates.finish_layer(unpacking.diff_id())?;
+            Ok(Reply::Unpacked { bytes, files })
+        });
+        if result.is_err() {
+            self.templates.drop_layer(unpacking.diff_id());
+        }
+        self.answer(asker, result);
+    }
+}
