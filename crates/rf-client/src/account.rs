@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Client, escape, query},
     error::ClientError,
-    types::{ApiKey, Enrolment, Machine, Me, NewKey, Template, User, UserLimitsRequest},
+    types::{ApiKey, Enrolment, KeyForm, Machine, Me, NewKey, Template, User, UserLimitsRequest},
 };
 
 impl Client {
@@ -84,7 +84,7 @@ impl Client {
         self.delete(&format!("/v1/users/{}", escape(name.as_str()))).await
     }
 
-    /// Makes a key of one's own; the answer is the only time its secret is shown.
+    /// Makes a key of one's own in one of its forms; the answer is the only time its secret is shown.
     ///
     /// # Errors
     /// `forbidden`; see [`ClientError`].
@@ -93,9 +93,12 @@ impl Client {
         name: &str,
         scopes: &[String],
         expires_at: Option<UnixMs>,
+        form: KeyForm,
     ) -> Result<NewKey, ClientError> {
         let scopes = (!scopes.is_empty()).then_some(scopes);
-        self.post("/v1/keys", &json!({ "name": name, "scopes": scopes, "expires_at": expires_at })).await
+        let e2b = form == KeyForm::E2b;
+        let ask = json!({ "name": name, "scopes": scopes, "expires_at": expires_at, "e2b": e2b });
+        self.post("/v1/keys", &ask).await
     }
 
     /// Makes a key for a user; for the operator.

@@ -271,6 +271,16 @@ pub struct ApiKey {
     pub revoked_at: Option<UnixMs>,
 }
 
+/// How a key looks; it is good for the same.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum KeyForm {
+    /// `rf_` and 40 hex digits.
+    #[default]
+    Ringfence,
+    /// `e2b_` and 40 hex digits, for clients that take no other.
+    E2b,
+}
+
 /// A new key, with its secret: shown this once.
 #[derive(Deserialize)]
 pub struct NewKey {

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
-use rf_client::types::UserLimitsRequest;
+use clap::{Args, Subcommand, ValueEnum};
+use rf_client::types::{KeyForm, UserLimitsRequest};
 use rf_types::{KeyId, MachineId, Username};
 use serde_json::json;
 
@@ -140,6 +140,9 @@ pub(crate) enum KeyCommand {
         /// When it stops working, such as 30d [default: never].
         #[arg(long, value_name = "TIME", value_parser = parse_ms)]
         expires: Option<u64>,
+        /// How it looks: `e2b` for E2B's clients, of which some take no other.
+        #[arg(long, value_name = "FORM", value_enum, default_value_t = KeyFormChoice::Ringfence)]
+        form: KeyFormChoice,
     },
     /// List one's keys.
     List,
@@ -151,13 +154,31 @@ pub(crate) enum KeyCommand {
     },
 }
 
+/// How a key looks.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum KeyFormChoice {
+    /// `rf_`.
+    Ringfence,
+    /// `e2b_`.
+    E2b,
+}
+
+impl From<KeyFormChoice> for KeyForm {
+    fn from(choice: KeyFormChoice) -> Self {
+        match choice {
+            KeyFormChoice::Ringfence => Self::Ringfence,
+            KeyFormChoice::E2b => Self::E2b,
+        }
+    }
+}
+
 pub(crate) fn key(global: &Global, command: KeyCommand, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
     let runtime = connect::runtime()?;
     match command {
-        KeyCommand::Add { name, scope, expires } => {
+        KeyCommand::Add { name, scope, expires, form } => {
             let expires_at = expires.map(|ms| now_ms() + ms);
-            let key = runtime.block_on(client.key_add(&name, &scope, expires_at))?;
+            let key = runtime.block_on(client.key_add(&name, &scope, expires_at, form.into()))?;
             out.value(&json!({ "id": key.info.id, "key": key.key.expose() }), |_| key.key.expose().to_owned())?;
             out.remark("The key is shown this once.");
         }
