@@ -8,11 +8,14 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::network::NetworkConfig;
 
-/// Writes a time, milliseconds since 1970, as RFC 3339 in UTC.
+/// The last millisecond that RFC 3339 can write, in the year 9999.
+const LAST_MS: u64 = 253_402_300_799_999;
+
+/// Writes a time, milliseconds since 1970, as RFC 3339 in UTC; what is later than the year 9999 as its last moment.
 #[must_use]
 pub fn timestamp(ms: u64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000);
-    // Times past the year 9999 are nobody's; the epoch is as good as any for them.
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms.min(LAST_MS)) * 1_000_000);
+    // INVARIANT: within these bounds there is a time, and a text for it.
     time.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default()
 }
 
@@ -516,7 +519,7 @@ mod tests {
         for wrong in ["", "yesterday", "2026-10-21", "1792622096"] {
             assert_eq!(parse_timestamp(wrong), None, "{wrong}");
         }
-        assert_eq!(timestamp(u64::MAX), "1970-01-01T00:00:00Z");
+        assert_eq!(timestamp(u64::MAX), "9999-12-31T23:59:59.999Z");
     }
 
     #[test]
