@@ -317,7 +317,7 @@ impl Gate {
         // The sums are read where they are judged, and nowhere else.
         let sums = match &asked {
             Asked::Sandbox(_) => self.0.store.usage(&who.scope)?,
-            Asked::Nothing | Asked::Exec { .. } | Asked::Lease { .. } => Usage::default(),
+            Asked::Nothing | Asked::Exec { .. } | Asked::Snapshot { .. } | Asked::Lease { .. } => Usage::default(),
         };
         let usage = with_execs(sums, self.0.execs.running(who.scope.user()));
         judge(&Question { principal: &who.principal, action, request, limits: &limits, usage: &usage, asked })
@@ -355,7 +355,7 @@ impl Gate {
         now: UnixMs,
     ) -> Result<(Permit, Sandbox), Fault> {
         self.standing(who, now)?;
-        let new = NewSandbox { id: SandboxId::random(), name, spec, about: &rf_types::SandboxAbout::default() };
+        let new = NewSandbox { id: SandboxId::random(), name, spec, about: &rf_types::SandboxAbout::default(), from_snapshot: None };
         let execs = self.0.execs.running(who.scope.user());
         let reserved = self.0.store.sandbox_reserve(&who.scope, &new, now, |limits, usage| {
             let usage = with_execs(*usage, execs);
@@ -486,6 +486,7 @@ fn with_execs(usage: Usage, execs: u32) -> UserUsage {
         cpu_milli: usage.cpu_milli,
         memory_bytes: usage.memory_bytes,
         disk_bytes: usage.disk_bytes,
+        ..UserUsage::default()
     }
 }
 

@@ -19,13 +19,23 @@ impl Rows for NoRows {
     fn made(&self, _: &SandboxRow) -> Result<(), Fault> {
         Ok(())
     }
-    fn changed(&self, _: &SandboxRow) -> Result<(), Fault> {
+    fn changed(&self, _: &SandboxRow, _: rf_places::ChangedWhy) -> Result<(), Fault> {
         Ok(())
     }
     fn ended(&self, _: UserId, id: SandboxId, why: rf_places::EndedWhy) {
         if why != rf_places::EndedWhy::Destroyed {
             println!("ended {id} {why:?}");
         }
+    }
+
+    fn snapshot_made(&self, _: &rf_places::SnapshotRow) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn snapshot_changed(&self, _: &rf_places::SnapshotRow) {}
+
+    fn snapshot_removed(&self, _: UserId, _: rf_types::SnapshotId) -> Result<(), Fault> {
+        Ok(())
     }
 }
 
@@ -96,7 +106,7 @@ async fn main() {
     let socket = PathBuf::from(std::env::args().nth(1).expect("the warden's socket"));
     let spool = std::env::temp_dir().join(format!("live-{}", std::process::id()));
     let config = PlacesConfig { warden_socket: socket, execs: ExecsConfig::standard(spool.clone()) };
-    let places = Places::start(config, Arc::new(NoRows), Vec::new()).unwrap();
+    let places = Places::start(config, Arc::new(NoRows), Vec::new(), Vec::new()).unwrap();
     places.ready().await;
     let mut spec = SandboxSpec::standard(600_000);
     spec.limits.memory_bytes_max = 2048 * MIB;
@@ -171,7 +181,8 @@ async fn main() {
                 tokio::spawn(async move {
                     for _ in 0..count / 4 {
                         let claim = places.claim_sandbox(USER, spec.clone(), |_| Ok(permit(Action::SandboxCreate)));
-                        let sandbox = places.sandboxes().create(claim.unwrap(), rf_places::Making::default()).await.unwrap();
+                        let sandbox =
+                            places.sandboxes().create(claim.unwrap(), rf_places::Making::default()).await.unwrap();
                         let place: Arc<dyn Place> = sandbox;
                         assert_eq!(run(&places, &place, &argv).await.unwrap().exit.code, Some(0));
                         let rf_types::PlaceRef::Sandbox(id) = place.place() else { continue };

@@ -701,13 +701,23 @@ impl Execs {
         })
     }
 
-    /// Every place that lives was adopted: what is still said to run, and runs in none of them, is lost.
-    pub fn adoption_over(&self) {
+    /// Every place that lives was adopted, but for the sandboxes that `waits` names: what is still said to run, and runs
+    /// in none of them, is lost.
+    pub fn adoption_over(&self, waits: impl Fn(PlaceRef) -> bool) {
+        self.lose_strays(|place| matches!(place, PlaceRef::Sandbox(_)) && !waits(place));
+    }
+
+    /// A place was adopted late, or will never be: what is still said to run there is lost.
+    pub(crate) fn settle(&self, place: PlaceRef) {
+        self.lose_strays(|stray| stray == place);
+    }
+
+    fn lose_strays(&self, of: impl Fn(PlaceRef) -> bool) {
         let stray: Vec<_> = {
             let users = lock(&self.inner.users);
             (users.values().flat_map(|execs| execs.execs.iter()))
                 .filter(|(_, entry)| entry.is_running() && !entry.is_followed())
-                .filter(|(_, entry)| matches!(entry.place, PlaceRef::Sandbox(_)))
+                .filter(|(_, entry)| of(entry.place))
                 .map(|(exec, entry)| (*exec, Arc::clone(entry)))
                 .collect()
         };

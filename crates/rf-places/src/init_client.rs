@@ -8,7 +8,7 @@
 //!
 //! Time: an order is answered within [`ANSWER_TIME`] or its caller gets `timed_out`. A starved init is not a dead one,
 //! so the sandbox itself is given up only when a later `PING` stays unanswered for [`PING_TIME`] as well. An init that
-//! dies is seen at once: its socket closes.
+//! dies is seen at once: its socket closes. While the sandbox is paused no time passes, and after that it begins anew.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,11 @@ use std::{
 
 use rf_types::{ExecId, ExitReport, Fault, SignalScope, Usage};
 use rf_wire::init::{self, Exited, File, INLINE_MAX, Listed, MEMFD_MAX, Malformed, Reader, Writer, answer, order};
-use tokio::{io::unix::AsyncFd, sync::oneshot, task::JoinHandle};
+use tokio::{
+    io::unix::AsyncFd,
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -53,6 +57,8 @@ pub(crate) struct Shared {
     socket: AsyncFd<OwnedFd>,
     state: Mutex<State>,
     lost: CancellationToken,
+    /// Counts how often it was paused and resumed; odd while it is paused.
+    pauses: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -128,6 +134,12 @@ impl Exit {
         self.shared.kill(self.exec);
     }
 
+    /// Waits for the end, at most for `time` of the sandbox's own life; `None` when it is over.
+    pub(crate) async fn within(&mut self, time: Duration) -> Option<Result<ExitReport, Fault>> {
+        let shared = Arc::clone(&self.shared);
+        shared.within(time, self).await
+    }
+
     /// Gives the sandbox up: it does not even kill.
     pub(crate) fn give_up(&self) {
         self.shared.break_off(refusal::lost("it did not end an exec that was killed"), EndedWhy::Broken);
@@ -162,7 +174,8 @@ impl InitClient {
     pub(crate) fn new(socket: OwnedFd, adopted: bool, on_lost: OnLost) -> io::Result<Self> {
         let socket = reactor::register_socket(socket)?;
         let state = Mutex::new(State { adopting: adopted, on_lost: Some(on_lost), ..State::default() });
-        let shared = Arc::new(Shared { socket, state, lost: CancellationToken::new() });
+        let pauses = watch::Sender::new(0);
+        let shared = Arc::new(Shared { socket, state, lost: CancellationToken::new(), pauses });
         let reader = tokio::spawn(read_all(Arc::clone(&shared)));
         Ok(Self { shared, reader })
     }
@@ -176,6 +189,15 @@ impl InitClient {
     /// Whether the sandbox is lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.shared.is_lost()
+    }
+
+    /// Notes that the sandbox is paused, or is not any more.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.shared.pauses.send_if_modified(|pauses| {
+            let changes = is_paused(*pauses) != paused;
+            *pauses += u64::from(changes);
+            changes
+        });
     }
 
     /// Declares the sandbox lost: everything waiting for it is answered with `fault`.
@@ -293,7 +315,7 @@ impl InitClient {
         tokio::select! {
             sent = waiting => sent.map_err(|error| self.shared.send_failed(&error)),
             fault = self.lost() => Err(fault),
-            () = tokio::time::sleep(ANSWER_TIME) => {
+            _ = self.shared.within(ANSWER_TIME, std::future::pending::<()>()) => {
                 self.probe();
                 Err(refusal::timed_out("an order"))
             }
@@ -301,10 +323,10 @@ impl InitClient {
     }
 
     async fn answered<T>(&self, answer: oneshot::Receiver<T>, what: &str) -> Result<T, Fault> {
-        match tokio::time::timeout(ANSWER_TIME, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(self.shared.lost_fault()),
-            Err(_) => {
+        match self.shared.within(ANSWER_TIME, answer).await {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(_)) => Err(self.shared.lost_fault()),
+            None => {
                 self.probe();
                 Err(refusal::timed_out(what))
             }
@@ -325,7 +347,7 @@ impl InitClient {
                 answer.await.ok()
             };
             let alive = tokio::select! {
-                alive = tokio::time::timeout(PING_TIME, alive) => matches!(alive, Ok(Some(_))),
+                alive = shared.within(PING_TIME, alive) => matches!(alive, Some(Some(_))),
                 () = shared.lost.cancelled() => return,
             };
             shared.state().probing = false;
@@ -343,6 +365,10 @@ impl Drop for InitClient {
     }
 }
 
+const fn is_paused(pauses: u64) -> bool {
+    pauses % 2 == 1
+}
+
 /// An order, ready to be sent.
 struct Message {
     bytes: Vec<u8>,
@@ -357,6 +383,27 @@ impl Shared {
     /// Whether the sandbox is lost.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
+    }
+
+    /// Waits for `work`, at most for `time`, `None` when it is over. While the sandbox is paused no time passes, and when
+    /// it is resumed it begins anew.
+    async fn within<T>(&self, time: Duration, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let before = *self.pauses.borrow();
+            if let Ok(done) = tokio::time::timeout(time, work.as_mut()).await {
+                return Some(done);
+            }
+            if before == *self.pauses.borrow() && !is_paused(before) {
+                return None;
+            }
+            let mut pauses = self.pauses.subscribe();
+            tokio::select! {
+                done = work.as_mut() => return Some(done),
+                // The sender is our own.
+                _ = pauses.wait_for(|pauses| !is_paused(*pauses)) => {}
+            }
+        }
     }
 
     fn lost_fault(&self) -> Fault {

@@ -7,22 +7,21 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, future::BoxFuture};
+use futures::future::BoxFuture;
 use rf_policy::{Permit, UserUsage};
-use rf_types::{Code, Fault, MachineId, PlaceRef, Preference, SandboxSpec, UserId};
+use rf_types::{Code, Fault, MachineId, PlaceRef, Preference, SandboxId, SandboxSpec, UserId};
 
 use crate::{
     execs::{ExecClaim, Execs, ExecsConfig},
     place::Place,
-    quota::{Quota, of_exec, of_sandbox},
+    quota::{Quota, less, of_exec, of_resumed, of_sandbox, of_snapshot, of_stored},
     route::{MachineState, Route, SandboxState, route},
+    rows::{Making, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow},
     sandbox::SandboxPlace,
-    sandboxes::{EndedWhy, Making, Rows, SandboxClaim, SandboxRow, Sandboxes},
+    sandboxes::Sandboxes,
     warden::WardenClient,
 };
 
-/// Sandboxes whose execs are taken over at once after a start. Chosen.
-const ADOPT_AT_ONCE: usize = 32;
 /// How often, and how long apart, it is looked whether a machine's execs are still followed. Chosen.
 const ADOPT_TRIES: u32 = 20;
 const ADOPT_PAUSE: Duration = Duration::from_millis(100);
@@ -97,17 +96,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Places {
     /// Opens the spool and begins to connect to the warden; as soon as it is there, what lived before is taken over:
-    /// `known` are the stored rows of sandboxes that have not ended. Must be called in a tokio runtime.
+    /// `known` are the stored rows of sandboxes that have not ended, `snapshots` those of all snapshots. Must be called in
+    /// a tokio runtime.
     ///
     /// # Errors
     /// When the spool cannot be made or read.
-    pub fn start(config: PlacesConfig, rows: Arc<dyn Rows>, known: Vec<SandboxRow>) -> std::io::Result<Self> {
+    pub fn start(
+        config: PlacesConfig,
+        rows: Arc<dyn Rows>,
+        known: Vec<SandboxRow>,
+        snapshots: Vec<SnapshotRow>,
+    ) -> std::io::Result<Self> {
         let quota = Quota::default();
         let execs = Execs::open(config.execs, quota.clone())?;
         let (warden, news) = WardenClient::connect(&config.warden_socket);
-        let (sandboxes, lost) = Sandboxes::new(warden.clone(), rows, quota.clone());
-        let adopting = execs.clone();
-        tokio::spawn(sandboxes.clone().keep(news, lost, known, move |places| adopt_all(adopting.clone(), places)));
+        let (sandboxes, lost) = Sandboxes::new(warden.clone(), rows, quota.clone(), execs.clone(), snapshots);
+        tokio::spawn(sandboxes.clone().keep(news, lost, known));
         let sweeping = execs.clone();
         tokio::spawn(async move {
             let mut period = tokio::time::interval(SWEEP_PERIOD);
@@ -185,6 +189,43 @@ impl Places {
         Ok(ExecClaim { permit, hold })
     }
 
+    /// Claims the resuming of one sandbox: `judge` is asked with its row and with what the user has beside it. One that
+    /// is frozen keeps its room while it is paused; of one whose files alone are kept, CPU and memory are claimed anew.
+    ///
+    /// # Errors
+    /// What `judge` says; `not_found` when there is no such sandbox of the user's.
+    pub fn claim_resume(
+        &self,
+        user: UserId,
+        id: SandboxId,
+        judge: impl FnOnce(&SandboxRow, &UserUsage) -> Result<Permit, Fault>,
+    ) -> Result<ResumeClaim, Fault> {
+        let row = self.inner.sandboxes.row(user, id)?;
+        let (has, wants) = match row.saved {
+            Some(_) => (of_stored(&row.spec.limits), of_resumed(&row.spec.limits)),
+            None => (of_sandbox(&row.spec.limits), UserUsage::default()),
+        };
+        let beside = |usage: &UserUsage| judge(&row, &less(usage, &has));
+        let (permit, hold) = self.inner.quota.claim(user, wants, beside)?;
+        same_user(&permit, user)?;
+        Ok(ResumeClaim { permit, more: row.saved.map(|_| hold) })
+    }
+
+    /// Claims one snapshot that is `bytes` long as far as is known before, as [`Places::claim_sandbox`].
+    ///
+    /// # Errors
+    /// What `judge` says.
+    pub fn claim_snapshot(
+        &self,
+        user: UserId,
+        bytes: u64,
+        judge: impl FnOnce(&UserUsage) -> Result<Permit, Fault>,
+    ) -> Result<SnapshotClaim, Fault> {
+        let (permit, hold) = self.inner.quota.claim(user, of_snapshot(bytes), judge)?;
+        same_user(&permit, user)?;
+        Ok(SnapshotClaim { permit, hold })
+    }
+
     /// A user's machine connected. A machine of the same id that was there before is replaced. What was started on it
     /// by an earlier server, or in a session that was given up, is taken over. Must be called in a tokio runtime.
     pub fn add_machine(&self, user: UserId, place: Arc<dyn Place>, facts: serde_json::Value) {
@@ -213,10 +254,21 @@ impl Places {
         lock(&self.inner.machines).get(&user).cloned().unwrap_or_default()
     }
 
-    /// Exactly this place of the user's.
+    /// Exactly this place of the user's, for a call that came for it: see [`Sandboxes::awake`].
     ///
     /// # Errors
-    /// `not_found`, also when it is another user's; `no_place` is not said of a place that was named.
+    /// As [`Places::place`] and [`Sandboxes::awake`].
+    pub async fn awake(&self, user: UserId, place: PlaceRef) -> Result<Arc<dyn Place>, Fault> {
+        match place {
+            PlaceRef::Sandbox(id) => self.inner.sandboxes.awake(user, id).await.map(|place| place as Arc<dyn Place>),
+            PlaceRef::Machine(_) => self.place(user, place),
+        }
+    }
+
+    /// Exactly this place of the user's, if it serves.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's; `paused`; `no_place` is not said of a place that was named.
     pub fn place(&self, user: UserId, place: PlaceRef) -> Result<Arc<dyn Place>, Fault> {
         match place {
             PlaceRef::Sandbox(id) => self.inner.sandboxes.get(user, id).map(|sandbox| sandbox as Arc<dyn Place>),
@@ -243,7 +295,9 @@ impl Places {
     ) -> Result<Resolved, Fault> {
         let user = permit.user();
         let choice = match choice {
-            Some(Choice::Place(place)) => return self.place(user, place).map(|place| Resolved { place, made: None }),
+            Some(Choice::Place(place)) => {
+                return self.awake(user, place).await.map(|place| Resolved { place, made: None });
+            }
             Some(Choice::Prefer(preference)) => Some(preference),
             None => None,
         };
@@ -261,7 +315,10 @@ impl Places {
         };
         match (route(preference, choice, machine_state, sandbox_state)?, machine, sandbox) {
             (Route::Machine, Some(machine), _) => Ok(Resolved { place: machine.place, made: None }),
-            (Route::Sandbox, _, Some(sandbox)) => Ok(Resolved { place: sandbox, made: None }),
+            (Route::Sandbox, _, Some(id)) => {
+                let place = self.inner.sandboxes.awake(user, id).await?;
+                Ok(Resolved { place, made: None })
+            }
             (Route::NewSandbox, ..) => self.first(user, first_use).await,
             (Route::Machine, None, _) | (Route::Sandbox, _, None) => {
                 Err(Fault::new(Code::Internal, "a route leads to a place that is not there", ""))
@@ -275,7 +332,10 @@ impl Places {
         let result = {
             let _turn = turn.lock().await;
             match self.inner.sandboxes.default_of(user) {
-                Some(place) => Ok(Resolved { place, made: None }),
+                Some(id) => {
+                    let place = self.inner.sandboxes.awake(user, id).await;
+                    place.map(|place| Resolved { place: place as Arc<dyn Place>, made: None })
+                }
                 None => self.make_default(user, first_use).await,
             }
         };
@@ -321,20 +381,4 @@ async fn adopt_machine(execs: Execs, user: UserId, place: Arc<dyn Place>) {
         }
         tokio::time::sleep(ADOPT_PAUSE).await;
     }
-}
-
-/// Takes over the execs of every adopted sandbox; one that does not answer is given up.
-async fn adopt_all(execs: Execs, places: Vec<Arc<SandboxPlace>>) {
-    let adopted = futures::stream::iter(places).for_each_concurrent(ADOPT_AT_ONCE, |sandbox| {
-        let execs = execs.clone();
-        async move {
-            let place: Arc<dyn Place> = Arc::clone(&sandbox) as Arc<dyn Place>;
-            if let Err(fault) = execs.adopt(sandbox.user(), &place).await {
-                tracing::warn!(%fault, place = %place.place(), "the execs of a sandbox cannot be taken over");
-                sandbox.init().break_off(fault, EndedWhy::Broken);
-            }
-        }
-    });
-    adopted.await;
-    execs.adoption_over();
 }

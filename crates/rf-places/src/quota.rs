@@ -102,11 +102,37 @@ impl Drop for Hold {
 pub fn of_sandbox(limits: &Limits) -> UserUsage {
     UserUsage {
         sandboxes: 1,
-        execs: 0,
         cpu_milli: limits.cpu_milli_max,
         memory_bytes: limits.memory_bytes_max,
         disk_bytes: limits.disk_bytes_max,
+        ..UserUsage::default()
     }
+}
+
+/// What a sandbox counts of which only the files are kept.
+#[must_use]
+pub fn of_stored(limits: &Limits) -> UserUsage {
+    UserUsage { sandboxes: 1, disk_bytes: limits.disk_bytes_max, ..UserUsage::default() }
+}
+
+/// What such a sandbox counts more when it is resumed.
+#[must_use]
+pub fn of_resumed(limits: &Limits) -> UserUsage {
+    less(&of_sandbox(limits), &of_stored(limits))
+}
+
+/// What one snapshot counts.
+#[must_use]
+pub fn of_snapshot(bytes: u64) -> UserUsage {
+    UserUsage { snapshots: 1, snapshot_bytes: bytes, ..UserUsage::default() }
+}
+
+/// What is left of `usage` without `part`.
+#[must_use]
+pub fn less(usage: &UserUsage, part: &UserUsage) -> UserUsage {
+    let mut rest = *usage;
+    subtract(&mut rest, part);
+    rest
 }
 
 /// What one exec counts.
@@ -121,6 +147,8 @@ fn add(usage: &mut UserUsage, part: &UserUsage) {
     usage.cpu_milli = usage.cpu_milli.saturating_add(part.cpu_milli);
     usage.memory_bytes = usage.memory_bytes.saturating_add(part.memory_bytes);
     usage.disk_bytes = usage.disk_bytes.saturating_add(part.disk_bytes);
+    usage.snapshots = usage.snapshots.saturating_add(part.snapshots);
+    usage.snapshot_bytes = usage.snapshot_bytes.saturating_add(part.snapshot_bytes);
 }
 
 fn subtract(usage: &mut UserUsage, part: &UserUsage) {
@@ -129,6 +157,8 @@ fn subtract(usage: &mut UserUsage, part: &UserUsage) {
     usage.cpu_milli = usage.cpu_milli.saturating_sub(part.cpu_milli);
     usage.memory_bytes = usage.memory_bytes.saturating_sub(part.memory_bytes);
     usage.disk_bytes = usage.disk_bytes.saturating_sub(part.disk_bytes);
+    usage.snapshots = usage.snapshots.saturating_sub(part.snapshots);
+    usage.snapshot_bytes = usage.snapshot_bytes.saturating_sub(part.snapshot_bytes);
 }
 
 #[cfg(test)]

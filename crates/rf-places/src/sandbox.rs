@@ -4,7 +4,10 @@ use std::{
     io,
     os::fd::OwnedFd,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,6 +37,19 @@ pub struct SandboxPlace {
     id: SandboxId,
     env: SandboxEnv,
     init: InitClient,
+    /// What goes on in it; see [`SandboxPlace::busy`].
+    goings_on: Arc<AtomicUsize>,
+}
+
+/// Something goes on in a sandbox for as long as this is held.
+#[derive(Debug)]
+#[must_use = "what is dropped holds nothing"]
+pub struct Busy(Arc<AtomicUsize>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// An exec with its descriptors as they are, so that they can be spliced.
@@ -112,7 +128,8 @@ impl SandboxPlace {
         adopted: bool,
         on_lost: OnLost,
     ) -> io::Result<Self> {
-        Ok(Self { user, id, env, init: InitClient::new(socket, adopted, on_lost)? })
+        let goings_on = Arc::default();
+        Ok(Self { user, id, env, goings_on, init: InitClient::new(socket, adopted, on_lost)? })
     }
 
     pub(crate) fn init(&self) -> &InitClient {
@@ -123,6 +140,24 @@ impl SandboxPlace {
     #[must_use]
     pub fn user(&self) -> UserId {
         self.user
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn sandbox_id(&self) -> SandboxId {
+        self.id
+    }
+
+    /// Keeps it from counting as idle. Every exec does so by itself for as long as it runs.
+    pub fn busy(&self) -> Busy {
+        self.goings_on.fetch_add(1, Ordering::Relaxed);
+        Busy(Arc::clone(&self.goings_on))
+    }
+
+    /// Whether something goes on in it.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.goings_on.load(Ordering::Relaxed) > 0
     }
 
     /// Whether it is lost.
@@ -211,7 +246,7 @@ impl SandboxPlace {
             (None, None) => None,
         };
         let resize = resize.map(|terminal| -> Box<dyn Resize> { Box::new(terminal) });
-        Ok(RawSpawned { pid, stdin, stdout, stderr, resize, exit: watch_exit(exit, timeout).boxed() })
+        Ok(RawSpawned { pid, stdin, stdout, stderr, resize, exit: watch_exit(exit, timeout, self.busy()).boxed() })
     }
 }
 
@@ -243,17 +278,17 @@ fn sort_descriptors(fds: Vec<OwnedFd>, flags: u32) -> Result<Sorted, WrongDescri
     }
 }
 
-/// The end of an exec. Init ends one whose time is up; should it not, the server does.
-async fn watch_exit(mut exit: Exit, timeout_ms: Option<u64>) -> Result<ExitReport, Fault> {
+/// The end of an exec. Init ends one whose time is up; should it not, the server does, by the sandbox's own time.
+async fn watch_exit(mut exit: Exit, timeout_ms: Option<u64>, _busy: Busy) -> Result<ExitReport, Fault> {
     let Some(timeout_ms) = timeout_ms else { return exit.await };
     let time = Duration::from_millis(timeout_ms).saturating_add(BACKSTOP_TIME);
-    if let Ok(end) = tokio::time::timeout(time, &mut exit).await {
+    if let Some(end) = exit.within(time).await {
         return end;
     }
     exit.kill();
-    match tokio::time::timeout(BACKSTOP_TIME, &mut exit).await {
-        Ok(end) => end.map(|report| ExitReport { timed_out: true, ..report }),
-        Err(_) => {
+    match exit.within(BACKSTOP_TIME).await {
+        Some(end) => end.map(|report| ExitReport { timed_out: true, ..report }),
+        None => {
             exit.give_up();
             exit.await
         }

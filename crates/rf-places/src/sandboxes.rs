@@ -1,5 +1,12 @@
 //! The sandboxes that live, each with exactly one user: made and destroyed through the warden, looked up only by user
 //! and id together, adopted when the server comes back. Their life is stepped by [`crate::life::step`].
+//!
+//! Pausing and resuming are in [`pause`], snapshots and what is made from them in [`saved`], the care for all of them in
+//! [`keep`].
+
+mod keep;
+mod pause;
+mod saved;
 
 use std::{
     collections::HashMap,
@@ -8,123 +15,32 @@ use std::{
 };
 
 use rf_policy::{Action, Permit};
-use rf_types::{
-    Code, Enforcement, Fault, Limits, PauseKind, SandboxAbout, SandboxId, SandboxSpec, SandboxState, UserId,
-    units::UnixMs,
-};
-use rf_wire::warden::{GoneWhy, Usage};
-use serde::{Deserialize, Serialize};
+use rf_types::{Code, Fault, Limits, PlaceRef, SandboxId, SandboxSpec, SandboxState, UserId, units::UnixMs};
+use rf_wire::warden::Usage;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::saved::Origin;
+use self::saved::Snapshots;
+pub use crate::rows::{
+    ChangedWhy, EndedWhy, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow,
+};
 use crate::{
+    execs::Execs,
     life::{Effect, Event, Phase, step},
     quota::{self, Hold, Quota},
     refusal,
     sandbox::SandboxPlace,
-    warden::{AdoptedSandbox, Created, News, WardenClient},
+    warden::{Created, WardenClient},
 };
 
-/// How much later than the warden the server ends a sandbox whose lease is over. Chosen.
-const LEASE_GRACE_MS: u64 = 5_000;
-/// How often leases are looked at. Chosen: the warden is the one who ends them; this is the backstop.
-const SWEEP_PERIOD: Duration = Duration::from_secs(1);
 /// How long a call waits for the sandboxes to be taken over after a start. Chosen: a warden is back in a fraction of it,
 /// and a caller is told within two seconds that it is not.
 const ADOPTION_TIME: Duration = Duration::from_millis(1_500);
 /// How long between two attempts to destroy what the warden could not. Chosen.
 const DESTROY_PAUSE: Duration = Duration::from_secs(5);
-/// How long the warden may take to say why it ended a sandbox. Chosen.
-const REASON_TIME: Duration = Duration::from_millis(50);
 /// How long a caller waits for a destruction that somebody else began.
 const DESTROY_TIME: Duration = Duration::from_secs(30);
-
-/// One sandbox as stored and listed.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct SandboxRow {
-    /// Its id.
-    pub id: SandboxId,
-    /// Whose it is.
-    pub user: UserId,
-    /// A name its user gave it; means nothing to us.
-    pub name: Option<String>,
-    /// Whether it is the one that the user's calls go to when they name none.
-    pub default: bool,
-    /// As it was asked for, with the limits it has now.
-    pub spec: SandboxSpec,
-    /// Whether it runs.
-    pub state: SandboxState,
-    /// What is kept of it while it is paused; `None` while it runs.
-    pub pause_kind: Option<PauseKind>,
-    /// What its maker says of it.
-    pub about: SandboxAbout,
-    /// When it was made.
-    pub created_at: UnixMs,
-    /// When it last began to run.
-    pub started_at: UnixMs,
-    /// When its lease ends; means nothing while it is paused.
-    pub lease_until: UnixMs,
-    /// Whether it was prepared before.
-    pub pooled: bool,
-    /// What holds it, as read back.
-    pub enforcement: Enforcement,
-}
-
-/// Why a sandbox ended.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndedWhy {
-    /// It was asked to be destroyed.
-    Destroyed,
-    /// Its lease ended.
-    Lease,
-    /// Its process 1 died.
-    InitDied,
-    /// Its process 1 broke the rules or did not answer.
-    Broken,
-    /// The warden went away, and its sandboxes with it.
-    WardenRestarted,
-    /// It was gone when the server came back.
-    GoneMeanwhile,
-}
-
-/// The durable rows of sandboxes; the server implements it on its store. Calls take well under a millisecond.
-pub trait Rows: Send + Sync {
-    /// A sandbox was made; it serves nobody before this is durable.
-    ///
-    /// # Errors
-    /// `store_unavailable`: the sandbox is destroyed again.
-    fn made(&self, row: &SandboxRow) -> Result<(), Fault>;
-
-    /// A lease or limits changed.
-    ///
-    /// # Errors
-    /// `store_unavailable`.
-    fn changed(&self, row: &SandboxRow) -> Result<(), Fault>;
-
-    /// A sandbox ended. Where this fails the row is ended when the server starts next.
-    fn ended(&self, user: UserId, id: SandboxId, why: EndedWhy);
-}
-
-/// Leave to make one sandbox, already counted in its user's quota; see [`crate::places::Places::claim_sandbox`].
-#[must_use = "a claim that nobody uses is given back"]
-#[derive(Debug)]
-pub struct SandboxClaim {
-    pub(crate) permit: Permit,
-    pub(crate) spec: SandboxSpec,
-    pub(crate) hold: Hold,
-}
-
-/// What a sandbox is made with beside its spec.
-#[derive(Clone, Debug, Default)]
-pub struct Making {
-    /// A name its user gives it.
-    pub name: Option<String>,
-    /// Whether it is the one that the user's calls go to when they name none.
-    pub default: bool,
-    /// What its maker says of it; validated.
-    pub about: SandboxAbout,
-}
 
 /// What lives.
 #[derive(Clone)]
@@ -136,7 +52,11 @@ struct Inner {
     warden: WardenClient,
     rows: Arc<dyn Rows>,
     quota: Quota,
+    execs: Execs,
     live: Mutex<HashMap<(UserId, SandboxId), Entry>>,
+    /// Held while a row is read here and written there, so that the last one written is the last one read.
+    writing: Mutex<()>,
+    snapshots: Snapshots,
     /// Whether what lived before was taken over; nothing is made before.
     adopted: watch::Sender<bool>,
     lost: mpsc::UnboundedSender<Lost>,
@@ -146,16 +66,51 @@ struct Inner {
 pub(crate) struct Lost {
     user: UserId,
     id: SandboxId,
+    /// Which of the inits it had one after the other.
+    generation: u64,
     why: EndedWhy,
 }
 
 struct Entry {
-    phase: Phase,
-    place: Arc<SandboxPlace>,
+    phase: watch::Sender<Phase>,
+    /// None while only its files are kept.
+    place: Option<Arc<SandboxPlace>>,
+    /// Counts its inits: news of an earlier one says nothing of this one.
+    generation: u64,
     row: SandboxRow,
     hold: Hold,
     why: EndedWhy,
     gone: CancellationToken,
+    /// When something was last asked of it.
+    used_at: UnixMs,
+    /// Its execs of before this server are taken over when it is resumed.
+    unadopted: bool,
+    /// Its row could not be written; it is tried again.
+    dirty: bool,
+}
+
+impl Entry {
+    fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// The place, if it serves.
+    fn serving(&self) -> Result<&Arc<SandboxPlace>, Fault> {
+        match (self.phase(), &self.place) {
+            (Phase::Running, Some(place)) => Ok(place),
+            (phase, _) if phase.is_there() => Err(paused(phase)),
+            _ => Err(Fault::not_found("sandbox")),
+        }
+    }
+}
+
+/// What a call gets that comes for a sandbox which does not run.
+fn paused(phase: Phase) -> Fault {
+    Fault::new(
+        Code::Paused,
+        format!("the sandbox is {}", phase.text()),
+        "resume it first; one that was made with `auto_resume` is resumed by the call itself",
+    )
 }
 
 /// Now, by the clock of the host.
@@ -165,16 +120,27 @@ pub(crate) fn now_ms() -> UnixMs {
 }
 
 impl Sandboxes {
-    /// An empty registry; [`Sandboxes::keep`] must run.
+    /// An empty registry with these snapshots; [`Sandboxes::keep`] must run.
     pub(crate) fn new(
         warden: WardenClient,
         rows: Arc<dyn Rows>,
         quota: Quota,
+        execs: Execs,
+        snapshots: Vec<SnapshotRow>,
     ) -> (Self, mpsc::UnboundedReceiver<Lost>) {
         let (lost, lost_receiver) = mpsc::unbounded_channel();
-        let live = Mutex::default();
-        let adopted = watch::Sender::new(false);
-        (Self { inner: Arc::new(Inner { warden, rows, quota, live, adopted, lost }) }, lost_receiver)
+        let inner = Inner {
+            snapshots: Snapshots::new(snapshots, &quota),
+            warden,
+            rows,
+            quota,
+            execs,
+            live: Mutex::default(),
+            writing: Mutex::default(),
+            adopted: watch::Sender::new(false),
+            lost,
+        };
+        (Self { inner: Arc::new(inner) }, lost_receiver)
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<(UserId, SandboxId), Entry>> {
@@ -194,6 +160,9 @@ impl Sandboxes {
     }
 
     async fn ready(&self) -> Result<(), Fault> {
+        if self.is_adopted() {
+            return Ok(());
+        }
         let late = |_| {
             Fault::new(
                 Code::WardenUnavailable,
@@ -204,26 +173,34 @@ impl Sandboxes {
         tokio::time::timeout(ADOPTION_TIME, self.adopted()).await.map_err(late)
     }
 
+    /// Carries `work` out also when its caller stops waiting.
+    async fn for_sure<T: Send + 'static>(
+        work: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let done = tokio::spawn(work).await;
+        done.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the work on a sandbox ended early", "")))
+    }
+
     /// Makes a sandbox. Goes on also when the caller stops waiting.
     ///
     /// # Errors
-    /// What the warden says; `store_unavailable`.
+    /// What the warden says; `store_unavailable`; `not_found` when what it is made from is another user's.
     pub async fn create(&self, claim: SandboxClaim, making: Making) -> Result<Arc<SandboxPlace>, Fault> {
         claim.permit.require(Action::SandboxCreate)?;
-        if !self.is_adopted() {
-            self.ready().await?;
+        if let Some(from) = &making.from {
+            from.fits(&claim)?;
         }
+        self.ready().await?;
         let this = self.clone();
-        let made = tokio::spawn(async move { this.make(claim, making).await });
-        made.await.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the making of a sandbox ended early", "")))
+        Self::for_sure(async move { this.make(claim, making).await }).await
     }
 
     async fn make(&self, claim: SandboxClaim, making: Making) -> Result<Arc<SandboxPlace>, Fault> {
         let SandboxClaim { permit, spec, hold } = claim;
+        let Making { name, default, about, from } = making;
         let user = permit.user();
-        let made = self.inner.warden.create(spec.clone()).await?;
+        let made = self.inner.warden.create_from(spec.clone(), from.as_ref().map(Origin::snapshot), None).await?;
         let Created { id, lease_until, pooled, enforcement, socket } = made;
-        let Making { name, default, about } = making;
         let now = now_ms();
         let row = SandboxRow {
             id,
@@ -233,6 +210,9 @@ impl Sandboxes {
             spec,
             state: SandboxState::Running,
             pause_kind: None,
+            paused_at: None,
+            saved: None,
+            from_snapshot: from.as_ref().and_then(Origin::listed),
             about,
             created_at: now,
             started_at: now,
@@ -241,7 +221,7 @@ impl Sandboxes {
             enforcement,
         };
         let stored = self.inner.rows.made(&row);
-        let entered = stored.and_then(|()| self.enter(row, socket, false, hold));
+        let entered = stored.and_then(|()| self.enter(row, socket, false, Phase::Running, hold));
         if entered.is_err() {
             self.inner.rows.ended(user, id, EndedWhy::Destroyed);
             // Should this fail too, the lease ends it.
@@ -250,88 +230,111 @@ impl Sandboxes {
         entered
     }
 
-    fn enter(
+    /// The place behind a socket that the warden handed out, the sandbox's init number `generation`.
+    fn place_of(
         &self,
-        row: SandboxRow,
+        row: &SandboxRow,
         socket: std::os::fd::OwnedFd,
         adopted: bool,
-        hold: Hold,
+        generation: u64,
     ) -> Result<Arc<SandboxPlace>, Fault> {
         let (user, id) = (row.user, row.id);
         let lost = self.inner.lost.clone();
         // The receiver ends with the server only.
         let on_lost = Box::new(move |why| {
-            let _ = lost.send(Lost { user, id, why });
+            let _ = lost.send(Lost { user, id, generation, why });
         });
         let place = SandboxPlace::new(user, id, row.about.env.clone(), socket, adopted, on_lost).map_err(|error| {
             Fault::new(Code::ServerBusy, format!("no room for one more sandbox: {}", error.kind()), "try again later")
         })?;
-        let place = Arc::new(place);
+        Ok(Arc::new(place))
+    }
+
+    fn enter(
+        &self,
+        row: SandboxRow,
+        socket: std::os::fd::OwnedFd,
+        adopted: bool,
+        phase: Phase,
+        hold: Hold,
+    ) -> Result<Arc<SandboxPlace>, Fault> {
+        let place = self.place_of(&row, socket, adopted, 0)?;
+        place.init().set_paused(phase != Phase::Running);
+        self.insert(row, Some(Arc::clone(&place)), phase, hold);
+        Ok(place)
+    }
+
+    fn insert(&self, row: SandboxRow, place: Option<Arc<SandboxPlace>>, phase: Phase, hold: Hold) {
+        let (user, id) = (row.user, row.id);
+        let is_lost = place.as_ref().is_some_and(|place| place.is_lost());
         let entry = Entry {
-            phase: Phase::Running,
-            place: Arc::clone(&place),
+            phase: watch::Sender::new(phase),
+            place,
+            generation: 0,
             row,
             hold,
             why: EndedWhy::Destroyed,
             gone: CancellationToken::new(),
+            used_at: now_ms(),
+            unadopted: phase == Phase::Paused,
+            dirty: false,
         };
         self.live().insert((user, id), entry);
         // It may have broken before it was entered.
-        if place.is_lost() {
-            let _ = self.inner.lost.send(Lost { user, id, why: EndedWhy::InitDied });
+        if is_lost {
+            let _ = self.inner.lost.send(Lost { user, id, generation: 0, why: EndedWhy::InitDied });
         }
-        Ok(place)
     }
 
-    /// A user's sandbox.
+    /// A user's sandbox, if it runs. See [`Sandboxes::awake`] for one that may be resumed.
     ///
     /// # Errors
-    /// `not_found`, also when it is another user's.
+    /// `not_found`, also when it is another user's; `paused`.
     pub fn get(&self, user: UserId, id: SandboxId) -> Result<Arc<SandboxPlace>, Fault> {
-        match self.live().get(&(user, id)) {
-            Some(entry) if entry.phase == Phase::Running => Ok(Arc::clone(&entry.place)),
-            _ => Err(Fault::not_found("sandbox")),
-        }
+        self.look(user, id, |_, place| Arc::clone(place))
     }
 
-    /// A user's sandbox as listed.
+    /// A user's sandbox as listed, running or paused.
     ///
     /// # Errors
     /// `not_found`, also when it is another user's.
     pub fn row(&self, user: UserId, id: SandboxId) -> Result<SandboxRow, Fault> {
         match self.live().get(&(user, id)) {
-            Some(entry) if entry.phase == Phase::Running => Ok(entry.row.clone()),
+            Some(entry) if entry.phase().is_there() => Ok(entry.row.clone()),
             _ => Err(Fault::not_found("sandbox")),
         }
     }
 
-    /// Looks at a user's sandbox without copying its row. Nothing else of any sandbox goes on meanwhile.
+    /// Looks at a user's sandbox that runs, without copying its row. Nothing else of any sandbox goes on meanwhile.
     ///
     /// # Errors
-    /// `not_found`, also when it is another user's.
+    /// `not_found`, also when it is another user's; `paused`.
     pub fn look<T>(
         &self,
         user: UserId,
         id: SandboxId,
         look: impl FnOnce(&SandboxRow, &Arc<SandboxPlace>) -> T,
     ) -> Result<T, Fault> {
-        match self.live().get(&(user, id)) {
-            Some(entry) if entry.phase == Phase::Running => Ok(look(&entry.row, &entry.place)),
-            _ => Err(Fault::not_found("sandbox")),
+        let mut live = self.live();
+        let entry = live.get_mut(&(user, id)).ok_or_else(|| Fault::not_found("sandbox"))?;
+        let place = Arc::clone(entry.serving()?);
+        if entry.row.about.idle_pause_ms.is_some() {
+            entry.used_at = now_ms();
         }
+        Ok(look(&entry.row, &place))
     }
 
-    /// The sandboxes of all users, in no order; for finding the one that signed something.
+    /// The sandboxes of all users that are there, in no order; for finding the one that signed something.
     #[must_use]
     pub fn ids(&self) -> Vec<SandboxId> {
-        self.live().iter().filter(|(_, entry)| entry.phase == Phase::Running).map(|((_, id), _)| *id).collect()
+        self.live().iter().filter(|(_, entry)| entry.phase().is_there()).map(|((_, id), _)| *id).collect()
     }
 
-    /// A user's sandboxes, oldest first.
+    /// A user's sandboxes, running and paused, oldest first.
     #[must_use]
     pub fn list(&self, user: UserId) -> Vec<SandboxRow> {
         let mut rows: Vec<_> = (self.live().iter())
-            .filter(|((owner, _), entry)| *owner == user && entry.phase == Phase::Running)
+            .filter(|((owner, _), entry)| *owner == user && entry.phase().is_there())
             .map(|(_, entry)| entry.row.clone())
             .collect();
         rows.sort_by_key(|row| (row.created_at, row.id));
@@ -344,20 +347,20 @@ impl Sandboxes {
         self.live().len()
     }
 
-    /// The sandbox that the user's calls go to when they name none: the oldest that is marked so.
+    /// The sandbox that the user's calls go to when they name none: the oldest that is marked so, running or paused.
     #[must_use]
-    pub fn default_of(&self, user: UserId) -> Option<Arc<SandboxPlace>> {
+    pub fn default_of(&self, user: UserId) -> Option<SandboxId> {
         (self.live().iter())
-            .filter(|((owner, _), entry)| *owner == user && entry.row.default && entry.phase == Phase::Running)
-            .filter(|(_, entry)| !entry.place.is_lost())
+            .filter(|((owner, _), entry)| *owner == user && entry.row.default && entry.phase().is_there())
+            .filter(|(_, entry)| entry.place.as_ref().is_none_or(|place| !place.is_lost()))
             .min_by_key(|((_, id), entry)| (entry.row.created_at, *id))
-            .map(|(_, entry)| Arc::clone(&entry.place))
+            .map(|((_, id), _)| *id)
     }
 
-    /// Sets the end of a lease, `lease_ms` from now.
+    /// Sets the end of a lease, `lease_ms` from now; 0 ends it now.
     ///
     /// # Errors
-    /// `not_found`, `warden_unavailable`, `store_unavailable`.
+    /// `not_found`, `paused`, `warden_unavailable`, `store_unavailable`.
     pub async fn extend(&self, permit: &Permit, id: SandboxId, lease_ms: u64) -> Result<SandboxRow, Fault> {
         permit.require(Action::SandboxUpdate)?;
         let user = permit.user();
@@ -370,10 +373,11 @@ impl Sandboxes {
     /// Sets limits of memory, tasks, CPU and I/O; `claim` has the new ones and is counted while it lasts.
     ///
     /// # Errors
-    /// `not_found`, `warden_unavailable`, `store_unavailable`; `invalid_request` when the disk's limits differ.
+    /// `not_found`, `paused`, `warden_unavailable`, `store_unavailable`; `invalid_request` when the disk's limits differ.
     pub async fn set_limits(&self, permit: &Permit, id: SandboxId, limits: Limits) -> Result<SandboxRow, Fault> {
         permit.require(Action::SandboxUpdate)?;
         let user = permit.user();
+        self.get(user, id)?;
         let row = self.row(user, id)?;
         let old = row.spec.limits;
         if (old.disk_bytes_max, old.inodes_max) != (limits.disk_bytes_max, limits.inodes_max) {
@@ -388,28 +392,70 @@ impl Sandboxes {
         })
     }
 
+    /// Sets what its door must remember of a sandbox, running or paused.
+    ///
+    /// # Errors
+    /// `not_found`, `store_unavailable`; `invalid_request` when it is too long.
+    pub fn set_door(&self, permit: &Permit, id: SandboxId, door: serde_json::Value) -> Result<SandboxRow, Fault> {
+        permit.require(Action::SandboxUpdate)?;
+        let about = rf_types::SandboxAbout { door, ..rf_types::SandboxAbout::default() };
+        about.validate()?;
+        self.row(permit.user(), id)?;
+        self.change(permit.user(), id, |entry| entry.row.about.door = about.door)
+    }
+
     fn change(&self, user: UserId, id: SandboxId, change: impl FnOnce(&mut Entry)) -> Result<SandboxRow, Fault> {
+        let _turn = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let row = {
             let mut live = self.live();
             let entry = live.get_mut(&(user, id)).ok_or_else(|| Fault::not_found("sandbox"))?;
             change(entry);
             entry.row.clone()
         };
-        self.inner.rows.changed(&row)?;
-        Ok(row)
+        let written = self.inner.rows.changed(&row, ChangedWhy::Asked);
+        if written.is_err() {
+            self.set_dirty(user, id);
+        }
+        written.map(|()| row)
     }
 
-    /// What a sandbox uses now.
+    /// Writes a sandbox's row down as it is now; tried again later if that fails, for what it says has happened.
+    fn write_row(&self, user: UserId, id: SandboxId, why: ChangedWhy) {
+        let _turn = self.inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let row = match self.live().get_mut(&(user, id)) {
+            Some(entry) => {
+                entry.dirty = false;
+                entry.row.clone()
+            }
+            None => return,
+        };
+        if let Err(fault) = self.inner.rows.changed(&row, why) {
+            tracing::error!(%fault, sandbox = %id, "the row of a sandbox was not written and will be");
+            self.set_dirty(user, id);
+        }
+    }
+
+    fn set_dirty(&self, user: UserId, id: SandboxId) {
+        if let Some(entry) = self.live().get_mut(&(user, id)) {
+            entry.dirty = true;
+        }
+    }
+
+    /// What a sandbox uses now; nothing but its files' bytes while only those are kept.
     ///
     /// # Errors
     /// `not_found`, `warden_unavailable`.
     pub async fn usage(&self, permit: &Permit, id: SandboxId) -> Result<Usage, Fault> {
         permit.require(Action::SandboxRead)?;
-        self.get(permit.user(), id)?;
-        self.inner.warden.usage(id).await
+        let row = self.row(permit.user(), id)?;
+        match row.saved {
+            Some(_) => Ok(Usage::default()),
+            None => self.inner.warden.usage(id).await,
+        }
     }
 
-    /// Destroys a sandbox; answered when nothing of it is left. Goes on also when the caller stops waiting.
+    /// Destroys a sandbox, running or paused; answered when nothing of it is left. Goes on also when the caller stops
+    /// waiting.
     ///
     /// # Errors
     /// `not_found`; `timed_out` when it takes longer than 30 s: it goes on.
@@ -427,39 +473,89 @@ impl Sandboxes {
     }
 
     /// Steps a sandbox's life and carries out the effect.
-    fn event(&self, user: UserId, id: SandboxId, event: Event, why: EndedWhy) {
+    fn event(&self, user: UserId, id: SandboxId, event: Event, why: EndedWhy) -> Option<Phase> {
+        self.event_with(user, id, event, why, |_| {})
+    }
+
+    /// As [`Sandboxes::event`]; `change` is applied in the same moment if the event leads to where it is meant to: not
+    /// to a sandbox that is on its way out. Gives the phase it is in now; `None` when there is no such sandbox.
+    fn event_with(
+        &self,
+        user: UserId,
+        id: SandboxId,
+        event: Event,
+        why: EndedWhy,
+        change: impl FnOnce(&mut Entry),
+    ) -> Option<Phase> {
         let mut live = self.live();
-        let Some(entry) = live.get_mut(&(user, id)) else { return };
-        let (phase, effect) = match step(entry.phase, event) {
+        let entry = live.get_mut(&(user, id))?;
+        let (phase, effect) = match step(entry.phase(), event) {
             Ok(next) => next,
             Err(refused) => {
                 tracing::error!(%refused, %id, "a sandbox's life took a wrong turn");
-                return;
+                return Some(entry.phase());
             }
         };
-        entry.phase = phase;
+        if phase.is_there() {
+            change(entry);
+        }
         match effect {
-            Effect::Serve | Effect::Nothing => {}
+            Effect::Serve | Effect::Shut | Effect::Nothing => drop(entry.phase.send_replace(phase)),
+            Effect::Rest => {
+                entry.row.state = SandboxState::Paused;
+                entry.row.pause_kind = Some(rf_types::PauseKind::Memory);
+                entry.row.paused_at = Some(now_ms());
+                if let Some(place) = &entry.place {
+                    place.init().set_paused(true);
+                }
+                entry.phase.send_replace(phase);
+            }
+            Effect::Store => {
+                let place = entry.place.take();
+                // Whatever the old init says from now on is not of this sandbox any more.
+                entry.generation += 1;
+                entry.unadopted = false;
+                entry.phase.send_replace(phase);
+                drop(live);
+                if let Some(place) = place {
+                    place.init().break_off(refusal::lost("it was paused with its files alone"), EndedWhy::Destroyed);
+                }
+                self.inner.execs.settle(PlaceRef::Sandbox(id));
+                tokio::spawn(self.clone().evict(id));
+            }
             Effect::Destroy => {
                 entry.why = why;
-                let place = Arc::clone(&entry.place);
+                entry.phase.send_replace(phase);
+                let place = entry.place.clone();
                 drop(live);
-                place.init().break_off(refusal::lost(reason(why)), why);
+                if let Some(place) = place {
+                    place.init().break_off(refusal::lost(reason(why)), why);
+                }
                 tokio::spawn(self.clone().destroy_for_sure(user, id));
             }
             Effect::End | Effect::EndRow => {
                 if effect == Effect::End {
                     entry.why = why;
                 }
-                let Some(entry) = live.remove(&(user, id)) else { return };
+                let entry = live.remove(&(user, id))?;
                 drop(live);
-                entry.place.init().break_off(refusal::lost(reason(entry.why)), entry.why);
+                entry.phase.send_replace(phase);
+                if let Some(place) = &entry.place {
+                    place.init().break_off(refusal::lost(reason(entry.why)), entry.why);
+                }
+                if entry.unadopted {
+                    self.inner.execs.settle(PlaceRef::Sandbox(id));
+                }
+                if let Some(saved) = entry.row.saved {
+                    self.forget_saved(saved);
+                }
                 self.inner.rows.ended(user, id, entry.why);
                 tracing::info!(%user, sandbox = %id, why = ?entry.why, "sandbox ended");
                 drop(entry.hold);
                 entry.gone.cancel();
             }
         }
+        Some(phase)
     }
 
     /// Has the warden destroy a sandbox, again and again until nothing is left.
@@ -478,118 +574,6 @@ impl Sandboxes {
         }
         self.event(user, id, Event::Destroyed, EndedWhy::Destroyed);
     }
-
-    /// Carries on the lives of all: news of the warden, broken inits, leases. Ends with the server.
-    ///
-    /// `known` are the stored rows that have not ended. Whenever the warden is there (again), what lives is compared
-    /// with them; `adopt` is called with each that goes on, before anybody else may use it.
-    pub(crate) async fn keep<F, A>(
-        self,
-        mut news: mpsc::Receiver<News>,
-        mut lost: mpsc::UnboundedReceiver<Lost>,
-        known: Vec<SandboxRow>,
-        mut adopt: F,
-    ) where
-        F: FnMut(Vec<Arc<SandboxPlace>>) -> A,
-        A: Future<Output = ()>,
-    {
-        let mut known = Some(known);
-        let mut sweep = tokio::time::interval(SWEEP_PERIOD);
-        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                item = news.recv() => match item {
-                    None => return,
-                    Some(News::Back) => {
-                        match self.take_over(known.as_deref().unwrap_or_default()).await {
-                            Ok(places) => {
-                                known = None;
-                                adopt(places).await;
-                                self.inner.adopted.send_replace(true);
-                            }
-                            // The connection broke again: the next one begins anew.
-                            Err(fault) => tracing::warn!(%fault, "cannot take over the sandboxes yet"),
-                        }
-                    }
-                    Some(News::Lost) => {
-                        self.inner.adopted.send_replace(false);
-                        let all: Vec<_> = self.live().keys().copied().collect();
-                        for (user, id) in all {
-                            self.event(user, id, Event::WardenLost, EndedWhy::WardenRestarted);
-                        }
-                    }
-                    Some(News::Gone(id, why)) => {
-                        let why = match why {
-                            GoneWhy::Lease => EndedWhy::Lease,
-                            GoneWhy::InitDied => EndedWhy::InitDied,
-                        };
-                        let user = self.live().keys().find(|(_, known)| *known == id).map(|(user, _)| *user);
-                        if let Some(user) = user {
-                            self.event(user, id, Event::WardenSaysGone, why);
-                        }
-                    }
-                    // What a paused sandbox and a snapshot are to their rows is not kept here yet.
-                    Some(News::Paused(..) | News::SnapshotChanged(_)) => {}
-                    Some(News::Orphan(id)) => drop(tokio::spawn({
-                        let warden = self.inner.warden.clone();
-                        // Should this fail, the lease ends it.
-                        async move { drop(warden.destroy(id).await) }
-                    })),
-                },
-                Some(Lost { user, id, why }) = lost.recv() => {
-                    // When the warden ends a sandbox its init's socket closes first, and the reason comes after.
-                    let this = self.clone();
-                    tokio::spawn(async move {
-                        tokio::time::sleep(REASON_TIME).await;
-                        this.event(user, id, Event::InitBroken, why);
-                    });
-                }
-                _ = sweep.tick() => {
-                    let places: Vec<_> = self.live().values().map(|entry| Arc::clone(&entry.place)).collect();
-                    for place in places {
-                        place.init().forget_ended();
-                    }
-                    let now = now_ms();
-                    let over: Vec<_> = (self.live().iter())
-                        .filter(|(_, entry)| entry.row.lease_until.saturating_add(LEASE_GRACE_MS) < now)
-                        .map(|(key, _)| *key)
-                        .collect();
-                    for (user, id) in over {
-                        self.event(user, id, Event::LeasePassed, EndedWhy::Lease);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Compares what lives with what is stored: what both know goes on, the rest ends.
-    async fn take_over(&self, known: &[SandboxRow]) -> Result<Vec<Arc<SandboxPlace>>, Fault> {
-        let alive = self.inner.warden.adopt().await?;
-        let mut rows: HashMap<SandboxId, SandboxRow> = known.iter().map(|row| (row.id, row.clone())).collect();
-        let mut places = Vec::new();
-        for AdoptedSandbox { id, spec, lease_until, enforcement, socket, .. } in alive {
-            let Some(row) = rows.remove(&id) else {
-                tracing::warn!(sandbox = %id, "a sandbox that nobody knows is destroyed");
-                self.inner.warden.destroy(id).await?;
-                continue;
-            };
-            let hold = self.inner.quota.hold(row.user, quota::of_sandbox(&spec.limits));
-            let row = SandboxRow { spec, lease_until, enforcement, ..row };
-            let (user, id) = (row.user, row.id);
-            match self.enter(row, socket, true, hold) {
-                Ok(place) => places.push(place),
-                Err(fault) => {
-                    tracing::error!(%fault, sandbox = %id, "a sandbox cannot be taken over and is destroyed");
-                    self.inner.rows.ended(user, id, EndedWhy::Broken);
-                    self.inner.warden.destroy(id).await?;
-                }
-            }
-        }
-        for row in rows.into_values() {
-            self.inner.rows.ended(row.user, row.id, EndedWhy::GoneMeanwhile);
-        }
-        Ok(places)
-    }
 }
 
 const fn reason(why: EndedWhy) -> &'static str {
@@ -600,5 +584,6 @@ const fn reason(why: EndedWhy) -> &'static str {
         EndedWhy::Broken => "its process 1 broke the rules of the protocol",
         EndedWhy::WardenRestarted => "the warden restarted",
         EndedWhy::GoneMeanwhile => "it was gone when the server came back",
+        EndedWhy::FilesLost => "it was paused, and the warden has its files no more",
     }
 }

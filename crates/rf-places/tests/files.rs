@@ -22,7 +22,8 @@ impl Inside {
     async fn new() -> Self {
         let field = Field::new();
         let places = field.places().await;
-        let place = places.sandboxes().create(claim_sandbox(&places, user(1)), rf_places::Making::default()).await.unwrap();
+        let place =
+            places.sandboxes().create(claim_sandbox(&places, user(1)), rf_places::Making::default()).await.unwrap();
         Self { field, place, _places: places }
     }
 

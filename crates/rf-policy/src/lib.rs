@@ -22,6 +22,18 @@ pub enum Action {
     SandboxUpdate,
     /// Destroy a sandbox.
     SandboxDestroy,
+    /// Pause a sandbox.
+    SandboxPause,
+    /// Resume a paused sandbox.
+    SandboxResume,
+    /// Take a sandbox's files as they are, for making others; each of those is a [`Action::SandboxCreate`] of its own.
+    SandboxFork,
+    /// Make a snapshot of a sandbox.
+    SnapshotCreate,
+    /// See one's snapshots.
+    SnapshotRead,
+    /// Remove a snapshot.
+    SnapshotDelete,
     /// Run a command.
     Exec,
     /// Signal, write to, resize an exec.
@@ -54,11 +66,17 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 24] = [
         Self::SandboxCreate,
         Self::SandboxRead,
         Self::SandboxUpdate,
         Self::SandboxDestroy,
+        Self::SandboxPause,
+        Self::SandboxResume,
+        Self::SandboxFork,
+        Self::SnapshotCreate,
+        Self::SnapshotRead,
+        Self::SnapshotDelete,
         Self::Exec,
         Self::ExecControl,
         Self::ExecRead,
@@ -79,10 +97,20 @@ impl Action {
     #[must_use]
     pub const fn scope(self) -> Scope {
         match self {
-            Self::SandboxRead | Self::ExecRead | Self::FileRead | Self::MachineRead | Self::TemplateRead => Scope::Read,
+            Self::SandboxRead
+            | Self::SnapshotRead
+            | Self::ExecRead
+            | Self::FileRead
+            | Self::MachineRead
+            | Self::TemplateRead => Scope::Read,
             Self::SandboxCreate
             | Self::SandboxUpdate
             | Self::SandboxDestroy
+            | Self::SandboxPause
+            | Self::SandboxResume
+            | Self::SandboxFork
+            | Self::SnapshotCreate
+            | Self::SnapshotDelete
             | Self::Exec
             | Self::ExecControl
             | Self::FileWrite
@@ -105,6 +133,12 @@ impl Action {
             | Self::SandboxRead
             | Self::SandboxUpdate
             | Self::SandboxDestroy
+            | Self::SandboxPause
+            | Self::SandboxResume
+            | Self::SandboxFork
+            | Self::SnapshotCreate
+            | Self::SnapshotRead
+            | Self::SnapshotDelete
             | Self::MachineRead
             | Self::MachineManage
             | Self::TemplateRead
@@ -237,6 +271,10 @@ pub struct UserUsage {
     pub memory_bytes: u64,
     /// Sum of the sandboxes' disk limits, bytes.
     pub disk_bytes: u64,
+    /// Snapshots.
+    pub snapshots: u32,
+    /// Sum of the snapshots' bytes.
+    pub snapshot_bytes: u64,
 }
 
 /// What is asked beside the action itself.
@@ -250,6 +288,11 @@ pub enum Asked<'a> {
     Exec {
         /// Whether it is to run as `root` inside.
         root: bool,
+    },
+    /// One more snapshot, this long as far as is known before it is made.
+    Snapshot {
+        /// Bytes.
+        bytes: u64,
     },
     /// A lease this long from now.
     Lease {
@@ -370,6 +413,10 @@ pub fn judge(question: &Question<'_>) -> Result<Permit, Fault> {
                 return Err(no_root());
             }
         }
+        Asked::Snapshot { bytes } => {
+            within("snapshots", usage.snapshots.into(), 1, limits.snapshots_max.into())?;
+            within("snapshot_bytes", usage.snapshot_bytes, *bytes, limits.snapshot_bytes_max)?;
+        }
         Asked::Lease { lease_ms } => within("lease_ms", 0, *lease_ms, limits.lease_ms_max)?,
     }
     Ok(Permit { user: principal.user, action: *action, request: *request, within: principal.credential.within() })
@@ -452,6 +499,17 @@ mod tests {
         assert!(ask(&who, Action::SandboxCreate, usage(19), Asked::Sandbox(&spec)).is_ok());
         let refused = ask(&who, Action::SandboxCreate, usage(20), Asked::Sandbox(&spec));
         assert_eq!(refused.unwrap_err(), Code::LimitReached);
+    }
+
+    #[test]
+    fn the_last_snapshot_is_allowed_and_the_next_is_not() {
+        let who = principal(&Scope::USER);
+        let most = UserLimits::STANDARD;
+        let usage = |snapshots, snapshot_bytes| UserUsage { snapshots, snapshot_bytes, ..UserUsage::default() };
+        let asked = |usage| ask(&who, Action::SnapshotCreate, usage, Asked::Snapshot { bytes: 10 });
+        assert!(asked(usage(most.snapshots_max - 1, most.snapshot_bytes_max - 10)).is_ok());
+        assert_eq!(asked(usage(most.snapshots_max, 0)).unwrap_err(), Code::LimitReached);
+        assert_eq!(asked(usage(0, most.snapshot_bytes_max - 9)).unwrap_err(), Code::LimitReached);
     }
 
     #[test]

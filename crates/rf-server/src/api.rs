@@ -2,16 +2,21 @@
 //!
 //! They are apart from the house's own types, so that those may change without the interface.
 
+mod life;
+
 use std::collections::BTreeMap;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use rf_types::{
     Code, DiskKind, ExecId, ExecInfo, ExecSpec, ExecState, ExitReport, Fault, Layer, Limits, MachineId, Network,
-    PlaceRef, Preference, Program, Pty, Rlimits, SandboxId, SandboxSpec, SignalScope, TemplateName, UserLimits,
+    OnLeaseEnd, PauseKind, PlaceRef, Preference, Program, Pty, Rlimits, SandboxAbout, SandboxEnv, SandboxId,
+    SandboxSpec, SignalScope, TemplateName, UserLimits,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
+
+pub use life::{ForkAsk, Order, PauseAsk, ResumeAsk, SandboxQuery, SnapshotAsk, SnapshotQuery};
 
 /// Lease of a sandbox for which nobody asked for another, milliseconds. Chosen: an hour of work.
 pub const LEASE_MS_STANDARD: u64 = 3_600_000;
@@ -74,9 +79,69 @@ pub struct SandboxAsk {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub accept_missing: Vec<Layer>,
+    /// What happens when the lease ends: `destroy` or `pause`; `destroy` if not given.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub on_lease_end: OnLeaseEnd,
+    /// The snapshot whose files it begins with, by id or name. Then the template and the kind of disk are the
+    /// snapshot's and are not given here, and the limits are over those of the sandbox that it was made of.
+    pub from_snapshot: Option<String>,
+    /// Words to find it by; at most 64 pairs and 16 KiB.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The environment of every exec in it, below the exec's own; at most 512 variables and 64 KiB. It is never given
+    /// out again.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub env: SandboxEnv,
+    /// Whether a call that comes while its processes are frozen resumes it.
+    #[serde(default)]
+    pub auto_resume: bool,
+    /// What is kept when its lease's end or its idleness pauses it: `memory` (processes and files) or `files`;
+    /// `memory` if not given.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub auto_pause: PauseKind,
+    /// It is paused when nothing was asked of it and no exec runs in it for so long, milliseconds, 1 s to 30 days.
+    pub idle_pause_ms: Option<u64>,
 }
 
 impl SandboxAsk {
+    /// What is said of it beside its spec.
+    ///
+    /// # Errors
+    /// `invalid_request` naming what is out of its bound.
+    pub fn about(&self) -> Result<SandboxAbout, Fault> {
+        let about = SandboxAbout {
+            labels: self.labels.clone(),
+            env: self.env.clone(),
+            auto_resume: self.auto_resume,
+            auto_pause: self.auto_pause,
+            idle_pause_ms: self.idle_pause_ms,
+            door: serde_json::Value::Null,
+        };
+        about.validate()?;
+        Ok(about)
+    }
+
+    /// The whole spec of one that begins with a snapshot of this one, for a user with these limits.
+    ///
+    /// # Errors
+    /// `invalid_request` when a template or disk is given as well.
+    pub fn spec_from(&self, user: &UserLimits, origin: &SandboxSpec) -> Result<SandboxSpec, Fault> {
+        if self.template.is_some() || self.disk.is_some() {
+            return Err(Fault::invalid(
+                "`template` and `disk` are the snapshot's: they are not given with `from_snapshot`",
+            ));
+        }
+        Ok(SandboxSpec {
+            template: origin.template.clone(),
+            limits: self.limits.over(origin.limits),
+            disk: origin.disk,
+            ..self.spec(user)
+        })
+    }
+
     /// The whole spec, for a user with these limits.
     #[must_use]
     pub fn spec(&self, user: &UserLimits) -> SandboxSpec {
@@ -84,11 +149,11 @@ impl SandboxAsk {
             template: self.template.clone().unwrap_or_else(TemplateName::host),
             limits: self.limits.over(Limits::STANDARD),
             disk: self.disk.unwrap_or(DiskKind::Memory),
+            on_lease_end: self.on_lease_end,
             network: Network::None,
             root_allowed: self.root_allowed.unwrap_or(user.root_allowed),
             accept_missing: self.accept_missing.clone(),
             lease_ms: self.lease_ms.unwrap_or_else(|| LEASE_MS_STANDARD.min(user.lease_ms_max)),
-            on_lease_end: rf_types::OnLeaseEnd::Destroy,
         }
     }
 }

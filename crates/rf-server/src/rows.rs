@@ -4,11 +4,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use rf_ledger::{Entry, Event, Ledger};
-use rf_places::{Choice, EndedWhy, FirstUse, Rows, SandboxClaim, SandboxRow, place::Place};
+use rf_places::{
+    ChangedWhy, Choice, EndedWhy, FirstUse, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim,
+    SnapshotRow, place::Place,
+};
 use rf_policy::{Action, Asked, Permit};
 use rf_store::{NewSandbox, SandboxChange, Store, StoreError, SystemScope};
 use rf_types::{
-    Enforcement, ExecSpec, Fault, Limits, PlaceRef, Preference, SandboxId, SandboxSpec, TemplateName, UserId,
+    Enforcement, ExecSpec, Fault, Limits, PauseKind, PlaceRef, Preference, SandboxId, SandboxSpec, SandboxState,
+    SnapshotId, TemplateName, UserId,
 };
 
 use crate::{
@@ -49,6 +53,9 @@ impl StoredRows {
             spec: sandbox.spec,
             state: sandbox.state,
             pause_kind: sandbox.pause_kind,
+            paused_at: sandbox.paused,
+            saved: sandbox.saved,
+            from_snapshot: sandbox.from_snapshot,
             about: sandbox.about,
             created_at: sandbox.created,
             started_at: sandbox.started,
@@ -59,25 +66,76 @@ impl StoredRows {
         };
         Ok(alive.into_iter().map(row).collect())
     }
+
+    /// The rows of all snapshots.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn known_snapshots(&self) -> Result<Vec<SnapshotRow>, StoreError> {
+        let row = |(user, snapshot): (UserId, rf_store::Snapshot)| SnapshotRow {
+            id: snapshot.id,
+            user,
+            name: snapshot.name,
+            sandbox: snapshot.sandbox,
+            spec: snapshot.spec,
+            bytes: snapshot.bytes,
+            files: snapshot.files,
+            durable: snapshot.durable,
+            created_at: snapshot.created,
+        };
+        Ok(self.store.snapshots_all(&self.system)?.into_iter().map(row).collect())
+    }
+
+    /// Records what happened to a user's thing without anybody asking for it.
+    fn note(&self, action: &'static str, user: UserId, mut entry: Entry) {
+        match self.store.scope_of(&self.system, user) {
+            Ok(scope) => entry = entry.user(user, scope.username().clone()),
+            Err(_) => entry.user = Some(user),
+        }
+        if let Err(fault) = self.ledger.append(&entry) {
+            tracing::error!(%fault, action, "what happened by itself was not recorded");
+        }
+    }
 }
 
 impl Rows for StoredRows {
     fn made(&self, row: &SandboxRow) -> Result<(), Fault> {
         let name = if row.default { Some(DEFAULT_NAME) } else { row.name.as_deref() };
-        let new = NewSandbox { id: row.id, name, spec: &row.spec, about: &row.about };
+        let new = NewSandbox { id: row.id, name, spec: &row.spec, about: &row.about, from_snapshot: row.from_snapshot };
         Ok(self.store.sandbox_insert(&self.system, row.user, &new, row.created_at, row.lease_until)?)
     }
 
-    fn changed(&self, row: &SandboxRow) -> Result<(), Fault> {
+    fn changed(&self, row: &SandboxRow, why: ChangedWhy) -> Result<(), Fault> {
         let change = SandboxChange {
             spec: &row.spec,
             lease_until: row.lease_until,
             state: row.state,
             pause_kind: row.pause_kind,
+            paused: row.paused_at,
+            saved: row.saved,
             started: row.started_at,
             about: &row.about,
         };
-        Ok(self.store.sandbox_change(&self.system, row.user, row.id, &change)?)
+        self.store.sandbox_change(&self.system, row.user, row.id, &change)?;
+        let why = match why {
+            // Recorded by the operation that asked.
+            ChangedWhy::Asked => return Ok(()),
+            ChangedWhy::Lease => "its lease ended",
+            ChangedWhy::Idle => "it was idle",
+            ChangedWhy::Call => "a call came for it",
+            ChangedWhy::Found => "found so",
+        };
+        let action = match row.state {
+            SandboxState::Running => "sandbox_resume",
+            SandboxState::Paused => "sandbox_pause",
+        };
+        let entry = Entry::new(now(), action, Event::Note)
+            .place(PlaceRef::Sandbox(row.id))
+            .subject(row.id)
+            .detail("why", why)
+            .detail("keeps", row.pause_kind.map(PauseKind::name));
+        self.note(action, row.user, entry);
+        Ok(())
     }
 
     fn ended(&self, user: UserId, id: SandboxId, why: EndedWhy) {
@@ -89,6 +147,7 @@ impl Rows for StoredRows {
             EndedWhy::Broken => "its process 1 broke the rules",
             EndedWhy::WardenRestarted => "the warden restarted",
             EndedWhy::GoneMeanwhile => "gone when the server came back",
+            EndedWhy::FilesLost => "its saved files are gone",
         };
         match self.store.sandbox_end_of(&self.system, user, id, why, now()) {
             Ok(()) | Err(StoreError::NotFound { .. }) => {}
@@ -98,14 +157,39 @@ impl Rows for StoredRows {
             // Recorded by the operation that asked.
             return;
         }
-        let mut entry =
+        let entry =
             Entry::new(now(), "sandbox_end", Event::Note).place(PlaceRef::Sandbox(id)).subject(id).detail("why", why);
-        match self.store.scope_of(&self.system, user) {
-            Ok(scope) => entry = entry.user(user, scope.username().clone()),
-            Err(_) => entry.user = Some(user),
+        self.note("sandbox_end", user, entry);
+    }
+
+    fn snapshot_made(&self, row: &SnapshotRow) -> Result<(), Fault> {
+        let new = rf_store::Snapshot {
+            id: row.id,
+            name: row.name.clone(),
+            sandbox: row.sandbox,
+            spec: row.spec.clone(),
+            bytes: row.bytes,
+            files: row.files,
+            durable: row.durable,
+            created: row.created_at,
+        };
+        Ok(self.store.snapshot_insert(&self.system, row.user, &new)?)
+    }
+
+    fn snapshot_changed(&self, row: &SnapshotRow) {
+        let SnapshotRow { id, user, bytes, files, durable, .. } = *row;
+        match self.store.snapshot_change(&self.system, user, id, bytes, files, durable) {
+            // Removed meanwhile.
+            Ok(()) | Err(StoreError::NotFound { .. }) => {}
+            // The warden says it again when the server takes over next.
+            Err(error) => tracing::error!(%error, snapshot = %id, "the row of a snapshot was not written"),
         }
-        if let Err(fault) = self.ledger.append(&entry) {
-            tracing::error!(%fault, sandbox = %id, "the end of a sandbox was not recorded");
+    }
+
+    fn snapshot_removed(&self, user: UserId, id: SnapshotId) -> Result<(), Fault> {
+        match self.store.snapshot_remove(&self.system, user, id) {
+            Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -160,6 +244,43 @@ impl App {
         with_permit(kept, claim)
     }
 
+    /// Judges the resuming of a sandbox, and counts what it takes anew.
+    ///
+    /// # Errors
+    /// What the gate says; `not_found`.
+    pub fn claim_resume(&self, caller: &Caller, id: SandboxId, how: &Resume) -> Result<(Permit, ResumeClaim), Fault> {
+        let mut kept = None;
+        let claim = self.places().claim_resume(caller.who.principal().user, id, |row, usage| {
+            let lease_ms = how.lease_ms.unwrap_or(row.spec.lease_ms);
+            // As if it were made anew beside the user's others; what it was given before is not asked again.
+            let spec = SandboxSpec { lease_ms: lease_ms.max(1_000), root_allowed: false, ..row.spec.clone() };
+            let asked = match row.saved {
+                Some(_) => Asked::Sandbox(&spec),
+                None => Asked::Lease { lease_ms },
+            };
+            let action = Action::SandboxResume;
+            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
+            kept = Some(permit.clone());
+            Ok(permit)
+        })?;
+        with_permit(kept, claim)
+    }
+
+    /// Judges one more snapshot, `bytes` long as far as is known, and counts it.
+    ///
+    /// # Errors
+    /// What the gate says.
+    pub fn claim_snapshot(&self, caller: &Caller, bytes: u64) -> Result<(Permit, SnapshotClaim), Fault> {
+        let mut kept = None;
+        let claim = self.places().claim_snapshot(caller.who.principal().user, bytes, |usage| {
+            let (action, asked) = (Action::SnapshotCreate, Asked::Snapshot { bytes });
+            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
+            kept = Some(permit.clone());
+            Ok(permit)
+        })?;
+        with_permit(kept, claim)
+    }
+
     /// Judges one more exec and counts it.
     ///
     /// # Errors
@@ -185,7 +306,7 @@ impl App {
             // Not theirs or not there: said where every place is looked for.
             return Ok(());
         };
-        if row.spec.template == TemplateName::host() {
+        if row.spec.template.is_built_in() {
             return Ok(());
         }
         match self.store().template_get(caller.who.scope(), &row.spec.template) {
@@ -235,7 +356,7 @@ impl App {
     ) -> Result<Arc<dyn Place>, Fault> {
         let user = operation.permit().user();
         let choice = match (at, choice) {
-            (Where::Sandbox(id), _) => return self.places().place(user, PlaceRef::Sandbox(id)),
+            (Where::Sandbox(id), _) => return self.places().awake(user, PlaceRef::Sandbox(id)).await,
             (Where::Machine(id), _) => return self.places().place(user, PlaceRef::Machine(id)),
             (Where::Routed, api::Choice::Default) => None,
             (Where::Routed, api::Choice::Preferred(preference)) => Some(Choice::Prefer(preference)),
@@ -282,7 +403,7 @@ impl App {
     /// # Errors
     /// `template_unavailable`.
     pub fn check_template(&self, caller: &Caller, name: &TemplateName) -> Result<(), Fault> {
-        if *name == TemplateName::host() {
+        if name.is_built_in() {
             return Ok(());
         }
         match self.store().template_get(caller.who.scope(), name) {

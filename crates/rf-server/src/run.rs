@@ -280,7 +280,8 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
     let spool = dir.join("spool");
     let places_config =
         PlacesConfig { warden_socket: config.warden_socket.clone(), execs: ExecsConfig::standard(spool.clone()) };
-    let places = Places::start(places_config, Arc::clone(&rows) as Arc<dyn Rows>, known)
+    let snapshots = rows.known_snapshots()?;
+    let places = Places::start(places_config, Arc::clone(&rows) as Arc<dyn Rows>, known, snapshots)
         .map_err(|error| RunError::File { step: "open the spool", path: spool, error })?;
 
     let authority = Arc::new(Authority {

@@ -1,4 +1,4 @@
-//! Durable rows: users, keys, sessions, machines, enrolment tokens, sandboxes, templates, settings. SQLite by default.
+//! Durable rows: users, keys, sessions, machines, enrolment tokens, sandboxes, snapshots, templates, settings. SQLite by default.
 //!
 //! Every call on a user's data takes a [`UserScope`], which only a credential lookup, an operator or the server's own
 //! background work can have, and every statement carries its user id in the `WHERE`. Another user's thing answers
@@ -22,6 +22,7 @@ mod schema;
 mod scope;
 mod sessions;
 mod shared;
+mod snapshots;
 mod store;
 mod users;
 
@@ -33,5 +34,6 @@ pub use sandboxes::{NewSandbox, ReserveError, Sandbox, SandboxChange, SandboxFil
 pub use scope::{OperatorScope, SystemScope, UserScope};
 pub use sessions::{Key, NewKey, NewSession, Session};
 pub use shared::{NewTemplate, Template};
+pub use snapshots::Snapshot;
 pub use store::Store;
 pub use users::{NewUser, User};

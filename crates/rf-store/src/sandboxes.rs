@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use rf_types::{
-    PauseKind, SandboxAbout, SandboxEnv, SandboxId, SandboxSpec, SandboxState, TemplateName, UserId, UserLimits,
+    PauseKind, SandboxAbout, SandboxEnv, SandboxId, SandboxSpec, SandboxState, SnapshotId, TemplateName, UserId, UserLimits,
     units::UnixMs,
 };
 use rusqlite::{OptionalExtension, Row, params, types::Type};
@@ -71,6 +71,8 @@ pub struct NewSandbox<'a> {
     pub spec: &'a SandboxSpec,
     /// What its maker says of it.
     pub about: &'a SandboxAbout,
+    /// The snapshot that it was made from.
+    pub from_snapshot: Option<SnapshotId>,
 }
 
 /// What of a live sandbox may change.
@@ -84,6 +86,10 @@ pub struct SandboxChange<'a> {
     pub state: SandboxState,
     /// What is kept of it while it is paused.
     pub pause_kind: Option<PauseKind>,
+    /// Since when it is paused.
+    pub paused: Option<UnixMs>,
+    /// The snapshot that holds its files while nothing else of it is kept.
+    pub saved: Option<SnapshotId>,
     /// When it last began to run.
     pub started: UnixMs,
     /// What its maker says of it.
@@ -122,6 +128,15 @@ pub struct Sandbox {
     /// What is kept of it while it is paused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pause_kind: Option<PauseKind>,
+    /// Since when it is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paused: Option<UnixMs>,
+    /// The snapshot that holds its files while nothing else of it is kept; it is in no list.
+    #[serde(skip)]
+    pub saved: Option<SnapshotId>,
+    /// The snapshot that it was made from; may be gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<SnapshotId>,
     /// What its maker says of it.
     #[serde(skip)]
     pub about: SandboxAbout,
@@ -152,9 +167,10 @@ pub enum ReserveError<E> {
 
 /// The columns of a sandbox, in the order of [`sandbox_of`]; `s` is the table's name in every statement.
 const COLUMNS: &str = "s.id, s.name, s.spec, s.phase, s.created, s.lease_until, s.ended, s.ended_why, s.state,
-    s.pause_kind, s.started, s.labels, s.env, s.auto_resume, s.idle_pause_ms, s.door";
+    s.pause_kind, s.started, s.labels, s.env, s.auto_resume, s.idle_pause_ms, s.door, s.auto_pause, s.paused, s.saved,
+    s.from_snapshot";
 /// How many they are.
-const COLUMNS_COUNT: usize = 16;
+const COLUMNS_COUNT: usize = 20;
 
 impl Store {
     /// Asks `judge` whether the user may have one more, and inserts its row in phase `starting` if so: both in one
@@ -174,7 +190,7 @@ impl Store {
             name_fits(name)?;
         }
         let spec = to_json(new.spec)?;
-        let About { labels, env, auto_resume, idle_pause_ms, door } = About::of(new.about)?;
+        let About { labels, env, auto_resume, idle_pause_ms, door, auto_pause } = About::of(new.about)?;
         self.write(|transaction| {
             let Some((Standing { limits, .. }, false)) = lookup::standing(transaction, scope.user())? else {
                 return Err(StoreError::NotFound { what: "user" }.into());
@@ -188,6 +204,9 @@ impl Store {
                 phase: SandboxPhase::Starting,
                 state: SandboxState::Running,
                 pause_kind: None,
+                paused: None,
+                saved: None,
+                from_snapshot: new.from_snapshot,
                 about: new.about.clone(),
                 created: now,
                 started: now,
@@ -210,13 +229,15 @@ impl Store {
                 auto_resume,
                 idle_pause_ms,
                 door,
+                auto_pause,
+                new.from_snapshot.map(blob),
             ];
             transaction
                 .prepare_cached(
                     "INSERT INTO sandboxes
                      (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, started, lease_until,
-                      labels, env, auto_resume, idle_pause_ms, door)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'starting', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                      labels, env, auto_resume, idle_pause_ms, door, auto_pause, from_snapshot)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'starting', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
                 )
                 .and_then(|mut statement| statement.execute(values))
                 .map_err(|error| {
@@ -244,7 +265,7 @@ impl Store {
         }
         let spec = to_json(new.spec)?;
         let limits = &new.spec.limits;
-        let About { labels, env, auto_resume, idle_pause_ms, door } = About::of(new.about)?;
+        let About { labels, env, auto_resume, idle_pause_ms, door, auto_pause } = About::of(new.about)?;
         let values = params![
             blob(new.id),
             blob(user),
@@ -260,6 +281,8 @@ impl Store {
             auto_resume,
             idle_pause_ms,
             door,
+            auto_pause,
+            new.from_snapshot.map(blob),
         ];
         self.write(|transaction| {
             // Without its user it would be nobody's; `SELECT` makes the two one step.
@@ -267,8 +290,8 @@ impl Store {
                 .prepare_cached(
                     "INSERT INTO sandboxes
                      (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, started, lease_until,
-                      labels, env, auto_resume, idle_pause_ms, door)
-                     SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, 'running', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14
+                      labels, env, auto_resume, idle_pause_ms, door, auto_pause, from_snapshot)
+                     SELECT ?1, id, ?3, ?4, ?5, ?6, ?7, 'running', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16
                      FROM users WHERE id = ?2",
                 )
                 .and_then(|mut statement| statement.execute(values))
@@ -290,9 +313,9 @@ impl Store {
         sandbox: SandboxId,
         change: &SandboxChange<'_>,
     ) -> Result<(), StoreError> {
-        let SandboxChange { spec, lease_until, state, pause_kind, started, about } = *change;
+        let SandboxChange { spec, lease_until, state, pause_kind, paused, saved, started, about } = *change;
         let text = to_json(spec)?;
-        let About { labels, env, auto_resume, idle_pause_ms, door } = About::of(about)?;
+        let About { labels, env, auto_resume, idle_pause_ms, door, auto_pause } = About::of(about)?;
         let values = params![
             blob(sandbox),
             blob(user),
@@ -309,13 +332,16 @@ impl Store {
             auto_resume,
             idle_pause_ms,
             door,
+            auto_pause,
+            paused.map(int),
+            saved.map(blob),
         ];
         self.write(|transaction| {
             let changed = transaction
                 .prepare_cached(
                     "UPDATE sandboxes SET spec = ?3, cpu_milli = ?4, memory_bytes = ?5, disk_bytes = ?6,
                      lease_until = ?7, state = ?8, pause_kind = ?9, started = ?10, labels = ?11, env = ?12,
-                     auto_resume = ?13, idle_pause_ms = ?14, door = ?15
+                     auto_resume = ?13, idle_pause_ms = ?14, door = ?15, auto_pause = ?16, paused = ?17, saved = ?18
                      WHERE id = ?1 AND user = ?2 AND ended IS NULL",
                 )
                 .and_then(|mut statement| statement.execute(values))
@@ -586,12 +612,7 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
             "paused" => SandboxState::Paused,
             _ => return Err(rusqlite::Error::InvalidColumnType(8, "state".to_owned(), Type::Text)),
         },
-        pause_kind: match row.get_ref(9)?.as_str_or_null()? {
-            None => None,
-            Some("memory") => Some(PauseKind::Memory),
-            Some("files") => Some(PauseKind::Files),
-            Some(_) => return Err(rusqlite::Error::InvalidColumnType(9, "pause_kind".to_owned(), Type::Text)),
-        },
+        pause_kind: row.get_ref(9)?.as_str_or_null()?.map(|text| pause_kind(text, 9)).transpose()?,
         started: time(row, 10)?,
         about: SandboxAbout {
             labels: json(row, 11)?,
@@ -599,8 +620,25 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
             auto_resume: row.get(13)?,
             idle_pause_ms: millis(row, 14)?,
             door: json(row, 15)?,
+            auto_pause: pause_kind(row.get_ref(16)?.as_str()?, 16)?,
         },
+        paused: millis(row, 17)?,
+        saved: maybe_id(row, 18)?,
+        from_snapshot: maybe_id(row, 19)?,
     })
+}
+
+fn pause_kind(text: &str, index: usize) -> rusqlite::Result<PauseKind> {
+    match text {
+        "memory" => Ok(PauseKind::Memory),
+        "files" => Ok(PauseKind::Files),
+        _ => Err(rusqlite::Error::InvalidColumnType(index, "pause kind".to_owned(), Type::Text)),
+    }
+}
+
+fn maybe_id(row: &Row<'_>, index: usize) -> rusqlite::Result<Option<SnapshotId>> {
+    let bytes = row.get::<_, Option<[u8; 16]>>(index)?;
+    Ok(bytes.map(|bytes| SnapshotId::from_bits(u128::from_be_bytes(bytes))))
 }
 
 /// What a maker says of a sandbox, as columns.
@@ -610,6 +648,7 @@ struct About {
     auto_resume: bool,
     idle_pause_ms: Option<i64>,
     door: String,
+    auto_pause: &'static str,
 }
 
 impl About {
@@ -620,6 +659,7 @@ impl About {
             auto_resume: about.auto_resume,
             idle_pause_ms: about.idle_pause_ms.map(int),
             door: to_json(&about.door)?,
+            auto_pause: about.auto_pause.name(),
         })
     }
 }

@@ -24,6 +24,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { name: "0001_first", sql: include_str!("migrations/0001_first.sql") },
     Migration { name: "0002_template_config", sql: include_str!("migrations/0002_template_config.sql") },
     Migration { name: "0003_sandbox_life", sql: include_str!("migrations/0003_sandbox_life.sql") },
+    Migration { name: "0004_snapshots", sql: include_str!("migrations/0004_snapshots.sql") },
 ];
 
 /// Brings the store to this version's schema, or refuses it.

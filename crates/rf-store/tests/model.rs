@@ -81,6 +81,7 @@ fn step(w: &World, model: &mut BTreeMap<SandboxId, Modelled>, ann: bool, call: &
                 name: text.as_deref(),
                 spec: &spec,
                 about: &SandboxAbout::default(),
+                from_snapshot: None,
             };
             let judge = |_: &_, _: &_| if *allowed { Ok(()) } else { Err(()) };
             let real = match w.store.sandbox_reserve(who, &new, NOW, judge) {

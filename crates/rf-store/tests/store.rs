@@ -15,10 +15,11 @@ use std::{
 use common::{HOUR, NOW, World, enrol, hash, known_key, reserve, world};
 use rf_store::{
     NewKey, NewSandbox, NewTemplate, NewUser, PageAsk, Refused, ReserveError, SandboxChange, SandboxFilter,
-    SandboxPhase, Store, StoreError,
+    SandboxPhase, Snapshot, Store, StoreError,
 };
 use rf_types::{
-    PauseKind, Preference, SandboxAbout, SandboxId, SandboxSpec, SandboxState, TemplateConfig, UserLimits, Username,
+    PauseKind, Preference, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SnapshotId, TemplateConfig,
+    UserLimits, Username,
 };
 
 #[test]
@@ -128,6 +129,17 @@ fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
     let subject = "INSERT INTO subjects (issuer, subject, user, created) VALUES ('i', 's', ?1, 1)";
     let raw = rusqlite::Connection::open(w.dir.path().join("state.db")).unwrap();
     raw.execute(subject, [user.bits().to_be_bytes()]).unwrap();
+    let snapshot = Snapshot {
+        id: SnapshotId::random(),
+        name: None,
+        sandbox: w.bob.sandbox,
+        spec: SandboxSpec::standard(HOUR),
+        bytes: 1,
+        files: 1,
+        durable: true,
+        created: NOW,
+    };
+    w.store.snapshot_insert(&w.system, user, &snapshot).unwrap();
     // Every table that has a column `user`, so that a new one is counted too.
     let rows = |user: rf_types::UserId| -> Vec<(String, u32)> {
         let sql = "SELECT m.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c ON c.name = 'user'
@@ -143,7 +155,7 @@ fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
             .collect()
     };
     let before = rows(user);
-    assert_eq!(before.len(), 6, "{before:?}");
+    assert_eq!(before.len(), 7, "{before:?}");
     assert!(before.iter().all(|(_, count)| *count > 0), "there is something to remove: {before:?}");
     let anns = rows(w.ann.scope.user());
     w.store.user_delete(&w.operator, user).unwrap();
@@ -167,7 +179,13 @@ fn of_two_reservations_of_the_last_slot_one_is_refused() {
     let one = || {
         for _ in 0..rounds {
             barrier.wait();
-            let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &SandboxAbout::default() };
+            let new = NewSandbox {
+                id: SandboxId::random(),
+                name: None,
+                spec: &spec,
+                about: &SandboxAbout::default(),
+                from_snapshot: None,
+            };
             let judge = |_: &UserLimits, usage: &rf_store::Usage| {
                 if usage.sandboxes < limit { Ok(()) } else { Err(()) }
             };
@@ -201,6 +219,7 @@ fn a_refused_reservation_leaves_nothing() {
         name: Some("x"),
         spec: &SandboxSpec::standard(HOUR),
         about: &SandboxAbout::default(),
+        from_snapshot: None,
     };
     let refused = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| Err::<(), _>("no"));
     assert!(matches!(refused, Err(ReserveError::Judged("no"))));
@@ -350,7 +369,13 @@ fn usage_is_the_sum_of_the_live_ones() {
     spec.limits.cpu_milli_max = 1_024_000;
     let mut ids = Vec::new();
     for _ in 0..100 {
-        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &SandboxAbout::default() };
+        let new = NewSandbox {
+            id: SandboxId::random(),
+            name: None,
+            spec: &spec,
+            about: &SandboxAbout::default(),
+            from_snapshot: None,
+        };
         let (sandbox, ()) = w.store.sandbox_reserve(&w.ann.scope, &new, NOW, |_, _| Ok::<_, Infallible>(())).unwrap();
         ids.push(sandbox.id);
     }
@@ -383,12 +408,14 @@ fn a_filter_finds_what_passes_it_and_pages_through_it() {
         let pairs = [("n", n.to_string()), ("odd", (n % 2).to_string()), ("quote\"d", "it's".to_owned())];
         let labels = pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let about = SandboxAbout { labels, ..SandboxAbout::default() };
-        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &about };
+        let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &about, from_snapshot: None };
         w.store.sandbox_insert(&w.system, bob, &new, NOW + n, NOW + HOUR).unwrap();
         let state = if n < 3 { SandboxState::Paused } else { SandboxState::Running };
         let pause_kind = (n < 3).then_some(PauseKind::Memory);
         let (lease_until, started) = (NOW + HOUR, NOW + n);
-        let change = SandboxChange { spec: &spec, lease_until, state, pause_kind, started, about: &about };
+        let (paused, saved) = (None, None);
+        let change =
+            SandboxChange { spec: &spec, lease_until, state, pause_kind, paused, saved, started, about: &about };
         w.store.sandbox_change(&w.system, bob, new.id, &change).unwrap();
         ids.push(new.id);
     }
@@ -419,6 +446,52 @@ fn a_filter_finds_what_passes_it_and_pages_through_it() {
     assert_eq!(found(SandboxFilter { labels: Some(&labels(&[])), ..all }).len(), 10);
     let anns = w.store.sandbox_list(&w.ann.scope, SandboxFilter { labels: Some(&one), ..all }, PageAsk::default());
     assert!(anns.unwrap().items.is_empty());
+}
+
+#[test]
+fn a_snapshot_is_one_users_and_its_name_goes_over_to_the_next() {
+    let w = world();
+    let (ann, bob) = (w.ann.scope.user(), w.bob.scope.user());
+    let new = |n: u128, name: Option<&str>| Snapshot {
+        id: SnapshotId::from_bits(n),
+        name: name.map(str::to_owned),
+        sandbox: w.bob.sandbox,
+        spec: SandboxSpec::standard(HOUR),
+        bytes: 7,
+        files: 1,
+        durable: false,
+        created: NOW + n as u64,
+    };
+    let put = |user, snapshot: &Snapshot| w.store.snapshot_insert(&w.system, user, snapshot);
+    put(bob, &new(1, Some("base"))).unwrap();
+    put(ann, &new(2, Some("base"))).unwrap();
+    assert!(matches!(put(ann, &new(1, None)), Err(StoreError::Conflict { .. })), "an id is used once");
+    assert!(put(rf_types::UserId::from_bits(1), &new(9, None)).unwrap_err().is_not_found());
+    assert!(matches!(put(bob, &new(9, Some(""))), Err(StoreError::Invalid { .. })));
+    put(bob, &new(3, Some("base"))).unwrap();
+    put(bob, &new(4, None)).unwrap();
+    let list = |sandbox, name| {
+        let page = w.store.snapshot_list(&w.bob.scope, sandbox, name, PageAsk::default()).unwrap();
+        page.items.iter().map(|snapshot| snapshot.id.bits()).collect::<Vec<_>>()
+    };
+    assert_eq!(list(None, None), [4, 3, 1]);
+    assert_eq!(list(None, Some("base")), [3]);
+    assert_eq!(list(Some(w.ann.sandbox), None), [0_u128; 0]);
+    let ask = PageAsk { after: None, items_max: Some(2) };
+    let first = w.store.snapshot_list(&w.bob.scope, None, None, ask).unwrap();
+    let ask = PageAsk { after: first.next.as_deref(), items_max: Some(2) };
+    assert_eq!(w.store.snapshot_list(&w.bob.scope, None, None, ask).unwrap().items, [new(1, None)]);
+
+    let id = SnapshotId::from_bits(3);
+    let change = |user| w.store.snapshot_change(&w.system, user, id, 70, 2, true);
+    assert!(change(ann).unwrap_err().is_not_found());
+    change(bob).unwrap();
+    let row = w.store.snapshot_get(&w.bob.scope, id).unwrap();
+    assert_eq!((row.bytes, row.files, row.durable), (70, 2, true));
+    assert_eq!(w.store.snapshots_all(&w.system).unwrap().len(), 4);
+    assert!(w.store.snapshot_remove(&w.system, ann, id).unwrap_err().is_not_found());
+    w.store.snapshot_remove(&w.system, bob, id).unwrap();
+    assert!(w.store.snapshot_get(&w.bob.scope, id).unwrap_err().is_not_found());
 }
 
 /// A user who makes and destroys all day must not wait longer for each request: what ended is not walked.
@@ -480,7 +553,13 @@ fn the_servers_own_calls_name_the_user_and_touch_no_other() {
         door: serde_json::json!({ "secured": true }),
         ..SandboxAbout::default()
     };
-    let new = NewSandbox { id: SandboxId::random(), name: Some("made"), spec: &spec.clone(), about: &about };
+    let new = NewSandbox {
+        id: SandboxId::random(),
+        name: Some("made"),
+        spec: &spec.clone(),
+        about: &about,
+        from_snapshot: None,
+    };
     let nobody = rf_types::UserId::from_bits(1);
     assert!(w.store.sandbox_insert(&w.system, nobody, &new, NOW, NOW + HOUR).unwrap_err().is_not_found());
     w.store.sandbox_insert(&w.system, bob, &new, NOW, NOW + HOUR).unwrap();
@@ -492,12 +571,15 @@ fn the_servers_own_calls_name_the_user_and_touch_no_other() {
 
     let id = new.id;
     spec.limits.memory_bytes_max *= 2;
-    let about = SandboxAbout { auto_resume: true, idle_pause_ms: Some(5_000), ..about };
+    let auto_pause = PauseKind::Files;
+    let about = SandboxAbout { auto_resume: true, idle_pause_ms: Some(5_000), auto_pause, ..about };
     let change = SandboxChange {
         spec: &spec,
         lease_until: NOW + 7,
         state: SandboxState::Paused,
         pause_kind: Some(PauseKind::Files),
+        paused: Some(NOW + 3),
+        saved: Some(SnapshotId::from_bits(5)),
         started: NOW + 1,
         about: &about,
     };
@@ -509,6 +591,7 @@ fn the_servers_own_calls_name_the_user_and_touch_no_other() {
     let row = w.store.sandbox_get(&w.bob.scope, id).unwrap();
     assert_eq!((row.lease_until, row.started, row.created), (NOW + 7, NOW + 1, NOW));
     assert_eq!((row.state, row.pause_kind), (SandboxState::Paused, Some(PauseKind::Files)));
+    assert_eq!((row.paused, row.saved), (Some(NOW + 3), Some(SnapshotId::from_bits(5))));
     assert_eq!(row.about, about);
 
     assert!(w.store.sandbox_end_of(&w.system, ann, id, "x", NOW).unwrap_err().is_not_found());
@@ -539,6 +622,7 @@ fn readers_do_not_wait_for_a_writer_nor_run_out() {
         name: None,
         spec: &SandboxSpec::standard(HOUR),
         about: &SandboxAbout::default(),
+        from_snapshot: None,
     };
     // More at once than there are readers, in the middle of a write.
     let reserved = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| {

@@ -6,8 +6,8 @@ mod common;
 use std::{collections::BTreeSet, path::Path};
 
 use common::{HOUR, NOW, World, enrol, hash, reserve, world};
-use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxFilter, SandboxPhase, StoreError, UserScope};
-use rf_types::{Preference, SessionId, UserLimits};
+use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxFilter, SandboxPhase, Snapshot, StoreError, UserScope};
+use rf_types::{Preference, SandboxSpec, SessionId, SnapshotId, UserLimits};
 
 /// Makes the call in `who`'s scope on Bob's things; says whether it saw or changed anything of Bob's.
 type Probe = fn(&World, &UserScope) -> bool;
@@ -94,6 +94,17 @@ const PROBES: &[(&str, Probe)] = &[
         let page = w.store.sandbox_list(who, SandboxFilter::default(), PageAsk::default()).unwrap();
         page.items.iter().any(|sandbox| sandbox.id == w.bob.sandbox)
     }),
+    ("snapshot_get", |w, who| {
+        let id = snapshot(w);
+        done(w.store.snapshot_get(who, id))
+    }),
+    ("snapshot_list", |w, who| {
+        let id = snapshot(w);
+        let all = w.store.snapshot_list(who, None, None, PageAsk::default()).unwrap().items;
+        let named = w.store.snapshot_list(who, Some(w.bob.sandbox), Some("mine"), PageAsk::default()).unwrap().items;
+        assert_eq!(all, named);
+        all.iter().any(|snapshot| snapshot.id == id)
+    }),
     ("sandbox_set_phase", |w, who| {
         let answer = done(w.store.sandbox_set_phase(who, w.bob.sandbox, SandboxPhase::Stopping));
         assert_eq!(answer, bobs_sandbox(w).phase == SandboxPhase::Stopping);
@@ -114,6 +125,22 @@ const PROBES: &[(&str, Probe)] = &[
         w.store.usage(who).unwrap().sandboxes == 2
     }),
 ];
+
+/// A snapshot of Bob's.
+fn snapshot(w: &World) -> SnapshotId {
+    let new = Snapshot {
+        id: SnapshotId::random(),
+        name: Some("mine".to_owned()),
+        sandbox: w.bob.sandbox,
+        spec: SandboxSpec::standard(HOUR),
+        bytes: 7,
+        files: 1,
+        durable: true,
+        created: NOW,
+    };
+    w.store.snapshot_insert(&w.system, w.bob.scope.user(), &new).unwrap();
+    new.id
+}
 
 /// Calls on what is nobody's own, each with its reason.
 const SHARED: &[(&str, &str)] = &[

@@ -25,6 +25,8 @@ pub enum Code {
     TooLarge,
     /// Neither a machine nor a sandbox can serve the call.
     NoPlace,
+    /// The sandbox is paused, or is being paused or resumed; nothing was done.
+    Paused,
     /// The place went away in the middle; how the operation ended may be unknown. It was not run elsewhere.
     PlaceLost,
     /// The machine's owner does not allow this.
@@ -66,7 +68,7 @@ impl Code {
             Self::Unauthenticated => 401,
             Self::Forbidden | Self::OwnerForbids => 403,
             Self::NotFound => 404,
-            Self::Conflict => 409,
+            Self::Conflict | Self::Paused => 409,
             Self::TooLarge => 413,
             Self::ExecFailed | Self::FileFailed | Self::TemplateUnavailable => 422,
             Self::LimitReached | Self::RateLimited => 429,

@@ -101,10 +101,12 @@ pub struct SandboxAbout {
     pub labels: BTreeMap<String, String>,
     /// The environment of its execs, below their own. At most 512 variables and 64 KiB.
     pub env: SandboxEnv,
-    /// Whether a call that comes while it is paused resumes it.
+    /// Whether a call that comes while its processes are frozen resumes it.
     pub auto_resume: bool,
-    /// It is paused when nothing was asked of it and nothing of its user's runs in it for so long, milliseconds, 1 s to
-    /// 30 days; `None`: never.
+    /// What is kept of it when it is paused without being asked to: by the end of its lease, or because it is idle.
+    pub auto_pause: PauseKind,
+    /// It is paused when nothing was asked of it and no exec runs in it for so long, milliseconds, 1 s to 30 days;
+    /// `None`: never.
     pub idle_pause_ms: Option<u64>,
     /// What the door that made it must remember; means nothing to us. At most 8 KiB as JSON.
     pub door: serde_json::Value,

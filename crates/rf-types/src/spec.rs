@@ -228,6 +228,22 @@ pub struct UserLimits {
     pub lease_ms_max: u64,
     /// Whether the user may have `root` inside their sandboxes.
     pub root_allowed: bool,
+    /// Snapshots at once.
+    #[serde(default = "snapshots_max")]
+    pub snapshots_max: u32,
+    /// Sum of the snapshots' bytes.
+    #[serde(default = "snapshot_bytes_max")]
+    pub snapshot_bytes_max: u64,
+}
+
+/// Of limits that were written before there were snapshots.
+const fn snapshots_max() -> u32 {
+    UserLimits::STANDARD.snapshots_max
+}
+
+/// As [`snapshots_max`].
+const fn snapshot_bytes_max() -> u64 {
+    UserLimits::STANDARD.snapshot_bytes_max
 }
 
 impl UserLimits {
@@ -240,5 +256,7 @@ impl UserLimits {
         disk_bytes_max: 20 * GIB,
         lease_ms_max: 7 * 86_400_000,
         root_allowed: true,
+        snapshots_max: 100,
+        snapshot_bytes_max: 20 * GIB,
     };
 }

@@ -73,7 +73,7 @@ fn conforms(dir: &Path, specs: &[SandboxSpec]) {
     runtime.block_on(async {
         let config =
             PlacesConfig { warden_socket: warden.socket.clone(), execs: ExecsConfig::standard(dir.join("spool")) };
-        let places = Places::start(config, Arc::new(NoRows), Vec::new()).unwrap();
+        let places = Places::start(config, Arc::new(NoRows), Vec::new(), Vec::new()).unwrap();
         within(places.ready()).await;
         for spec in specs {
             eprintln!("a sandbox with a disk of kind {:?}", spec.disk);
@@ -156,10 +156,20 @@ impl Rows for NoRows {
     fn made(&self, _: &SandboxRow) -> Result<(), Fault> {
         Ok(())
     }
-    fn changed(&self, _: &SandboxRow) -> Result<(), Fault> {
+    fn changed(&self, _: &SandboxRow, _: rf_places::ChangedWhy) -> Result<(), Fault> {
         Ok(())
     }
     fn ended(&self, _: UserId, id: SandboxId, why: EndedWhy) {
         assert_eq!(why, EndedWhy::Destroyed, "{id}");
+    }
+
+    fn snapshot_made(&self, _: &rf_places::SnapshotRow) -> Result<(), Fault> {
+        Ok(())
+    }
+
+    fn snapshot_changed(&self, _: &rf_places::SnapshotRow) {}
+
+    fn snapshot_removed(&self, _: UserId, _: rf_types::SnapshotId) -> Result<(), Fault> {
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@
 pub mod init;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -18,12 +18,15 @@ use std::{
     },
 };
 
-use rf_places::{ExecClaim, ExecsConfig, FirstUse, Places, PlacesConfig, Rows, SandboxClaim, SandboxRow};
+use rf_places::{
+    ChangedWhy, ExecClaim, ExecsConfig, FirstUse, Places, PlacesConfig, Rows, SandboxClaim, SandboxRow, SnapshotRow,
+};
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
 use rf_types::{
-    Code, Enforcement, ExecSpec, Fault, KeyId, Program, RequestId, SandboxId, SandboxSpec, UserId, UserLimits,
+    Code, Enforcement, ExecSpec, Fault, KeyId, Program, RequestId, SandboxId, SandboxSpec, SnapshotId, UserId,
+    UserLimits,
 };
-use rf_wire::warden::{Answer, GoneWhy, Order, Reply, Request};
+use rf_wire::warden::{Answer, GoneWhy, Order, Paused, PausedWhy, Reply, Request, Snapshot, SnapshotWay};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, recvmsg, sendmsg,
@@ -75,6 +78,8 @@ pub fn shell(line: &str) -> ExecSpec {
 #[derive(Default)]
 pub struct FakeRows {
     pub live: Mutex<HashMap<SandboxId, SandboxRow>>,
+    pub snapshots: Mutex<HashMap<SnapshotId, SnapshotRow>>,
+    pub whys: Mutex<Vec<(SandboxId, ChangedWhy)>>,
     pub ended: Mutex<Vec<(SandboxId, rf_places::EndedWhy)>>,
     pub refuse: Mutex<bool>,
 }
@@ -88,7 +93,11 @@ impl Rows for FakeRows {
         Ok(())
     }
 
-    fn changed(&self, row: &SandboxRow) -> Result<(), Fault> {
+    fn changed(&self, row: &SandboxRow, why: ChangedWhy) -> Result<(), Fault> {
+        if *self.refuse.lock().unwrap() {
+            return Err(Fault::new(Code::StoreUnavailable, "the store is full", ""));
+        }
+        self.whys.lock().unwrap().push((row.id, why));
         self.live.lock().unwrap().insert(row.id, row.clone());
         Ok(())
     }
@@ -96,6 +105,29 @@ impl Rows for FakeRows {
     fn ended(&self, _user: UserId, id: SandboxId, why: rf_places::EndedWhy) {
         self.live.lock().unwrap().remove(&id);
         self.ended.lock().unwrap().push((id, why));
+    }
+
+    fn snapshot_made(&self, row: &SnapshotRow) -> Result<(), Fault> {
+        if *self.refuse.lock().unwrap() {
+            return Err(Fault::new(Code::StoreUnavailable, "the store is full", ""));
+        }
+        let mut snapshots = self.snapshots.lock().unwrap();
+        if row.name.is_some() {
+            for other in snapshots.values_mut().filter(|other| other.user == row.user && other.name == row.name) {
+                other.name = None;
+            }
+        }
+        snapshots.insert(row.id, row.clone());
+        Ok(())
+    }
+
+    fn snapshot_changed(&self, row: &SnapshotRow) {
+        self.snapshots.lock().unwrap().insert(row.id, row.clone());
+    }
+
+    fn snapshot_removed(&self, _user: UserId, id: SnapshotId) -> Result<(), Fault> {
+        self.snapshots.lock().unwrap().remove(&id);
+        Ok(())
     }
 }
 
@@ -133,6 +165,14 @@ pub fn pair() -> (OwnedFd, OwnedFd) {
 struct WardenState {
     connection: Option<Arc<OwnedFd>>,
     sandboxes: HashMap<SandboxId, (SandboxSpec, u64, FakeInit)>,
+    /// Which are frozen.
+    frozen: HashMap<SandboxId, PausedWhy>,
+    /// What each began with.
+    begun_with: HashMap<SandboxId, SnapshotId>,
+    snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// What the next orders of these kinds are refused with.
+    refuse_pause: Option<Fault>,
+    refuse_snapshot: Option<Fault>,
     behaviour: Behaviour,
 }
 
@@ -188,6 +228,7 @@ impl FakeWarden {
         for (_, (_, _, init)) in state.sandboxes.drain() {
             init.die();
         }
+        state.frozen.clear();
     }
 
     /// How the inits of sandboxes that are made from now on behave.
@@ -205,6 +246,52 @@ impl FakeWarden {
             let news = Answer { tag: 0, result: Ok(Reply::Gone { id, why }) };
             send(connection.as_fd(), &serde_json::to_vec(&news).unwrap(), &[]);
         }
+    }
+
+    /// Tells that it froze a sandbox by itself.
+    pub fn freeze(&self, id: SandboxId) {
+        let mut state = self.state.lock().unwrap();
+        state.frozen.insert(id, PausedWhy::Lease);
+        if let Some(connection) = &state.connection {
+            let news = Answer { tag: 0, result: Ok(Reply::Paused { id, why: PausedWhy::Lease }) };
+            send(connection.as_fd(), &serde_json::to_vec(&news).unwrap(), &[]);
+        }
+    }
+
+    /// Tells that a snapshot is durable and `bytes` long.
+    pub fn count(&self, id: SnapshotId, bytes: u64) {
+        let mut state = self.state.lock().unwrap();
+        let snapshot = state.snapshots.get_mut(&id).unwrap();
+        (snapshot.bytes, snapshot.durable) = (bytes, true);
+        let news = Answer { tag: 0, result: Ok(Reply::SnapshotChanged(snapshot.clone())) };
+        send(state.connection.as_ref().unwrap().as_fd(), &serde_json::to_vec(&news).unwrap(), &[]);
+    }
+
+    /// What the next pauses or snapshots are refused with.
+    pub fn refuse(&self, pause: Option<Fault>, snapshot: Option<Fault>) {
+        let mut state = self.state.lock().unwrap();
+        (state.refuse_pause, state.refuse_snapshot) = (pause, snapshot);
+    }
+
+    pub fn frozen(&self) -> Vec<SandboxId> {
+        self.state.lock().unwrap().frozen.keys().copied().collect()
+    }
+
+    pub fn snapshots(&self) -> Vec<SnapshotId> {
+        self.state.lock().unwrap().snapshots.keys().copied().collect()
+    }
+
+    pub fn begun_with(&self, id: SandboxId) -> Option<SnapshotId> {
+        self.state.lock().unwrap().begun_with.get(&id).copied()
+    }
+
+    pub fn lease(&self, id: SandboxId) -> u64 {
+        self.state.lock().unwrap().sandboxes[&id].1
+    }
+
+    /// Forgets a snapshot, as a disk that died.
+    pub fn lose_snapshot(&self, id: SnapshotId) {
+        self.state.lock().unwrap().snapshots.remove(&id);
     }
 
     pub fn alive(&self) -> Vec<SandboxId> {
@@ -230,12 +317,24 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
     while let Some((bytes, _fds)) = receive(connection.as_fd()) {
         let Request { tag, order } = serde_json::from_slice(&bytes).unwrap();
         match order {
-            Order::Create { spec, .. } => {
-                created.fetch_add(1, Ordering::SeqCst);
-                let id = SandboxId::random();
-                let lease_until = u64::MAX / 2;
+            Order::Create { spec, from, id } => {
                 let (ours, theirs) = pair();
                 let mut state = state.lock().unwrap();
+                let id = id.unwrap_or_else(SandboxId::random);
+                if state.sandboxes.contains_key(&id) {
+                    answer(tag, Err(Fault::new(Code::Conflict, "it lives", "")), &[]);
+                    continue;
+                }
+                match from {
+                    Some(from) if !state.snapshots.contains_key(&from) => {
+                        answer(tag, Err(Fault::not_found("snapshot")), &[]);
+                        continue;
+                    }
+                    Some(from) => drop(state.begun_with.insert(id, from)),
+                    None => {}
+                }
+                created.fetch_add(1, Ordering::SeqCst);
+                let lease_until = u64::MAX / 2;
                 let init = FakeInit::start(ours, state.behaviour);
                 state.sandboxes.insert(id, (spec, lease_until, init));
                 drop(state);
@@ -244,7 +343,11 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
             }
             Order::Destroy { id } => {
                 destroyed.fetch_add(1, Ordering::SeqCst);
-                let found = state.lock().unwrap().sandboxes.remove(&id);
+                let found = {
+                    let mut state = state.lock().unwrap();
+                    state.frozen.remove(&id);
+                    state.sandboxes.remove(&id)
+                };
                 match found {
                     Some((_, _, init)) => {
                         init.die();
@@ -257,11 +360,14 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
                 let adopted: Vec<_> = {
                     let state = state.lock().unwrap();
                     (state.sandboxes.iter())
-                        .map(|(id, (spec, lease, init))| (*id, spec.clone(), *lease, init.adopt()))
+                        .map(|(id, (spec, lease, init))| {
+                            let paused = state.frozen.get(id).map(|why| Paused { since: 1, why: *why });
+                            (*id, spec.clone(), *lease, init.adopt(), paused)
+                        })
                         .collect()
                 };
-                for (id, spec, lease_until, socket) in adopted {
-                    let reply = Reply::Adopted { id, spec, lease_until, enforcement: enforcement(), paused: None };
+                for (id, spec, lease_until, socket, paused) in adopted {
+                    let reply = Reply::Adopted { id, spec, lease_until, enforcement: enforcement(), paused };
                     answer(tag, Ok(reply), &[socket.as_fd()]);
                 }
                 answer(tag, Ok(Reply::Done {}), &[]);
@@ -271,6 +377,67 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
                     found.1 = lease_until;
                 }
                 answer(tag, Ok(Reply::Done {}), &[]);
+            }
+            Order::Pause { id } => {
+                let mut state = state.lock().unwrap();
+                let result = match state.refuse_pause.take() {
+                    Some(fault) => Err(fault),
+                    None if !state.sandboxes.contains_key(&id) => Err(Fault::not_found("sandbox")),
+                    None => {
+                        state.frozen.insert(id, PausedWhy::Asked);
+                        Ok(Reply::Done {})
+                    }
+                };
+                answer(tag, result, &[]);
+            }
+            Order::Resume { id, lease_until } => {
+                let mut state = state.lock().unwrap();
+                state.frozen.remove(&id);
+                let result = match state.sandboxes.get_mut(&id) {
+                    Some(found) => {
+                        found.1 = lease_until.unwrap_or(found.1);
+                        Ok(Reply::Resumed { lease_until: found.1 })
+                    }
+                    None => Err(Fault::not_found("sandbox")),
+                };
+                answer(tag, result, &[]);
+            }
+            Order::Snapshot { id, snapshot } => {
+                let mut state = state.lock().unwrap();
+                let result = match (state.refuse_snapshot.take(), state.sandboxes.get(&id)) {
+                    (Some(fault), _) => Err(fault),
+                    (None, None) => Err(Fault::not_found("sandbox")),
+                    (None, Some((spec, ..))) => {
+                        let made = Snapshot {
+                            id: snapshot,
+                            template: spec.template.clone(),
+                            disk: spec.disk,
+                            created_at: 1,
+                            way: SnapshotWay::Pushed,
+                            bytes: 10,
+                            files: 1,
+                            layers: 1,
+                            durable: false,
+                        };
+                        state.snapshots.insert(snapshot, made.clone());
+                        Ok(Reply::Snapshotted(made))
+                    }
+                };
+                answer(tag, result, &[]);
+            }
+            Order::RemoveSnapshot { snapshot } => {
+                let removed = state.lock().unwrap().snapshots.remove(&snapshot);
+                let result = removed.map(|_| Reply::Done {}).ok_or_else(|| Fault::not_found("snapshot"));
+                answer(tag, result, &[]);
+            }
+            Order::Snapshots { after } => {
+                let state = state.lock().unwrap();
+                let behind = state.snapshots.values().filter(|snapshot| after.is_none_or(|after| snapshot.id > after));
+                // Two at a time, so that every server asks for the rest.
+                let mut list: Vec<_> = behind.cloned().collect();
+                let more = list.len() > 2;
+                list.truncate(2);
+                answer(tag, Ok(Reply::Snapshots { list, more }), &[]);
             }
             Order::Usage { .. } => answer(tag, Ok(Reply::Used(rf_wire::warden::Usage::default())), &[]),
             _ => answer(tag, Ok(Reply::Done {}), &[]),
@@ -303,7 +470,8 @@ impl Field {
         let config = PlacesConfig { warden_socket: self.dir.path().join("warden.sock"), execs };
         let known = self.rows.live.lock().unwrap().values().cloned().collect();
         let rows: Arc<dyn Rows> = Arc::clone(&self.rows) as Arc<dyn Rows>;
-        let places = Places::start(config, rows, known).unwrap();
+        let snapshots = self.rows.snapshots.lock().unwrap().values().cloned().collect();
+        let places = Places::start(config, rows, known, snapshots).unwrap();
         places.ready().await;
         places
     }

@@ -6,6 +6,7 @@ pub mod e2b;
 pub mod execs;
 pub mod files;
 pub mod health;
+pub mod life;
 pub mod machines;
 pub mod ports;
 pub mod sandboxes;
@@ -29,6 +30,7 @@ fn all() -> OpenApiRouter<App> {
         .merge(account::routes())
         .merge(users::routes())
         .merge(sandboxes::routes())
+        .merge(life::routes())
         .merge(execs::routes())
         .merge(stream::routes())
         .merge(ports::routes())

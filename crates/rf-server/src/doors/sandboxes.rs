@@ -1,7 +1,7 @@
 //! Sandboxes: make, list, see, extend, change, destroy.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -12,14 +12,19 @@ use axum::{
 };
 use rf_places::{Making, SandboxRow, place::Place as _};
 use rf_policy::{Action, Asked};
-use rf_types::{Code, Enforcement, Fault, LayerReport, SandboxAbout, SandboxId, SandboxSpec, UserId, units::UnixMs};
+use rf_store::{PageAsk, SandboxFilter};
+use rf_types::{
+    Code, Enforcement, Fault, LayerReport, PauseKind, SandboxId, SandboxSpec, SandboxState, SnapshotId, UserId,
+    units::UnixMs,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    api::{List, PageQuery, SandboxAsk, SandboxPatch},
+    api::{List, Order, PageQuery, SandboxAsk, SandboxPatch, SandboxQuery},
     app::{App, Caller, Named, json},
+    doors::life,
     input,
     operation::Ask,
     refusal::Refusal,
@@ -37,7 +42,7 @@ pub fn routes() -> OpenApiRouter<App> {
 
 /// A sandbox.
 #[derive(Debug, Serialize, ToSchema)]
-struct SandboxAnswer {
+pub struct SandboxAnswer {
     /// Its id.
     #[schema(value_type = String)]
     id: SandboxId,
@@ -45,15 +50,34 @@ struct SandboxAnswer {
     name: Option<String>,
     /// Whether calls that name no place go to it.
     default: bool,
-    /// `running`.
+    /// `running` or `paused`.
     state: &'static str,
+    /// What is kept while it is paused: `memory` (processes and files) or `files`.
+    pause_kind: Option<&'static str>,
+    /// Since when it is paused.
+    paused_at: Option<u64>,
     /// As it was asked for, with the limits it has now.
     #[schema(value_type = Object)]
     spec: SandboxSpec,
+    /// Words to find it by.
+    labels: BTreeMap<String, String>,
+    /// The names of its environment's variables; their values are not given out.
+    env_names: Vec<String>,
+    /// Whether a call that comes while its processes are frozen resumes it.
+    auto_resume: bool,
+    /// What is kept when its lease's end or its idleness pauses it.
+    auto_pause: &'static str,
+    /// After how long an idle one is paused, milliseconds.
+    idle_pause_ms: Option<u64>,
+    /// The snapshot that it was made from; may be gone by now.
+    #[schema(value_type = Option<String>)]
+    from_snapshot: Option<SnapshotId>,
     /// When it was made, milliseconds since 1970.
     created_at: u64,
-    /// When its lease ends and it is destroyed.
-    lease_until: u64,
+    /// When it last began to run.
+    started_at: u64,
+    /// When its lease ends and it is destroyed, or paused as its spec says; none while it is paused.
+    lease_until: Option<u64>,
     /// Whether it was prepared before.
     pooled: bool,
     /// What the kernel holds of each layer, read back.
@@ -66,9 +90,27 @@ struct SandboxAnswer {
 
 impl From<SandboxRow> for SandboxAnswer {
     fn from(row: SandboxRow) -> Self {
-        let SandboxRow { id, name, default, state, spec, created_at, lease_until, pooled, enforcement, .. } = row;
-        let state = state.name();
-        Self { id, name, default, state, spec, created_at, lease_until, pooled, enforcement, usage: None }
+        Self {
+            id: row.id,
+            name: row.name,
+            default: row.default,
+            state: row.state.name(),
+            pause_kind: row.pause_kind.map(PauseKind::name),
+            paused_at: row.paused_at,
+            spec: row.spec,
+            env_names: row.about.env.keys().cloned().collect(),
+            labels: row.about.labels,
+            auto_resume: row.about.auto_resume,
+            auto_pause: row.about.auto_pause.name(),
+            idle_pause_ms: row.about.idle_pause_ms,
+            from_snapshot: row.from_snapshot,
+            created_at: row.created_at,
+            started_at: row.started_at,
+            lease_until: (row.state == SandboxState::Running).then_some(row.lease_until),
+            pooled: row.pooled,
+            enforcement: row.enforcement,
+            usage: None,
+        }
     }
 }
 
@@ -104,21 +146,36 @@ struct SandboxUsage {
     inodes: u64,
 }
 
-/// The user's sandboxes, newest first.
-#[utoipa::path(get, path = "/v1/sandboxes", params(PageQuery),
+/// The user's sandboxes, running and paused; the one that began to run last comes first.
+#[utoipa::path(get, path = "/v1/sandboxes", params(SandboxQuery),
     responses((status = 200, body = List<SandboxAnswer>)))]
 async fn sandboxes(State(app): State<App>, caller: Caller, uri: Uri) -> Result<Response<Body>, Refusal> {
-    let page: PageQuery = input::query(&uri)?;
+    let query: SandboxQuery = input::query(&uri)?;
     let operation = app.begin(&caller, Ask::of(Action::SandboxRead).detail("op", "list")).await?;
-    let list = || {
-        let mut rows = app.places().sandboxes().list(operation.permit().user());
-        rows.reverse();
-        paged(rows, &page, |row| row.id.to_string())
+    let result = listed(&app, &caller, &query);
+    let (rows, next) = operation.finish(result).await?;
+    let items = rows.into_iter().map(SandboxAnswer::from).collect();
+    Ok(json(StatusCode::OK, &List { items, next }))
+}
+
+/// A page of the user's sandboxes, found in the store; each as it is now.
+fn listed(app: &App, caller: &Caller, query: &SandboxQuery) -> Result<(Vec<SandboxRow>, Option<String>), Fault> {
+    let labels: Option<BTreeMap<String, String>> = (query.labels.as_deref())
+        .map(|text| serde_json::from_str(text).map_err(|_| Fault::invalid("`labels` must be a JSON object of texts")))
+        .transpose()?;
+    let filter = SandboxFilter {
+        state: query.state,
+        labels: labels.as_ref(),
+        template: query.template.as_ref(),
+        started_from: query.started_from,
+        oldest_first: query.order == Some(Order::Asc),
     };
-    let result = list();
-    let list = operation.finish(result).await?;
-    let items = list.items.into_iter().map(SandboxAnswer::from).collect();
-    Ok(json(StatusCode::OK, &List { items, next: list.next }))
+    let ask = PageAsk { after: query.after.as_deref(), items_max: query.items_max };
+    let page = app.store().sandbox_list(caller.who.scope(), filter, ask)?;
+    let user = caller.who.principal().user;
+    // One that ends at this moment is in the one and not in the other.
+    let rows = page.items.iter().filter_map(|item| app.places().sandboxes().row(user, item.id).ok()).collect();
+    Ok((rows, page.next))
 }
 
 /// A page of what is in memory anyway. `after` names the last item of the page before; when that has gone meanwhile,
@@ -199,8 +256,16 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
 /// What the gate or the warden says.
 pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool) -> Result<SandboxRow, Refusal> {
     let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
-    let making = Making { name: ask.name.clone(), default, about: SandboxAbout::default() };
-    make(app, caller, ask.spec(caller.who.limits()), making).await
+    let about = ask.about()?;
+    let limits = caller.who.limits();
+    let (spec, from) = match &ask.from_snapshot {
+        None => (ask.spec(limits), None),
+        Some(named) => {
+            let origin = life::origin(app, caller, named).await?;
+            (ask.spec_from(limits, origin.spec())?, Some(origin))
+        }
+    };
+    make(app, caller, spec, Making { name: ask.name.clone(), default, about, from }).await
 }
 
 /// Judges, counts and makes the sandbox of a whole spec; every door's way to one.
@@ -217,7 +282,9 @@ pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making)
     let (mut operation, claim) = app.begin_judged(caller, asked, judged).await?;
     // Found out before anything is made; the store's own index is what holds it.
     let free = making.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name));
-    let made = match free.and_then(|()| app.check_template(caller, &spec.template)) {
+    // What a snapshot stands on is there for as long as it is.
+    let template = || if making.from.is_some() { Ok(()) } else { app.check_template(caller, &spec.template) };
+    let made = match free.and_then(|()| template()) {
         Ok(()) => app.places().sandboxes().create(claim, making).await,
         Err(fault) => Err(fault),
     };
@@ -229,6 +296,9 @@ pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making)
         operation.set_place(rf_types::PlaceRef::Sandbox(row.id));
         operation.set_subject(row.id);
         operation.detail("pooled", row.pooled);
+        if let Some(from) = row.from_snapshot {
+            operation.detail("from_snapshot", from.to_string());
+        }
         operation.set_enforcement(&row.enforcement);
         Ok(row)
     });

@@ -81,6 +81,10 @@ struct UserLimitsPatch {
     lease_ms_max: Option<u64>,
     /// Whether `root` inside may be had.
     root_allowed: Option<bool>,
+    /// Snapshots at once.
+    snapshots_max: Option<u32>,
+    /// Sum of the snapshots' bytes.
+    snapshot_bytes_max: Option<u64>,
 }
 
 impl UserLimitsPatch {
@@ -93,6 +97,8 @@ impl UserLimitsPatch {
             disk_bytes_max: self.disk_bytes_max.unwrap_or(base.disk_bytes_max),
             lease_ms_max: self.lease_ms_max.unwrap_or(base.lease_ms_max),
             root_allowed: self.root_allowed.unwrap_or(base.root_allowed),
+            snapshots_max: self.snapshots_max.unwrap_or(base.snapshots_max),
+            snapshot_bytes_max: self.snapshot_bytes_max.unwrap_or(base.snapshot_bytes_max),
         }
     }
 }
@@ -222,6 +228,7 @@ async fn delete(app: &App, caller: &Caller, text: &str) -> Result<(), Fault> {
             }
         }
     }
+    app.places().sandboxes().remove_snapshots_of(user)?;
     for machine in app.places().machines(user) {
         app.hub().remove(machine.id);
         app.places().remove_machine(user, machine.id, None);

@@ -41,6 +41,7 @@ pub(crate) fn reserve(store: &Store, scope: &UserScope, name: Option<&str>) -> R
         name,
         spec: &SandboxSpec::standard(HOUR),
         about: &SandboxAbout::default(),
+        from_snapshot: None,
     };
     match store.sandbox_reserve(scope, &new, NOW, |_, _| Ok::<_, std::convert::Infallible>(())) {
         Ok((sandbox, ())) => Ok(sandbox.id),
