@@ -118,7 +118,8 @@ impl Pool {
         // A proxy must not hold small pieces back; where it cannot be set they are only later.
         let _ = stream.set_nodelay(true);
         let mut builder = Builder::new();
-        builder.max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX);
+        // As most clients of HTTP/1.1 write them: what listens here may be a few lines that never heard of another way.
+        builder.title_case_headers(true).max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX);
         let (sender, connection) = builder
             .handshake(TokioIo::new(stream))
             .await
