@@ -90,6 +90,16 @@ impl System {
         Self::start_by(dir, &["--listen", "127.0.0.1:0"], Some(uid))
     }
 
+    /// Starts it, and runs its commands, by a script of the tester's that takes something away from the host and then
+    /// becomes the binary: `BINARY` in its text.
+    pub fn start_under(script: &str) -> Self {
+        let dir = fresh_dir();
+        let path = dir.path().join("ringfence");
+        fs::write(&path, script.replace("BINARY", binary().to_str().unwrap())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        Self::start_by(dir, &["--listen", "127.0.0.1:0"], Some(0))
+    }
+
     fn start_by(dir: TempDir, args: &[&str], uid: Option<u32>) -> Self {
         let log = fs::File::create(dir.path().join("up.log")).unwrap();
         let mut up = ringfence_as(dir.path(), uid)

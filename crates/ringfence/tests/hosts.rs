@@ -1,0 +1,95 @@
+//! Hosts that lack something: what cannot be held is refused or said by name, and never left out in silence.
+
+mod support;
+
+use std::fs;
+
+use serde_json::Value;
+use support::{Ran, System};
+
+/// Becomes the binary on a host whose kernel has no Landlock: `landlock_create_ruleset` (444) answers ENOSYS.
+const NO_LANDLOCK: &str = r#"#!/usr/bin/env python3
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x50000 | 38), (0x06, 0, 0, 0x7FFF0000)]
+code = b"".join(struct.pack("HBBI", *line) for line in code)
+buffer = ctypes.create_string_buffer(code, len(code))
+program = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(buffer))
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program, len(program)), 0, 0) != 0:
+    sys.exit(f"no filter: {ctypes.get_errno()}")
+os.execv("BINARY", ["BINARY"] + sys.argv[1:])
+"#;
+
+/// Becomes the binary on a host without a version 2 tree of control groups.
+const NO_UNIFIED_TREE: &str = r#"#!/bin/sh
+exec unshare --mount sh -c '
+    grep " - cgroup2 " /proc/self/mountinfo | cut -d " " -f 5 | while read -r point; do umount "$point" || exit 9; done
+    exec BINARY "$@"' ringfence "$@"
+"#;
+
+fn fault(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.stderr).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+}
+
+fn layer(made: &Value, name: &str) -> Value {
+    let layers = made["enforcement"]["layers"].as_array().unwrap();
+    layers.iter().find(|layer| layer["layer"] == name).unwrap().clone()
+}
+
+#[test]
+fn without_landlock_sandboxes_and_layers_are_refused_by_name() {
+    let system = System::start_under(NO_LANDLOCK);
+    let refused = system.run(&["--json", "create"]);
+    refused.expect(1);
+    assert_eq!(fault(&refused)["code"], "layer_unavailable", "{refused:?}");
+    assert!(fault(&refused)["message"].as_str().unwrap().contains("`landlock`"), "{refused:?}");
+    let made = system.json(&["create", "--accept-missing", "landlock"]);
+    assert_eq!(layer(&made, "landlock")["held"], "absent", "{made}");
+
+    // The unpacker is held by Landlock alone to its directory: it reads not a byte without it.
+    let root = system.dir().join("root");
+    fs::create_dir(&root).unwrap();
+    fs::write(root.join("file"), "text").unwrap();
+    let refused = system.run(&["--json", "template", "import", "mine", root.to_str().unwrap()]);
+    refused.expect(1);
+    let fault = fault(&refused);
+    assert_eq!(fault["code"], "layer_unavailable", "{fault}");
+    let message = fault["message"].as_str().unwrap();
+    assert!(message.contains("restrict itself by Landlock") && message.contains("not implemented"), "{message}");
+    assert_eq!(fs::read_dir(system.state().join("warden/layers")).unwrap().count(), 0);
+    system.stop();
+    // Control: the same tree, where Landlock is.
+    let system = System::start();
+    fs::create_dir(system.dir().join("root")).unwrap();
+    fs::write(system.dir().join("root/file"), "text").unwrap();
+    system.ok(&["template", "import", "mine", system.dir().join("root").to_str().unwrap()]);
+    system.stop();
+}
+
+#[test]
+fn without_a_unified_tree_the_report_says_what_a_kill_may_miss() {
+    let system = System::start_under(NO_UNIFIED_TREE);
+    let made = system.run(&["--json", "create"]);
+    if made.code == 0 {
+        let made: Value = serde_json::from_slice(&made.stdout).unwrap();
+        let tasks = layer(&made, "tasks");
+        assert_eq!(tasks["held"], "partial", "{tasks}");
+        assert!(tasks["missing"].as_str().unwrap().contains("/proc"), "{tasks}");
+        // What is held there: the tree of a process that lives, and the whole sandbox.
+        let id = made["id"].as_str().unwrap();
+        let late = system.run(&["exec", "-s", id, "--timeout", "300ms", "--sh", "sh -c 'sleep 1000' & sleep 1000"]);
+        assert_eq!(late.code, 137, "{late:?}");
+        assert_eq!(system.run(&["exec", "-s", id, "--sh", "pgrep sleep"]).code, 1);
+        system.ok(&["rm", id]);
+    } else {
+        // A host whose controllers are all in that tree has none now, and says so.
+        assert_eq!(fault(&made)["code"], "layer_unavailable", "{made:?}");
+    }
+    system.stop();
+    // Control: with the tree, nothing is missing of that layer.
+    let system = System::start();
+    let made = system.json(&["create"]);
+    assert_eq!(layer(&made, "tasks")["held"], "full", "{made}");
+    system.stop();
+}
