@@ -15,7 +15,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use axum::http::{HeaderMap, HeaderName, Uri, header, request::Parts};
 use rf_gate::SandboxOwner;
 use rf_places::{SandboxRow, sandbox::SandboxPlace};
-use rf_types::{Fault, RequestId, SandboxId, UserId};
+use rf_types::{Code, Fault, RequestId, SandboxId, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -259,7 +259,16 @@ impl Target {
         let owner = app.gate().sandbox_owner(id, app.now()).map_err(|denied| denied.fault)?;
         let owner = owner.ok_or(NoTarget::NotFound)?;
         let look = |row: &SandboxRow, place: &Arc<SandboxPlace>| (Arc::clone(place), TrafficRules::of(&row.about.door));
-        let found = app.places().sandboxes().look(owner.user(), id, look);
+        let sandboxes = app.places().sandboxes();
+        let mut found = sandboxes.look(owner.user(), id, look);
+        if found.as_ref().is_err_and(|fault| fault.code == Code::Paused) {
+            // Where its user asked for that, whoever comes for it wakes it; who comes for one that stays paused finds none.
+            match sandboxes.awake(owner.user(), id).await {
+                Ok(_) => found = sandboxes.look(owner.user(), id, look),
+                Err(fault) if matches!(fault.code, Code::Paused | Code::NotFound) => return Err(NoTarget::NotFound),
+                Err(fault) => return Err(fault.into()),
+            }
+        }
         let (place, rules) = found.map_err(|_| NoTarget::NotFound)?;
         if place.is_lost() {
             return Err(NoTarget::NotFound);
