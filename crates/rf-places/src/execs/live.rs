@@ -47,6 +47,9 @@ const ENDED_TIME: Duration = Duration::from_secs(30);
 const PIECES_MAX: usize = 4;
 /// Most followers of one exec. Chosen.
 const FOLLOWERS_MAX: usize = 64;
+const SIGKILL: i32 = 9;
+/// How long an exec that was killed may take to die. Chosen: what waits for a disk takes longer.
+const DEATH_TIME: Duration = Duration::from_secs(2);
 /// How long output may stay away once a killed exec has ended, and how long it is listened to in all: a process that it
 /// left behind may hold its output for ever. Chosen.
 const SILENCE_TIME: Duration = Duration::from_millis(20);
@@ -291,7 +294,8 @@ impl Execs {
         live.resize.as_ref().ok_or_else(no_terminal)?.resize(rows, cols)
     }
 
-    /// Sends a signal to an exec's first process, after which its output is no longer waited for once it has ended.
+    /// Sends a signal to an exec's first process, after which its output is no longer waited for once it has ended. One
+    /// that is killed has ended when this returns, unless the kernel takes long.
     ///
     /// # Errors
     /// `not_found` when there is no such exec or it has ended; what the place says.
@@ -300,7 +304,14 @@ impl Execs {
             live.hurried.store(true, Ordering::Release);
             live.hurry.notify_one();
         }
-        self.signal(permit, exec, signal, SignalScope::Process).await
+        self.signal(permit, exec, signal, SignalScope::Process).await?;
+        if signal == SIGKILL {
+            // Who looks for the process now must not find it.
+            let mut state = self.find(permit.user(), exec)?.state();
+            let ended = state.wait_for(|state| *state != ExecState::Running);
+            let _still_dying = tokio::time::timeout(DEATH_TIME, ended).await;
+        }
+        Ok(())
     }
 }
 

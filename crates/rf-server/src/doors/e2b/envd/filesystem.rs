@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use buffa::MessageField;
 use connectrpc::{ConnectError, ErrorCode, RequestContext, Response, ServiceResult, ServiceStream};
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future::BoxFuture, stream};
 use rf_e2b::rpc::filesystem::{
     __buffa::oneof::watch_dir_response::Event,
     CreateWatcherRequest, CreateWatcherResponse, EntryInfo, EventType, FilesystemEvent, GetWatcherEventsRequest,
@@ -282,6 +282,7 @@ pub(super) async fn watch_dir(
         top: String,
         waiting: std::collections::VecDeque<Event>,
         every: std::time::Duration,
+        fallen: BoxFuture<'static, Fault>,
     }
     let asked = asked(&context)?;
     let WatchDirRequest { path, recursive, include_entry, allow_network_mounts } = request;
@@ -289,7 +290,8 @@ pub(super) async fn watch_dir(
     operation.durable().await.map_err(refused)?;
     let top = clean(&watching.top.stat.path);
     let waiting = [StartEvent {}.into()].into();
-    let watch = Watch { operation: Some(operation), watching, top, waiting, every: keepalive(&context) };
+    let fallen = operation.fallen();
+    let watch = Watch { operation: Some(operation), watching, top, waiting, every: keepalive(&context), fallen };
     let events = stream::unfold(watch, |mut watch| async move {
         loop {
             if let Some(event) = watch.waiting.pop_front() {
@@ -297,21 +299,26 @@ pub(super) async fn watch_dir(
             }
             // Dropped with the stream when the client goes, and then recorded as that.
             watch.operation.as_ref()?;
-            let error = match tokio::time::timeout(watch.every, watch.watching.next()).await {
-                Err(_) => {
+            let told = tokio::select! {
+                biased;
+                told = watch.watching.next() => told,
+                fault = &mut watch.fallen => Err(fault),
+                () = tokio::time::sleep(watch.every) => {
                     watch.waiting.push_back(KeepAlive {}.into());
                     continue;
                 }
-                Ok(Ok(WatchTold::Changed(change, _))) if change.kinds.contains(&ChangeKind::Overflow) => overflowed(),
-                Ok(Ok(WatchTold::Changed(change, detail))) => {
+            };
+            let error = match told {
+                Ok(WatchTold::Changed(change, _)) if change.kinds.contains(&ChangeKind::Overflow) => overflowed(),
+                Ok(WatchTold::Changed(change, detail)) => {
                     let events = events(&watch.top, &change, detail).into_iter();
                     watch.waiting.extend(events.map(|event| Event::Filesystem(Box::new(event))));
                     continue;
                 }
-                Ok(Ok(WatchTold::Caught)) => continue,
+                Ok(WatchTold::Caught) => continue,
                 // Broken off with its sandbox.
-                Ok(Err(fault)) if fault.code == Code::PlaceLost => std::future::pending().await,
-                Ok(Err(fault)) => error(&fault),
+                Err(fault) if fault.code == Code::PlaceLost => std::future::pending().await,
+                Err(fault) => error(&fault),
             };
             let operation = watch.operation.take()?;
             let fault = Fault::new(Code::FileFailed, error.message.clone().unwrap_or_default(), "");

@@ -177,7 +177,7 @@ fn refused(refusal: Refusal, unauthenticated: &str) -> Response<Body> {
 pub(super) fn fault(fault: &Fault) -> Response<Body> {
     let status = match fault.code {
         // The texts by which the clients know a sandbox that has ended.
-        Code::PlaceLost | Code::NoPlace => return failed(StatusCode::BAD_GATEWAY, NOT_FOUND),
+        Code::PlaceLost | Code::NoPlace | Code::Paused => return failed(StatusCode::BAD_GATEWAY, NOT_FOUND),
         Code::FileFailed | Code::ExecFailed => StatusCode::INTERNAL_SERVER_ERROR,
         code => StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
     };

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use buffa::MessageField;
 use bytes::Bytes;
 use connectrpc::{ConnectError, RequestContext, Response, ServiceResult, ServiceStream};
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use rf_e2b::rpc::process::{
     __buffa::oneof::{
         process_event::{Event, data_event::Output},
@@ -117,6 +117,7 @@ pub(super) async fn start(
     let id = ExecId::random();
     let judged = app.claim_exec(caller, is_root(&spec));
     let (operation, claim) = app.begin_judged(caller, record.subject(id), judged).await.map_err(refused)?;
+    let fallen = operation.fallen();
     // Whoever comes first: the one that starts it, or its end.
     let operation = Arc::new(Mutex::new(Some(operation)));
     let ending = Arc::clone(&operation);
@@ -136,8 +137,8 @@ pub(super) async fn start(
     if let Some(operation) = operation.lock().await.as_mut() {
         operation.durable().await.map_err(refused)?;
     }
-    let mut talk = Talk::new(pid, events, spec.pty.is_some(), keepalive(&context));
-    talk.place = Some(Arc::clone(&asked.target.place));
+    let place = Some(Arc::clone(&asked.target.place));
+    let talk = Talk { fallen, place, ..Talk::new(pid, events, spec.pty.is_some(), keepalive(&context)) };
     Response::stream_ok(talk.stream(|event| StartResponse { event: MessageField::some(event) }))
 }
 
@@ -178,9 +179,10 @@ pub(super) async fn connect(
     let execs = asked.app.places().execs();
     let followed = execs.has_terminal(operation.permit().user(), exec);
     let followed = followed.and_then(|pty| execs.follow(operation.permit(), exec).map(|followed| (pty, followed)));
+    let fallen = operation.fallen();
     let (pty, (pid, events)) = operation.finish(followed).await.map_err(refused)?;
-    let mut talk = Talk::new(pid, events, pty, keepalive(&context));
-    talk.place = Some(Arc::clone(&asked.target.place));
+    let place = Some(Arc::clone(&asked.target.place));
+    let talk = Talk { fallen, place, ..Talk::new(pid, events, pty, keepalive(&context)) };
     Response::stream_ok(talk.stream(|event| ConnectResponse { event: MessageField::some(event) }))
 }
 
@@ -376,12 +378,15 @@ struct Talk {
     every: Duration,
     waiting: VecDeque<Output>,
     over: bool,
+    /// Resolves when who follows may no longer.
+    fallen: BoxFuture<'static, Fault>,
     place: Option<Arc<SandboxPlace>>,
 }
 
 impl Talk {
     fn new(pid: u32, events: LiveEvents, pty: bool, every: Duration) -> Self {
-        Self { started: Some(pid), events, pty, every, waiting: VecDeque::new(), over: false, place: None }
+        let fallen = std::future::pending().boxed();
+        Self { started: Some(pid), events, pty, every, waiting: VecDeque::new(), over: false, fallen, place: None }
     }
 
     fn stream<T: Send + 'static>(self, wrap: fn(ProcessEvent) -> T) -> ServiceStream<T> {
@@ -400,8 +405,14 @@ impl Talk {
             if self.over {
                 return None;
             }
-            let Ok(event) = tokio::time::timeout(self.every, self.events.next()).await else {
-                return Some(Ok(KeepAlive {}.into()));
+            let event = tokio::select! {
+                biased;
+                event = self.events.next() => event,
+                fault = &mut self.fallen => {
+                    self.over = true;
+                    return Some(Err(error(&fault)));
+                }
+                () = tokio::time::sleep(self.every) => return Some(Ok(KeepAlive {}.into())),
             };
             match event {
                 Some(ExecEvent::Stdout(bytes)) if self.pty => self.cut(bytes, TERMINAL_BYTES_MAX, Output::Pty),

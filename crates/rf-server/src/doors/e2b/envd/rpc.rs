@@ -99,7 +99,7 @@ pub(super) fn error(fault: &Fault) -> ConnectError {
             ErrorCode::ResourceExhausted
         }
         // The text by which the clients know a sandbox that has ended.
-        Code::PlaceLost | Code::NoPlace => return ConnectError::unavailable(NOT_FOUND),
+        Code::PlaceLost | Code::NoPlace | Code::Paused => return ConnectError::unavailable(NOT_FOUND),
         Code::LayerUnavailable
         | Code::TemplateUnavailable
         | Code::LedgerUnavailable
