@@ -327,6 +327,21 @@ pub(crate) fn overlay(lower: &[String], upper: &str, work: &str) -> Result<Owned
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, HELD)
 }
 
+/// Covers the host's boot id with one of the sandbox's own: the host's tells which sandboxes share a host, and programs
+/// take another one for a restart. The text is made as the kernel makes it (random(4)).
+fn cover_boot_id() -> Result<(), Failed> {
+    let failed = |error: std::io::Error| Failed {
+        step: "make a boot id",
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    };
+    let id = std::fs::read("/proc/sys/kernel/random/uuid").map_err(failed)?;
+    std::fs::write("boot_id", id).map_err(failed)?;
+    rustix::fs::chmod("boot_id", Mode::from_raw_mode(0o444)).step("make a boot id")?;
+    let cover = copy_of("boot_id").step("copy a boot id")?;
+    set_attributes(cover.as_fd(), attribute::RDONLY | attribute::NOEXEC, false, None).step("cover the boot id")?;
+    attach(cover, Path::new("root/proc/sys/kernel/random/boot_id")).step("cover the boot id")
+}
+
 fn mount_proc(plan: &Plan) -> Result<(), Failed> {
     let attributes = HELD | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let mut options = vec![("hidepid", "invisible")];
@@ -339,6 +354,7 @@ fn mount_proc(plan: &Plan) -> Result<(), Failed> {
     let sys = copy_of("root/proc/sys").step("copy /proc/sys")?;
     set_attributes(sys.as_fd(), attribute::RDONLY, false, None).step("make /proc/sys read-only")?;
     attach(sys, Path::new("root/proc/sys")).step("attach /proc/sys")?;
+    cover_boot_id()?;
     if plan.proc_covered.is_empty() {
         return Ok(());
     }

@@ -260,6 +260,12 @@ fn base_has_what_programs_for_e2b_expect() {
     );
     assert_eq!(seen(&run, "ps -o comm= -p $$; ss -ltn | wc -l"), "bash; 1");
 
+    // What tells one start from another is each sandbox's own, and not the host's.
+    let boot = || seen(&run, "cat /proc/sys/kernel/random/boot_id");
+    let boots = [boot(), boot(), fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned()];
+    assert!(boots.iter().all(|id| id.len() == 36 && id.bytes().filter(|b| *b == b'-').count() == 4), "{boots:?}");
+    assert!(boots[0] != boots[1] && boots[0] != boots[2] && boots[1] != boots[2], "{boots:?}");
+
     // Where root may not be had, there is no sudo, and `python` is there all the same.
     let plain = ["run", "--template", "base", "--no-root"];
     assert_eq!(seen(&plain, "command -v python; command -v sudo | grep -c rf || :"), "/usr/local/bin/python; 0");
