@@ -5,8 +5,8 @@ use rf_sys::guest::{
     inherited, monotonic_us, set_signal_mask, signal_fd, wait,
 };
 use rf_wire::init::{
-    EXECS_MAX, File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, order, spawn,
-    stage, thawed,
+    EXECS_MAX, File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, file_op, order,
+    spawn, stage, thawed,
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -499,6 +499,16 @@ impl Init {
     fn file(&mut self, tag: u64, order: &File<'_>, reply: &OwnedFd, data: Option<&OwnedFd>) -> Result<(), Refused> {
         let name = rf_sys::guest::cstr(order.user).to_bytes();
         let user = users::find_again(name, self.rights, &mut self.last_user).map_err(at(stage::USER))?;
+        if order.op == file_op::CONNECT {
+            let connect = || Ok(file::connect_at_once(order.number, tag, reply.as_fd()));
+            let one_uid = self.rights.only.is_some();
+            // The socket is the user's, as one that a helper makes.
+            let done =
+                if one_uid { connect() } else { as_file_owner((user.uid, user.gid), self.death_signal, connect) };
+            if done == Ok(true) {
+                return Ok(());
+            }
+        }
         let free = self.helpers.iter_mut().find(|pid| **pid == 0);
         let slot = free.ok_or(Refused { stage: stage::FORK, errno: Errno::AGAIN })?;
         let parent = self.cgroups.as_ref().map(AsFd::as_fd);

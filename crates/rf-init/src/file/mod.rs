@@ -46,6 +46,7 @@ use rustix::{
 };
 
 use crate::users::User;
+pub(crate) use connect::at_once as connect_at_once;
 use reply::Reply;
 
 /// Drops to the user and does the operation. The process ends after this.
