@@ -6,6 +6,7 @@ use axum::{
     http::Response,
     routing::any,
 };
+use rf_e2b::{CODE_INTERPRETER_PORT, ENVD_PORT};
 use rf_policy::Action;
 use rf_types::{Code, Fault, MachineId, PlaceRef, SandboxId};
 use utoipa_axum::router::OpenApiRouter;
@@ -46,7 +47,7 @@ async fn port(
     let prefix = format!("/v1/sandboxes/{id}/ports/{port}");
     let sandbox: SandboxId = input::id("sandbox", &id)?;
     let port = number(&port)?;
-    let place = match app.places().sandboxes().get(caller.who.principal().user, sandbox) {
+    let place = match app.places().sandboxes().awake(caller.who.principal().user, sandbox).await {
         Ok(place) => place,
         Err(fault) => {
             let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).detail("port", port);
@@ -87,8 +88,15 @@ async fn port_on_machine(
 
 fn number(text: &str) -> Result<u16, Fault> {
     let plain = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
-    let port = text.parse().ok().filter(|_| plain);
-    port.ok_or_else(|| Fault::invalid("the port must be a number from 1 to 65535"))
+    match text.parse().ok().filter(|_| plain) {
+        Some(port @ (ENVD_PORT | CODE_INTERPRETER_PORT)) => Err(Fault::new(
+            Code::Unsupported,
+            format!("port {port} is the control plane's own, and nothing inside a sandbox answers there"),
+            "have the program listen on another port",
+        )),
+        Some(port) => Ok(port),
+        None => Err(Fault::invalid("the port must be a number from 1 to 65535")),
+    }
 }
 
 fn refusal(why: NotPassed, port: u16) -> Refusal {
