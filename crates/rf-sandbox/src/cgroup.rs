@@ -41,6 +41,8 @@ pub struct Hierarchies {
     cpu: Option<Controller>,
     cpuacct: Option<Controller>,
     io: Option<Controller>,
+    /// Where processors are handed out; no limit, see [`crate::processors`].
+    cpuset: Option<Controller>,
     /// Mount point of version 1's freezer, where there is no version 2 tree that could freeze.
     freezer: Option<PathBuf>,
     /// Those of [`MEMORY_FILES`] that are there.
@@ -70,6 +72,7 @@ impl Hierarchies {
             cpu: None,
             cpuacct: None,
             io: None,
+            cpuset: None,
             freezer: None,
             memory_files: Vec::new(),
         };
@@ -92,6 +95,11 @@ impl Hierarchies {
                                 continue;
                             }
                             "blkio" => &mut found.io,
+                            // Our directory there is made when it is first needed.
+                            "cpuset" => {
+                                found.cpuset = Some(Controller::V1(point.clone()));
+                                continue;
+                            }
                             "freezer" => {
                                 freezer = Some(point.clone());
                                 continue;
@@ -147,6 +155,7 @@ impl Hierarchies {
                 "pids" => &mut self.pids,
                 "cpu" => &mut self.cpu,
                 "io" => &mut self.io,
+                "cpuset" => &mut self.cpuset,
                 _ => continue,
             };
             // It must reach two levels down: our directory, and the sandboxes' below it.
@@ -219,6 +228,22 @@ impl Hierarchies {
         roots
     }
 
+    /// Where processors are handed out.
+    pub(crate) const fn cpuset(&self) -> Option<&Controller> {
+        self.cpuset.as_ref()
+    }
+
+    /// The name of our directory in each hierarchy.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Our directory in version 1's cpusets, if it was made.
+    fn cpuset_base(&self) -> Option<PathBuf> {
+        let Some(Controller::V1(root)) = &self.cpuset else { return None };
+        Some(root.join(&self.base)).filter(|dir| dir.exists())
+    }
+
     /// Makes the group `name` in every hierarchy, for a sandbox whose init has the host id `owner`; in that of block
     /// I/O only if it does any.
     ///
@@ -246,7 +271,7 @@ impl Hierarchies {
     /// The path that could not be removed after its processes were killed.
     pub fn sweep(&self) -> Result<usize, CgroupError> {
         let mut swept = 0;
-        for root in self.roots() {
+        for root in self.roots().into_iter().chain(self.cpuset_base()) {
             for entry in fs::read_dir(&root).map_err(CgroupError::at(&root))?.flatten() {
                 if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                     kill_below(&entry.path())?;
@@ -267,9 +292,22 @@ impl Hierarchies {
         self.create("stay", None, false)?.limit(&Limits::STANDARD, None)
     }
 
+    /// CPU time of all sandboxes of this warden so far, microseconds; nothing where it is not counted.
+    #[must_use]
+    pub fn cpu_used_us(&self) -> Option<u64> {
+        let read = |root: &Path, file: &str| fs::read_to_string(root.join(&self.base).join(file)).ok();
+        match self.cpuacct.as_ref()? {
+            Controller::V1(root) => read(root, "cpuacct.usage")?.trim().parse::<u64>().ok().map(|ns| ns / 1000),
+            Controller::V2 => {
+                let text = read(self.v2.as_deref()?, "cpu.stat")?;
+                text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok())
+            }
+        }
+    }
+
     /// Removes our own directory, in which no process is left, from every hierarchy.
     pub fn remove_base(&self) {
-        for root in self.roots() {
+        for root in self.roots().into_iter().chain(self.cpuset_base()) {
             // A sandbox that is still dying keeps it; the next start sweeps.
             let _ = remove_below(&root);
         }
@@ -292,6 +330,15 @@ fn usable_v2(mount: PathBuf) -> Option<PathBuf> {
     usable.then_some(dir)
 }
 
+/// A sandbox's share of a processor that others want too (`cpu.shares`, `cpu.weight`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Share {
+    /// As every other.
+    Full,
+    /// A sixtieth of it.
+    Small,
+}
+
 /// One sandbox's groups.
 #[derive(Debug)]
 pub struct Group {
@@ -310,7 +357,19 @@ impl Group {
         root.join(&self.hierarchies.base).join(&self.name)
     }
 
-    fn v2_dir(&self) -> Option<PathBuf> {
+    /// Its name in every hierarchy.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file that names every task of the sandbox, in a hierarchy of version 1.
+    pub(crate) fn tasks(&self) -> Option<PathBuf> {
+        let h = &self.hierarchies;
+        let controller = [&h.pids, &h.cpu, &h.memory].into_iter().flatten().find(|c| matches!(c, Controller::V1(_)))?;
+        Some(self.dir(controller).join("tasks"))
+    }
+
+    pub(crate) fn v2_dir(&self) -> Option<PathBuf> {
         self.hierarchies.v2.as_ref().map(|root| root.join(&self.hierarchies.base).join(&self.name))
     }
 
@@ -484,21 +543,37 @@ impl Group {
     #[must_use]
     pub fn usage(&self) -> rf_wire::warden::Usage {
         let h = &self.hierarchies;
-        let (memory, cpuacct) = (h.memory.as_ref(), h.cpuacct.as_ref());
-        let cpu_us = match cpuacct {
-            Some(Controller::V1(_)) => self.number(cpuacct, "cpuacct.usage", "").map(|ns| ns / 1000),
-            Some(Controller::V2) => self.field(cpuacct, "", "cpu.stat", "usage_usec "),
-            None => None,
-        };
+        let memory = h.memory.as_ref();
         rf_wire::warden::Usage {
             memory_bytes: self.number(memory, "memory.usage_in_bytes", "memory.current").unwrap_or(0),
             memory_peak_bytes: self.number(memory, "memory.max_usage_in_bytes", "memory.peak").unwrap_or(0),
             oom_kills: self.field(memory, "memory.oom_control", "memory.events", "oom_kill ").unwrap_or(0),
             // Init itself is not the user's.
             tasks: self.number(h.pids.as_ref(), "pids.current", "pids.current").unwrap_or(0).saturating_sub(1),
-            cpu_us: cpu_us.unwrap_or(0),
+            cpu_us: self.cpu_us().unwrap_or(0),
             disk_bytes: 0,
             inodes: 0,
+        }
+    }
+
+    /// How often the CPU limit has held it up so far.
+    #[must_use]
+    pub fn throttled(&self) -> Option<u64> {
+        let cpu = self.hierarchies.cpu.as_ref();
+        self.field(cpu, "cpu.stat", "cpu.stat", "nr_throttled ")
+    }
+
+    /// Sets its share of a processor that others want too. Best effort: it is no limit.
+    pub fn share(&self, share: Share) {
+        let (file, value) = match (&self.hierarchies.cpu, share) {
+            (Some(Controller::V1(_)), Share::Full) => ("cpu.shares", "1024"),
+            (Some(Controller::V1(_)), Share::Small) => ("cpu.shares", "16"),
+            (Some(Controller::V2), Share::Full) => ("cpu.weight", "100"),
+            (Some(Controller::V2), Share::Small) => ("cpu.weight", "2"),
+            (None, _) => return,
+        };
+        if let Some(cpu) = &self.hierarchies.cpu {
+            let _ = fs::write(self.dir(cpu).join(file), value);
         }
     }
 
@@ -517,7 +592,17 @@ impl Group {
     /// # Errors
     /// `EBUSY` while one has not.
     pub fn remove(&self) -> Result<(), CgroupError> {
-        self.dirs().iter().try_for_each(|dir| remove_below(dir))
+        self.dirs().iter().chain(&self.cpuset_dir()).try_for_each(|dir| remove_below(dir))
+    }
+
+    /// CPU time so far, microseconds.
+    #[must_use]
+    pub fn cpu_us(&self) -> Option<u64> {
+        let cpuacct = self.hierarchies.cpuacct.as_ref()?;
+        match cpuacct {
+            Controller::V1(_) => self.number(Some(cpuacct), "cpuacct.usage", "").map(|ns| ns / 1000),
+            Controller::V2 => self.field(Some(cpuacct), "", "cpu.stat", "usage_usec "),
+        }
     }
 }
 

@@ -38,7 +38,7 @@ use rustix::{
 };
 
 use crate::{
-    cgroup::{CgroupError, Group},
+    cgroup::{CgroupError, Group, Share},
     disk::{self, DiskError, Images},
     enforce::{self, OwnNamespaces},
     host::HostReport,
@@ -648,6 +648,30 @@ impl Sandbox {
             usage.inodes = stat.f_files.saturating_sub(stat.f_ffree);
         }
         usage
+    }
+
+    /// How often it has been held up by its CPU limit so far; nothing where there is none.
+    #[must_use]
+    pub fn throttled(&self) -> Option<u64> {
+        self.cleanup.group.throttled()
+    }
+
+    /// CPU time of all its processes so far, microseconds; nothing where it is not counted.
+    #[must_use]
+    pub fn cpu_us(&self) -> Option<u64> {
+        self.cleanup.group.cpu_us()
+    }
+
+    /// Holds it to these processors, or to none in particular. Best effort: it is no limit.
+    pub fn hold_to(&self, processors: Option<&[usize]>) {
+        if processors.is_none_or(|processors| self.cleanup.group.hold_to(processors).is_err()) {
+            self.cleanup.group.hold_no_more();
+        }
+    }
+
+    /// Sets its share of a processor that others want too. Best effort: it is no limit.
+    pub fn share(&self, share: Share) {
+        self.cleanup.group.share(share);
     }
 
     /// Begins its end: kills every process. Once [`Self::ended`] is readable, dropping it takes no time.

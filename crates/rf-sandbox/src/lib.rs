@@ -14,9 +14,10 @@ pub mod keep;
 pub mod launch;
 pub mod packet;
 pub mod plan;
+pub mod processors;
 pub mod push;
 pub mod seccomp;
 mod setup;
 pub mod unpacker;
 
-pub use rf_sys::process::watch_signals;
+pub use rf_sys::process::{set_slice, watch_signals};

@@ -36,6 +36,7 @@ use crate::{
     snapshots::{LayerId, Snapshots},
     templates::Templates,
     unpack::Unpacking,
+    weights::Weights,
 };
 
 /// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
@@ -118,6 +119,7 @@ struct Keeper {
     keeping: HashMap<u64, Background>,
     /// Processes that end by themselves.
     helpers: HashMap<u64, Helper>,
+    weights: Weights,
 }
 
 /// Runs the warden until SIGTERM or SIGINT; then every sandbox is destroyed and nothing is left.
@@ -175,6 +177,7 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
         snapshots,
         keeping: HashMap::new(),
         helpers: HashMap::new(),
+        weights: Weights::new(),
     };
     keeper.collect();
     let token = keeper.token(Source::Signal);
@@ -276,13 +279,16 @@ impl Keeper {
         let refill =
             (self.wants_refill() && self.starting.is_empty()).then(|| QUIET.saturating_sub(self.asked.elapsed()));
         let freezing = self.live.values().any(|live| live.rest.is_freezing()).then_some(AGAIN);
-        let wait =
-            [lease, start, again, behind, refill, freezing, self.snapshots.retry()].into_iter().flatten().min()?;
+        let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due());
+        let all = [lease, start, again, behind, refill, freezing, weigh, self.snapshots.retry()];
+        let wait = all.into_iter().flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()
     }
 
     fn act_on_time(&mut self) {
+        let claimed = self.live.iter().filter(|(_, live)| live.lease_until > 0);
+        self.weights.look(&self.launcher.host().hierarchies, claimed.map(|(id, live)| (*id, &live.sandbox)));
         let now = now_ms();
         while let Some((at, id)) = self.leases.first().copied() {
             if at > now {

@@ -17,6 +17,7 @@ mod pool;
 mod snapshots;
 mod templates;
 mod unpack;
+mod weights;
 
 use std::{
     io,

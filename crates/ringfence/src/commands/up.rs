@@ -31,6 +31,9 @@ use crate::{
 const SERVER_GRACE: Duration = Duration::from_secs(15);
 /// How long the warden may take to end: every sandbox is destroyed first.
 const WARDEN_GRACE: Duration = Duration::from_secs(60);
+/// The scheduler's slice of everything that we start, sandboxes included: all of it waits for wake-ups more than it
+/// computes, and who wakes must not wait for a neighbour's whole slice. The least that the kernel takes.
+const SLICE_NS: u64 = 100_000;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct UpArgs {
@@ -106,6 +109,8 @@ pub(crate) fn up(global: &Global, args: &UpArgs, out: &Output) -> Result<ExitCod
     let state = State::locate(global.state.as_deref())?;
     state.prepare()?;
     let _lock = state.lock()?;
+    // Best effort: only a matter of how soon.
+    let _ = rf_sandbox::set_slice(SLICE_NS);
     let result = connect::runtime()?.block_on(supervise(&state, args, out));
     state.clear_running();
     result
