@@ -33,13 +33,14 @@ def main() -> None:
         enter_namespaces()
     failed = []
     with World(mode) as world:
-        environment = world.environment(world.key("alice")) | {
-            "OTHER_E2B_API_KEY": world.key("bob"),
-            "CLIENTS": str(installed / "node/node_modules"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
         for journey in chosen or JOURNEYS:
             begun = time.monotonic()
+            # Users of their own, so that what one journey leaves behind is not another's failure.
+            environment = world.environment(world.key(f"alice-{journey}")) | {
+                "OTHER_E2B_API_KEY": world.key(f"bob-{journey}"),
+                "CLIENTS": str(installed / "node/node_modules"),
+                "PYTHONDONTWRITEBYTECODE": "1",
+            }
             code = subprocess.run(command(journey, installed), env=environment, timeout=WITHIN_S).returncode
             print(f"== {mode} {journey}: {code} after {time.monotonic() - begun:.1f} s", flush=True)
             if code != 0:

@@ -220,4 +220,5 @@ async function journey([me, apiKey]) {
 }
 
 const ended = await Promise.allSettled(Object.entries(keys).map(journey))
+for (const one of ended) if (one.status === 'rejected') console.error(one.reason)
 process.exit(ended.every((one) => one.status === 'fulfilled') ? 0 : 1)
