@@ -6,8 +6,9 @@
 //! One small task a sandbox reads its socket; the receive buffer is the thread's, so an idle sandbox costs one
 //! registration with the reactor and some hundred bytes.
 //!
-//! Time: an order is answered within [`ANSWER_TIME`] or its caller gets `timed_out`. A starved init is not a dead one,
-//! so the sandbox itself is given up only when a later `PING` stays unanswered for [`PING_TIME`] as well. An init that
+//! Time: an order is answered within [`ANSWER_TIME`] or its caller gets `timed_out`; within [`HUNG_TIME`] if init says
+//! nothing at all, not even to a `PING`. A starved init is not a dead one, so the sandbox itself is given up only when a
+//! later `PING` stays unanswered for [`PING_TIME`] as well. An init that
 //! dies is seen at once: its socket closes. While the sandbox is paused no time passes, and after that it begins anew.
 
 use std::{
@@ -15,7 +16,10 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -39,6 +43,9 @@ use crate::{
 
 /// How long an order may stay unanswered. Chosen: a sandbox with a hundredth of a CPU forks within a second or two.
 pub const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// How long an order may stay unanswered by an init that says nothing at all: it hangs. Chosen: callers learn of it within
+/// two seconds, and a starved init, which answers a `PING` as soon as it runs, is not taken for one.
+pub const HUNG_TIME: Duration = Duration::from_millis(1_800);
 /// How long a sandbox that did not answer an order in time has to answer a `PING`.
 pub const PING_TIME: Duration = Duration::from_secs(20);
 /// Added to the number of an order whose answer comes on a socket of its own, so that a late `FAILED` is known.
@@ -57,6 +64,8 @@ pub(crate) struct Shared {
     socket: AsyncFd<OwnedFd>,
     state: Mutex<State>,
     lost: CancellationToken,
+    /// How many messages came.
+    heard: AtomicU64,
     /// Counts how often it was paused and resumed; odd while it is paused.
     pauses: watch::Sender<u64>,
 }
@@ -175,7 +184,8 @@ impl InitClient {
         let socket = reactor::register_socket(socket)?;
         let state = Mutex::new(State { adopting: adopted, on_lost: Some(on_lost), ..State::default() });
         let pauses = watch::Sender::new(0);
-        let shared = Arc::new(Shared { socket, state, lost: CancellationToken::new(), pauses });
+        let shared =
+            Arc::new(Shared { socket, state, lost: CancellationToken::new(), heard: AtomicU64::new(0), pauses });
         let reader = tokio::spawn(read_all(Arc::clone(&shared)));
         Ok(Self { shared, reader })
     }
@@ -315,7 +325,7 @@ impl InitClient {
         tokio::select! {
             sent = waiting => sent.map_err(|error| self.shared.send_failed(&error)),
             fault = self.lost() => Err(fault),
-            _ = self.shared.within(ANSWER_TIME, std::future::pending::<()>()) => {
+            _ = self.shared.patiently(ANSWER_TIME, std::future::pending::<()>()) => {
                 self.probe();
                 Err(refusal::timed_out("an order"))
             }
@@ -323,7 +333,7 @@ impl InitClient {
     }
 
     async fn answered<T>(&self, answer: oneshot::Receiver<T>, what: &str) -> Result<T, Fault> {
-        match self.shared.within(ANSWER_TIME, answer).await {
+        match self.shared.patiently(ANSWER_TIME, answer).await {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(_)) => Err(self.shared.lost_fault()),
             None => {
@@ -404,6 +414,31 @@ impl Shared {
                 _ = pauses.wait_for(|pauses| !is_paused(*pauses)) => {}
             }
         }
+    }
+
+    /// Waits for `work`; `None` when `time` is over, or when init has been silent for [`HUNG_TIME`], to a `PING` as well.
+    pub(crate) async fn patiently<T>(self: &Arc<Self>, time: Duration, work: impl Future<Output = T>) -> Option<T> {
+        const SLICE: Duration = HUNG_TIME.checked_div(2).expect("two is not zero");
+        let mut work = std::pin::pin!(work);
+        let mut asked = false;
+        let mut waited = Duration::ZERO;
+        while waited < time {
+            let heard = self.heard.load(Ordering::Relaxed);
+            if let Some(done) = self.within(SLICE, work.as_mut()).await {
+                return Some(done);
+            }
+            waited += SLICE;
+            let is_silent = heard == self.heard.load(Ordering::Relaxed);
+            if asked && is_silent {
+                return None;
+            }
+            if is_silent {
+                // Whatever it says to that, it says something.
+                self.order_now(order::PING, &[]);
+            }
+            asked = is_silent;
+        }
+        None
     }
 
     fn lost_fault(&self) -> Fault {
@@ -516,6 +551,7 @@ impl Shared {
 
     /// Carries out one message.
     fn take(self: &Arc<Self>, bytes: &[u8], fds: Fds) -> Result<(), Malformed> {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         let (header, mut body) = Reader::message(bytes)?;
         match header.kind {
             answer::SPAWNED => self.take_spawned(header.tag, &mut body, fds),
@@ -548,8 +584,11 @@ impl Shared {
             return Ok(());
         }
         let fds = fds.list;
-        // Where nobody waits any more the answer comes back and is dropped, which kills what is not kept.
-        drop(waiter.send(Ok(Started { pid, fds, exit })));
+        // Where nobody waits any more the answer comes back and is dropped, which kills what it started: whoever waited
+        // was told that it did not start.
+        if let Err(Ok(mut unwanted)) = waiter.send(Ok(Started { pid, fds, exit })) {
+            unwanted.exit.kept = false;
+        }
         Ok(())
     }
 

@@ -295,7 +295,9 @@ impl Replies {
     }
 
     pub(crate) async fn next_raw(&mut self, time: Duration) -> Result<Told, Fault> {
-        tokio::time::timeout(time, self.wait()).await.unwrap_or_else(|_| Err(refusal::timed_out("a file operation")))
+        let init = Arc::clone(&self.init);
+        let told = init.patiently(time, self.wait()).await;
+        told.unwrap_or_else(|| Err(refusal::timed_out("a file operation")))
     }
 
     pub(crate) async fn wait(&mut self) -> Result<Told, Fault> {
@@ -362,12 +364,9 @@ impl Replies {
         match told {
             Told::Failed(errno) => refusal::file(errno, &self.path),
             Told::NoRoom => refusal::no_room(),
-            Told::Opened(..)
-            | Told::Entry(_)
-            | Told::Done
-            | Told::Change(_)
-            | Told::Detail(_)
-            | Told::Changed(..) => self.broke_rules(),
+            Told::Opened(..) | Told::Entry(_) | Told::Done | Told::Change(_) | Told::Detail(_) | Told::Changed(..) => {
+                self.broke_rules()
+            }
         }
     }
 

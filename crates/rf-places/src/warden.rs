@@ -12,7 +12,10 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,9 @@ use crate::{
 
 /// How long the warden may take to make, change or ask a sandbox. Chosen: far above what any takes under load.
 const ORDER_TIME: Duration = Duration::from_secs(30);
+/// How long it may say nothing at all, to nobody, before it is asked whether it is there; and again before who waits is
+/// told that it hangs. Chosen: together below two seconds, and far above what any turn of its loop takes.
+const SILENCE_TIME: Duration = Duration::from_millis(900);
 /// How long it may take to unpack a layer or set a template.
 const TEMPLATE_TIME: Duration = Duration::from_secs(1_800);
 /// How long it may take to save a sandbox's files: where they are copied, that depends on how many they are.
@@ -105,6 +111,8 @@ pub struct WardenClient {
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
+    /// How many messages came.
+    heard: AtomicU64,
     connected: watch::Sender<bool>,
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
@@ -137,6 +145,7 @@ impl WardenClient {
         let (news, receiver) = mpsc::channel(NEWS_MAX);
         let inner = Arc::new(Inner {
             state: Mutex::new(State { tag: HELLO_TAG, ..State::default() }),
+            heard: AtomicU64::new(0),
             connected: watch::Sender::new(false),
             keeper: Mutex::default(),
         });
@@ -261,7 +270,7 @@ impl WardenClient {
     pub async fn adopt(&self) -> Result<Vec<AdoptedSandbox>, Fault> {
         let (waiter, answer) = oneshot::channel();
         self.send(Order::Adopt {}, None, Pending::Adopt(Vec::new(), waiter)).await?;
-        within(ORDER_TIME, answer).await
+        self.within(ORDER_TIME, answer).await
     }
 
     /// Sets the end of a lease.
@@ -359,7 +368,49 @@ impl WardenClient {
     ) -> Result<(Reply, Option<OwnedFd>), Fault> {
         let (waiter, answer) = oneshot::channel();
         self.send(order, fd, Pending::One(waiter)).await?;
-        within(time, answer).await
+        self.within(time, answer).await
+    }
+
+    async fn within<T>(&self, time: Duration, answer: oneshot::Receiver<Result<T, Fault>>) -> Result<T, Fault> {
+        self.patiently(time, answer).await?.unwrap_or_else(|_| Err(unavailable()))
+    }
+
+    /// Waits for `work`; no longer than until the warden has been silent for so long that it must hang. One that is late
+    /// and answers others is at work.
+    async fn patiently<T>(&self, time: Duration, work: impl Future<Output = T>) -> Result<T, Fault> {
+        let late = |what: &str| Fault::new(Code::TimedOut, what, "try again in a few seconds");
+        let deadline = tokio::time::Instant::now() + time;
+        let mut work = std::pin::pin!(work);
+        let mut asked = false;
+        loop {
+            let heard = self.inner.heard.load(Ordering::Relaxed);
+            match tokio::time::timeout(SILENCE_TIME, work.as_mut()).await {
+                Ok(done) => return Ok(done),
+                Err(_) if tokio::time::Instant::now() > deadline => {
+                    return Err(late("the warden did not answer in time"));
+                }
+                Err(_) if heard != self.inner.heard.load(Ordering::Relaxed) => asked = false,
+                Err(_) if asked => return Err(late("the warden hangs: it says nothing at all")),
+                Err(_) => {
+                    asked = true;
+                    self.ping();
+                }
+            }
+        }
+    }
+
+    /// Asks the warden for anything: whatever it says to that, it says something. Where there is no room, it reads
+    /// nothing.
+    fn ping(&self) {
+        let mut state = self.inner.state();
+        let Some(socket) = state.socket.clone() else { return };
+        state.tag += 1;
+        let request = Request { tag: state.tag, order: Order::Usage { id: SandboxId::random() } };
+        let sent = serde_json::to_vec(&request)
+            .is_ok_and(|message| packet::send(socket.get_ref().as_fd(), &message, &[]).is_ok());
+        if sent {
+            state.pending.insert(request.tag, Pending::One(oneshot::channel().0));
+        }
     }
 
     async fn send(&self, order: Order, fd: Option<OwnedFd>, pending: Pending) -> Result<(), Fault> {
@@ -374,32 +425,27 @@ impl WardenClient {
             state.pending.insert(tag, pending);
             (socket, tag)
         };
-        let sent = send_order(&socket, tag, order, fd).await;
+        let sent = self.send_order(&socket, tag, order, fd).await;
         if sent.is_err() {
             self.inner.state().pending.remove(&tag);
         }
         sent
     }
-}
 
-async fn send_order(socket: &AsyncFd<OwnedFd>, tag: u64, order: Order, fd: Option<OwnedFd>) -> Result<(), Fault> {
-    let message = serde_json::to_vec(&Request { tag, order })
-        .map_err(|error| Fault::new(Code::Internal, format!("cannot encode an order: {error}"), ""))?;
-    if message.len() > MESSAGE_MAX {
-        return Err(Fault::new(Code::TooLarge, "the order to the warden is too long", "ask for less at once"));
-    }
-    let fds: Vec<_> = fd.into_iter().collect();
-    match tokio::time::timeout(ORDER_TIME, packet::send_waiting(socket, &message, &fds)).await {
-        Ok(sent) => sent.map_err(|_| unavailable()),
-        Err(_) => Err(Fault::new(Code::TimedOut, "the warden takes no orders", "try again in a few seconds")),
-    }
-}
-
-async fn within<T>(time: Duration, answer: oneshot::Receiver<Result<T, Fault>>) -> Result<T, Fault> {
-    match tokio::time::timeout(time, answer).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => Err(unavailable()),
-        Err(_) => Err(Fault::new(Code::TimedOut, "the warden did not answer in time", "try again in a few seconds")),
+    async fn send_order(
+        &self,
+        socket: &AsyncFd<OwnedFd>,
+        tag: u64,
+        order: Order,
+        fd: Option<OwnedFd>,
+    ) -> Result<(), Fault> {
+        let message = serde_json::to_vec(&Request { tag, order })
+            .map_err(|error| Fault::new(Code::Internal, format!("cannot encode an order: {error}"), ""))?;
+        if message.len() > MESSAGE_MAX {
+            return Err(Fault::new(Code::TooLarge, "the order to the warden is too long", "ask for less at once"));
+        }
+        let fds: Vec<_> = fd.into_iter().collect();
+        self.patiently(ORDER_TIME, packet::send_waiting(socket, &message, &fds)).await?.map_err(|_| unavailable())
     }
 }
 
@@ -418,6 +464,7 @@ impl Inner {
 
     /// Takes one message; `Err` ends the connection.
     fn take(&self, bytes: &[u8], fds: Fds) -> Result<Option<News>, String> {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         let answer: Answer = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         let Fds { mut list, cut } = fds;
         let fd = list.pop();

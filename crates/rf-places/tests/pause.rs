@@ -494,15 +494,15 @@ async fn time_stands_still_while_it_is_paused() {
         let place = Arc::clone(&place);
         async move { place.ping().await }
     });
-    pass(rf_places::ANSWER_TIME / 2).await;
+    pass(rf_places::HUNG_TIME / 4).await;
     pause(&places, id, PauseKind::Memory).await.unwrap();
     pass(100 * rf_places::ANSWER_TIME).await;
     assert!(!pinged.is_finished());
     assert!(!place.is_lost());
     resume(&places, id, Resume::default()).await.unwrap();
-    pass(rf_places::ANSWER_TIME / 2).await;
+    pass(rf_places::HUNG_TIME / 4).await;
     assert!(!pinged.is_finished(), "its time began anew");
-    pass(rf_places::ANSWER_TIME).await;
+    pass(2 * rf_places::HUNG_TIME).await;
     assert_eq!(code(pinged.await.unwrap()), Some(Code::TimedOut));
 }
 
