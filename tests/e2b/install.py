@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PYTHON = {"e2b": "2.63.0"}
+PYTHON = {"e2b": "2.63.0", "e2b-code-interpreter": "2.11.5"}
 NODE = {"e2b": "2.51.0", "@e2b/cli": "2.19.0"}
 # Of the JavaScript client's `engines`.
 NODE_MIN = (20, 18, 1)

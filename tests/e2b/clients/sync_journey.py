@@ -24,6 +24,7 @@ from e2b import (
     SandboxState,
     TimeoutException,
 )
+from e2b_code_interpreter import Sandbox as Interpreter
 
 from together import Steps, at_once, eventually, keys, say, wildcard
 
@@ -321,6 +322,14 @@ def ports(sbx: Sandbox, me: str) -> None:
     assert closed.kill()
 
 
+def post(sbx: Sandbox, number: int, path: str, data: bytes) -> tuple[int, bytes]:
+    headers = {"Content-Type": "application/json"}
+    if wildcard():
+        return fetch(f"https://{sbx.get_host(number)}{path}", headers, data)
+    headers |= {"E2b-Sandbox-Id": sbx.sandbox_id, "E2b-Sandbox-Port": str(number)}
+    return fetch(os.environ["E2B_SANDBOX_URL"] + path, headers, data)
+
+
 @step
 def signatures(sbx: Sandbox, me: str) -> None:
     sbx.files.write("signed", f"of {me}")
@@ -336,6 +345,32 @@ def signatures(sbx: Sandbox, me: str) -> None:
     kind = {"content-type": f"multipart/form-data; boundary={boundary}"}
     assert fetch(sbx.upload_url("up"), kind, part.encode())[0] == 200
     assert sbx.files.read("up") == "put"
+
+
+@step
+def interpreter(sbx: Sandbox, me: str) -> None:
+    key = keys()[me]
+    with Interpreter.create(timeout=120, envs={"OWNER": me}, api_key=key) as box:
+        assert box.run_code("import os\nx = 20\nprint('out')\nos.environ['OWNER']").text == me
+        done = box.run_code("print(x); x + 22", envs={"MORE": "1"})
+        assert (done.text, done.logs.stdout, done.execution_count) == ("42", ["20\n"], 2), done
+        seen: list[str] = []
+        box.run_code("import sys\nprint('to', 'err', file=sys.stderr)", on_stderr=lambda line: seen.append(line.line))
+        assert seen == ["to err\n"], seen
+        error = box.run_code("1 / 0").error
+        assert error.name == "ZeroDivisionError" and "1 / 0" in error.traceback, error
+        # Who does not wait any longer interrupts it; what was defined stays.
+        with refused(TimeoutException):
+            box.run_code("while True: pass", timeout=1)
+        assert box.run_code("x").text == "20"
+        assert box.run_code("os._exit(3)").error.name == "KernelDied"
+        assert box.run_code("'x' in globals()").text == "False"
+        for call in [box.create_code_context, lambda: box.run_code("1", language="r")]:
+            with refused(Exception, "not built"):
+                call()
+        other = Sandbox.connect(box.sandbox_id, api_key=key)
+        status, _ = post(other, 49999, "/execute", b'{"code": "1"}')
+        assert status == 401, "without its token nothing runs"
 
 
 @step

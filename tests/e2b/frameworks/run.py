@@ -35,11 +35,21 @@ def install(venv: Path) -> None:
     stamp.write_text("\n".join(WANTED))
 
 
+def check_packages() -> None:
+    """smolagents brings code along that imports Pillow and NumPy; a sandbox's Python is the host's."""
+    found = subprocess.run(["/usr/bin/python3", "-c", "import PIL, numpy"], capture_output=True)
+    if found.returncode != 0:
+        cure = "apt-get install python3-pil python3-numpy"
+        sys.exit(f"smolagents needs Pillow and NumPy in the sandbox, whose `/usr` is the host's: {cure}")
+
+
 def main() -> None:
     mode, *chosen = sys.argv[1:] or ["header"]
     venv = Path(os.environ.get("RINGFENCE_E2B_FRAMEWORKS", TARGET / "e2b-frameworks")).resolve()
     if not os.environ.get(INSIDE):
         install(venv)
+    if "smol" in (chosen or PROGRAMS):
+        check_packages()
     if mode == "wildcard":
         enter_namespaces()
     failed = []
