@@ -50,8 +50,10 @@ pub use piece::{PIECE_LEN, pieces};
 pub use place::{FileAnswer, Place};
 pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
 pub use refusal::{is_no_directory, is_no_such_user};
-pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
 pub use sandbox_files::action as file_action;
-pub use sandboxes::{EndedWhy, Making, Rows, SandboxClaim, SandboxRow, Sandboxes};
+pub use rows::{
+    ChangedWhy, EndedWhy, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow,
+};
+pub use sandboxes::{Origin, Sandboxes};
 pub use spool::Which;
 pub use warden::WardenClient;

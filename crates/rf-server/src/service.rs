@@ -8,7 +8,7 @@ use axum::{
     Router,
     body::Body,
     http::{
-        HeaderName, HeaderValue, Request, Response,
+        HeaderName, HeaderValue, Method, Request, Response,
         header::{CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS},
     },
 };
@@ -18,7 +18,10 @@ use tower::Service as _;
 
 use crate::{
     app::App,
-    doors::{e2b::traffic, ports::Foreign},
+    doors::{
+        e2b::{cors, errors, traffic},
+        ports::Foreign,
+    },
     metrics::Metrics,
     refusal::Refusal,
 };
@@ -67,6 +70,16 @@ impl Door {
         let method = request.method().clone();
         // Without the query: it may hold paths of a user's files.
         let path = shown(request.uri().path());
+        // Whose words an error is in depends on the path alone.
+        let e2b = errors::is_ours(&path);
+        let refused = |refusal: &Refusal| if e2b { errors::answer(refusal) } else { refusal.answer(id) };
+        if e2b && method == Method::OPTIONS {
+            let (parts, body) = request.into_parts();
+            match cors::preflight(&parts) {
+                Some(response) => return response,
+                None => request = Request::from_parts(parts, body),
+            }
+        }
         request.extensions_mut().insert(id);
         let mut router = self.router.clone();
         let answered = AssertUnwindSafe(async { router.call(request).await }).catch_unwind().await;
@@ -76,18 +89,21 @@ impl Door {
             Err(_panic) => {
                 tracing::error!(request_id = %id, "a handler panicked");
                 let fault = Fault::new(Code::Internal, "the server made a mistake", "report it with the request id");
-                Refusal::from(fault).answer(id)
+                refused(&fault.into())
             }
         };
         let mut code = None;
         if let Some(refusal) = response.extensions_mut().remove::<Refusal>() {
             code = Some(refusal.fault.code);
             let headers = std::mem::take(response.headers_mut());
-            response = refusal.answer(id);
+            response = refused(&refusal);
             // What the router adds to a 405 is kept.
             if let Some(allow) = headers.get(axum::http::header::ALLOW) {
                 response.headers_mut().insert(axum::http::header::ALLOW, allow.clone());
             }
+        }
+        if e2b {
+            cors::allow(response.headers_mut());
         }
         if let Ok(value) = HeaderValue::try_from(id.to_string()) {
             response.headers_mut().insert(REQUEST_ID, value);

@@ -54,6 +54,7 @@ pub fn router(app: App) -> Router {
     let document = Bytes::from(openapi::finish(api));
     // A second router of the same app has the same document.
     let _ = app.document().set(document);
+    let router = router.merge(e2b::control::routes());
     router.fallback(refusal::no_such_path).method_not_allowed_fallback(refusal::no_such_method).with_state(app)
 }
 

@@ -1,0 +1,97 @@
+//! Our rows in the words of the wire format.
+
+use rf_e2b::models::{CLIENT_ID, Lifecycle, ListedSandbox, Sandbox, SandboxDetail, timestamp};
+use rf_places::SandboxRow;
+use rf_types::{Limits, OnLeaseEnd, PauseKind, SandboxState, units::MIB};
+
+use crate::{
+    app::App,
+    doors::e2b::{notes::Notes, target::TrafficRules},
+};
+
+/// A sandbox as it is made or connected to, with its tokens: for who may run commands in it.
+pub(super) fn sandbox(app: &App, row: &SandboxRow) -> Sandbox {
+    let rules = TrafficRules::of(&row.about.door);
+    let tokens = app.e2b().tokens();
+    Sandbox {
+        template_id: template(row),
+        sandbox_id: rf_e2b::id::sandbox_text(row.id),
+        alias: Some(row.spec.template.to_string()),
+        client_id: CLIENT_ID,
+        envd_version: rf_e2b::ENVD_VERSION,
+        envd_access_token: rules.secured.then(|| tokens.envd_token(row.id)),
+        traffic_access_token: (!rules.public).then(|| tokens.traffic_token(row.id)),
+        domain: app.config().e2b.domain.clone(),
+    }
+}
+
+/// A sandbox as it is listed.
+pub(super) fn listed(row: &SandboxRow) -> ListedSandbox {
+    let size = Size::of(&row.spec.limits);
+    ListedSandbox {
+        template_id: template(row),
+        sandbox_id: rf_e2b::id::sandbox_text(row.id),
+        alias: Some(row.spec.template.to_string()),
+        client_id: CLIENT_ID,
+        started_at: timestamp(row.started_at),
+        end_at: timestamp(row.lease_until),
+        cpu_count: size.cpus,
+        memory_mb: size.memory_mb,
+        disk_size_mb: size.disk_mb,
+        metadata: row.about.labels.clone(),
+        state: row.state.name(),
+        envd_version: rf_e2b::ENVD_VERSION,
+        volume_mounts: [],
+    }
+}
+
+/// One sandbox, whole. Its token is a credential: it is told to who may run commands in it, and to nobody who only reads.
+pub(super) fn detail(app: &App, row: &SandboxRow, may_run: bool) -> SandboxDetail {
+    let rules = TrafficRules::of(&row.about.door);
+    let token = (may_run && rules.secured).then(|| app.e2b().tokens().envd_token(row.id));
+    SandboxDetail {
+        listed: listed(row),
+        envd_access_token: token,
+        domain: app.config().e2b.domain.clone(),
+        // There is one kind of network: none.
+        allow_internet_access: false,
+        network: Notes::of(&row.about).network,
+        lifecycle: Lifecycle {
+            auto_resume: row.about.auto_resume,
+            on_timeout: match row.spec.on_lease_end {
+                OnLeaseEnd::Destroy => "kill",
+                OnLeaseEnd::Pause => "pause",
+            },
+        },
+        pause_mode: match (row.state, row.pause_kind) {
+            (SandboxState::Paused, Some(PauseKind::Files)) => Some("filesystem"),
+            (SandboxState::Paused, Some(PauseKind::Memory) | None) => Some("full"),
+            (SandboxState::Running, _) => None,
+        },
+    }
+}
+
+/// What a sandbox was made from, as clients name it: a snapshot is a template to them.
+pub(super) fn template(row: &SandboxRow) -> String {
+    row.from_snapshot.map_or_else(|| row.spec.template.to_string(), rf_e2b::id::snapshot_text)
+}
+
+/// Limits in the units of the wire.
+pub(super) struct Size {
+    /// CPUs, rounded up.
+    pub(super) cpus: u32,
+    /// Memory, MiB.
+    pub(super) memory_mb: u64,
+    /// Disk, MiB.
+    pub(super) disk_mb: u64,
+}
+
+impl Size {
+    pub(super) fn of(limits: &Limits) -> Self {
+        Self {
+            cpus: limits.cpu_milli_max.div_ceil(1_000),
+            memory_mb: limits.memory_bytes_max / MIB,
+            disk_mb: limits.disk_bytes_max / MIB,
+        }
+    }
+}
