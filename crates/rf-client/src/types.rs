@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use rf_types::{
-    Enforcement, ExecId, ExecState, KeyId, Layer, MachineId, PlaceRef, Preference, Program, Pty, Rlimits, SandboxId,
-    SandboxSpec, SessionId, SignalScope, TemplateName, UserId, UserLimits, Username, units::UnixMs,
+    Enforcement, ExecId, ExecState, KeyId, Layer, MachineId, OnLeaseEnd, PauseKind, PlaceRef, Preference, Program, Pty,
+    Rlimits, SandboxEnv, SandboxId, SandboxSpec, SessionId, SignalScope, SnapshotId, TemplateName, UserId, UserLimits, Username, units::UnixMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,27 @@ pub struct SandboxRequest {
     /// How long it lives, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
+    /// What happens when its lease ends.
+    #[serde(default)]
+    pub on_lease_end: OnLeaseEnd,
+    /// The snapshot whose files it begins with, by id or name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<String>,
+    /// Words to find it by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The environment of every exec in it, below the exec's own.
+    #[serde(default)]
+    pub env: SandboxEnv,
+    /// Whether a call that comes while its processes are frozen resumes it.
+    #[serde(default)]
+    pub auto_resume: bool,
+    /// What is kept when it is paused without being asked to.
+    #[serde(default)]
+    pub auto_pause: PauseKind,
+    /// It is paused when it was idle for so long, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_pause_ms: Option<u64>,
 }
 
 /// A sandbox.
@@ -75,12 +96,78 @@ pub struct Sandbox {
     /// When it was made.
     #[serde(default)]
     pub created_at: UnixMs,
-    /// When it is destroyed.
+    /// When it last began to run.
     #[serde(default)]
-    pub lease_until: UnixMs,
+    pub started_at: UnixMs,
+    /// When its lease ends; none while it is paused.
+    #[serde(default)]
+    pub lease_until: Option<UnixMs>,
+    /// What is kept while it is paused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_kind: Option<PauseKind>,
+    /// Words to find it by.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// The snapshot that it was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<SnapshotId>,
     /// What holds it.
     #[serde(default)]
     pub enforcement: Option<Enforcement>,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// What the user calls it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The sandbox it was made of; may be gone.
+    pub sandbox: SandboxId,
+    /// As that sandbox was then.
+    pub spec: SandboxSpec,
+    /// Bytes of what it holds beyond what its sandbox began with.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Files and directories of that.
+    #[serde(default)]
+    pub files: u64,
+    /// Whether it survives the end of the machine.
+    #[serde(default)]
+    pub durable: bool,
+    /// When it was made.
+    #[serde(default)]
+    pub created_at: UnixMs,
+}
+
+/// A request for forks.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct ForkRequest {
+    /// How many, 1 to 20.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Lease of each, milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
+    /// Labels of each; those of the other if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// The environment of every exec in each.
+    #[serde(default)]
+    pub env: SandboxEnv,
+}
+
+/// What came of one fork: the one or the other.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Fork {
+    /// The new sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Sandbox>,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<rf_types::Fault>,
 }
 
 /// A command to run.
@@ -247,6 +334,12 @@ pub struct UserLimitsRequest {
     /// Whether `root` inside may be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root_allowed: Option<bool>,
+    /// Snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshots_max: Option<u32>,
+    /// Bytes of all snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_bytes_max: Option<u64>,
 }
 
 /// An API key, without its secret.

@@ -70,7 +70,7 @@ fn operation_ids_are_unique_and_every_reference_leads_somewhere() {
 /// `None` is an operation that names no thing; the reason stands beside it. An operation of the document that is not
 /// here fails the test below. Edited by hand.
 fn table(things: &Things) -> Vec<(&'static str, &'static str, Option<Call>)> {
-    let Things { sandbox, exec, key, session, machine, .. } = things;
+    let Things { sandbox, snapshot, exec, key, session, machine } = things;
     let empty = || Body::empty();
     let json = |value: Value| Body::from(value.to_string());
     let call = |path: String, body: Body| Some(Call { path, body });
@@ -110,6 +110,18 @@ fn table(things: &Things) -> Vec<(&'static str, &'static str, Option<Call>)> {
             "/v1/sandboxes/{id}",
             call(format!("/v1/sandboxes/{sandbox}"), json(json!({"lease_ms": 60_000, "limits": {"tasks_max": 50}}))),
         ),
+        ("POST", "/v1/sandboxes/{id}/pause", call(format!("/v1/sandboxes/{sandbox}/pause"), empty())),
+        ("POST", "/v1/sandboxes/{id}/resume", call(format!("/v1/sandboxes/{sandbox}/resume"), empty())),
+        (
+            "POST",
+            "/v1/sandboxes/{id}/snapshots",
+            call(format!("/v1/sandboxes/{sandbox}/snapshots"), json(json!({"name": "taken"}))),
+        ),
+        ("POST", "/v1/sandboxes/{id}/fork", call(format!("/v1/sandboxes/{sandbox}/fork"), json(json!({"count": 2})))),
+        // The caller's own list.
+        ("GET", "/v1/snapshots", None),
+        ("GET", "/v1/snapshots/{id}", call(format!("/v1/snapshots/{snapshot}"), empty())),
+        ("DELETE", "/v1/snapshots/{id}", call(format!("/v1/snapshots/{snapshot}"), empty())),
         ("DELETE", "/v1/sandboxes/{id}", call(format!("/v1/sandboxes/{sandbox}"), empty())),
         ("POST", "/v1/exec", call("/v1/exec".into(), json(json!({"argv": ["true"], "place": sandbox})))),
         (
@@ -202,6 +214,7 @@ struct Call {
 /// Ids of ann's things, or of things that nobody has.
 struct Things {
     sandbox: String,
+    snapshot: String,
     exec: String,
     key: String,
     session: String,
@@ -220,11 +233,14 @@ impl Things {
             )
             .await;
         assert_eq!(status, StatusCode::ACCEPTED, "{exec}");
+        let (status, snapshot) =
+            world.post(&format!("/v1/sandboxes/{sandbox}/snapshots"), &world.ann, json!({"name": "mine"})).await;
+        assert_eq!(status, StatusCode::CREATED, "{snapshot}");
         let (_, key) = world.post("/v1/keys", &world.ann, json!({"name": "other"})).await;
         let (_, session) = world.post("/v1/sessions", &world.ann, json!({})).await;
         let machine = support::machine(world, "ann");
         let text = |value: &Value| value["id"].as_str().unwrap_or_else(|| panic!("{value}")).to_owned();
-        Self { sandbox, exec: text(&exec), key: text(&key), session: text(&session), machine }
+        Self { sandbox, snapshot: text(&snapshot), exec: text(&exec), key: text(&key), session: text(&session), machine }
     }
 
     /// Well-formed ids that name nothing.
@@ -232,6 +248,7 @@ impl Things {
         let zeros = "0".repeat(32);
         Self {
             sandbox: format!("sbx_{zeros}"),
+            snapshot: format!("snp_{zeros}"),
             exec: format!("exe_{zeros}"),
             key: format!("key_{zeros}"),
             session: format!("ann_1700000000_{zeros}"),
@@ -267,6 +284,17 @@ async fn another_users_thing_answers_exactly_as_one_that_does_not_exist() {
     assert_eq!((info.0, &info.1["state"]), (StatusCode::OK, &json!("running")), "nothing of bob's calls reached it");
     let sandbox = world.get(&format!("/v1/sandboxes/{}", theirs.sandbox), &world.ann).await;
     assert_eq!(sandbox.0, StatusCode::OK);
+    assert_eq!(sandbox.1["state"], "running");
+    let snapshots = world.get("/v1/snapshots", &world.ann).await;
+    assert_eq!(snapshots.1["items"].as_array().map(Vec::len), Some(1), "{}", snapshots.1);
+    assert_eq!(snapshots.1["items"][0]["name"], "mine");
+    // By its id and by its name: another user's begins with neither.
+    for named in [theirs.snapshot.as_str(), "mine"] {
+        let (status, answer) = world.post("/v1/sandboxes", &world.bob, json!({"from_snapshot": named})).await;
+        assert_eq!((status, &answer["message"]), (StatusCode::NOT_FOUND, &json!("no such snapshot")), "{answer}");
+        let (status, answer) = world.post("/v1/sandboxes", &world.ann, json!({"from_snapshot": named})).await;
+        assert_eq!((status, &answer["from_snapshot"]), (StatusCode::CREATED, &json!(theirs.snapshot)), "{answer}");
+    }
     let machine = world.get(&format!("/v1/machines/{}/files/stat?path=a", theirs.machine), &world.ann).await;
     assert_eq!(machine.0, StatusCode::OK, "{}", machine.1);
 }
@@ -297,6 +325,7 @@ fn filled(path: &str) -> String {
     let id = match path {
         path if path.starts_with("/v1/machines") => format!("mch_{zeros}"),
         path if path.starts_with("/v1/execs") => format!("exe_{zeros}"),
+        path if path.starts_with("/v1/snapshots") => format!("snp_{zeros}"),
         path if path.contains("/keys") => format!("key_{zeros}"),
         path if path.starts_with("/v1/sessions") => format!("ann_1_{zeros}"),
         _ => format!("sbx_{zeros}"),

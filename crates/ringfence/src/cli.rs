@@ -91,7 +91,17 @@ pub(crate) enum Command {
     Ps(commands::sandbox::PsArgs),
     /// Print what a background command printed.
     Logs(commands::exec::LogsArgs),
-    /// Destroy sandboxes, forget machines.
+    /// Pause sandboxes: their processes are frozen, or only their files are kept.
+    Pause(commands::life::PauseArgs),
+    /// Resume paused sandboxes.
+    Resume(commands::life::ResumeArgs),
+    /// Save the files of a sandbox, which goes on.
+    Snapshot(commands::life::SnapshotArgs),
+    /// List snapshots.
+    Snapshots(commands::life::SnapshotsArgs),
+    /// Make sandboxes that begin with the files of another one as they are now.
+    Fork(commands::life::ForkArgs),
+    /// Destroy sandboxes, remove snapshots, forget machines.
     Rm(commands::sandbox::RmArgs),
     /// Join this computer to a server as a user's own machine.
     Join(commands::join::JoinArgs),

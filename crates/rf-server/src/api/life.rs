@@ -72,11 +72,12 @@ pub struct SandboxQuery {
     /// Only those that last began to run then or later, milliseconds since 1970.
     pub started_from: Option<u64>,
     /// `asc`: the one that began first comes first; `desc` if not given.
+    #[param(value_type = Option<String>)]
     pub order: Option<Order>,
 }
 
 /// An order of a list.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// Oldest first.

@@ -64,6 +64,12 @@ pub(crate) struct LimitArgs {
     /// Longest life of a sandbox.
     #[arg(long, value_name = "TIME", value_parser = parse_ms, help_heading = "Limits")]
     lease: Option<u64>,
+    /// Snapshots at once.
+    #[arg(long, value_name = "COUNT", help_heading = "Limits")]
+    snapshots: Option<u32>,
+    /// Bytes of all snapshots together.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Limits")]
+    snapshot_bytes: Option<u64>,
     /// Whether the user may be root inside their sandboxes.
     #[arg(long, value_name = "BOOL", help_heading = "Limits")]
     root: Option<bool>,
@@ -79,6 +85,8 @@ impl LimitArgs {
             disk_bytes_max: self.disk,
             lease_ms_max: self.lease,
             root_allowed: self.root,
+            snapshots_max: self.snapshots,
+            snapshot_bytes_max: self.snapshot_bytes,
         }
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod exec;
 pub(crate) mod join;
+pub(crate) mod life;
 pub(crate) mod run;
 pub(crate) mod sandbox;
 pub(crate) mod seccomp;
@@ -34,6 +35,11 @@ pub(crate) fn run(cli: Cli, out: &Output) -> Result<ExitCode> {
         Command::Demo(args) => demo::demo(global, &args, out),
         Command::Run(args) => run::run(global, args, out),
         Command::Create(args) => sandbox::create(global, args, out),
+        Command::Pause(args) => life::pause(global, &args, out),
+        Command::Resume(args) => life::resume(global, &args, out),
+        Command::Snapshot(args) => life::snapshot(global, &args, out),
+        Command::Snapshots(args) => life::snapshots(global, &args, out),
+        Command::Fork(args) => life::fork(global, args, out),
         Command::Exec(args) => exec::exec(global, args, out),
         Command::Shell(args) => exec::shell(global, args, out),
         Command::Cp(args) => cp::cp(global, &args, out),

@@ -6,11 +6,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use futures::{StreamExt as _, stream};
 use rf_client::types::{LimitsRequest, SandboxRequest};
-use rf_types::{DiskKind, ExecState, Fault, Layer, MachineId, SandboxId, TemplateName};
+use rf_types::{DiskKind, ExecState, Fault, Layer, MachineId, SandboxId, SnapshotId, TemplateName};
 use serde_json::json;
 
 use crate::{
     cli::Global,
+    commands::life::AboutArgs,
     connect,
     output::{self, Output, now_ms, parse_bytes, parse_cpu, parse_ms},
 };
@@ -71,11 +72,13 @@ impl SpecArgs {
             root_allowed: self.no_root.then_some(false),
             accept_missing: self.accept_missing.clone(),
             lease_ms,
+            ..SandboxRequest::default()
         }
     }
 }
 
-#[derive(Args, Debug)]
+// No `Debug`: the environment may hold secrets.
+#[derive(Args)]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
@@ -85,11 +88,13 @@ pub(crate) struct CreateArgs {
     /// A name that no other living sandbox of the user has.
     #[arg(long, value_name = "NAME", help_heading = "Sandbox")]
     name: Option<String>,
+    #[command(flatten)]
+    about: AboutArgs,
 }
 
 pub(crate) fn create(global: &Global, args: CreateArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
-    let request = SandboxRequest { name: args.name, ..args.spec.request(args.lease) };
+    let request = args.about.over(SandboxRequest { name: args.name, ..args.spec.request(args.lease) });
     let sandbox = connect::runtime()?.block_on(client.sandbox_create(&request))?;
     out.value(&sandbox, |sandbox| sandbox.id.to_string())?;
     Ok(ExitCode::SUCCESS)
@@ -126,9 +131,10 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
     let (sandboxes, machines) = (sandboxes?, machines?);
     out.value(&json!({ "sandboxes": sandboxes, "machines": machines }), |_| {
         let boxes = sandboxes.iter().map(|sandbox| {
-            let left = match sandbox.lease_until.saturating_sub(now) {
-                0 => "over".to_owned(),
-                left => output::span(left),
+            let left = match sandbox.lease_until.map(|until| until.saturating_sub(now)) {
+                None => "none".to_owned(),
+                Some(0) => "over".to_owned(),
+                Some(left) => output::span(left),
             };
             let limits = sandbox.spec.limits;
             vec![
@@ -152,7 +158,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
 
 #[derive(Args, Debug)]
 pub(crate) struct RmArgs {
-    /// Sandboxes (`sbx_…`) to destroy and machines (`mch_…`) to forget.
+    /// Sandboxes (`sbx_…`) to destroy, snapshots (`snp_…`) to remove and machines (`mch_…`) to forget.
     #[arg(required_unless_present = "all")]
     places: Vec<String>,
     /// Destroy all of the user's sandboxes.
@@ -164,6 +170,7 @@ pub(crate) struct RmArgs {
 enum Removed {
     Sandbox(SandboxId),
     Machine(MachineId),
+    Snapshot(SnapshotId),
 }
 
 pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCode> {
@@ -171,10 +178,11 @@ pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCod
     let runtime = connect::runtime()?;
     let mut places = Vec::new();
     for text in &args.places {
-        places.push(match (text.parse(), text.parse()) {
-            (Ok(id), _) => Removed::Sandbox(id),
-            (_, Ok(id)) => Removed::Machine(id),
-            _ => bail!(Fault::invalid(format!("`{text}` is neither a sandbox nor a machine"))),
+        places.push(match (text.parse(), text.parse(), text.parse()) {
+            (Ok(id), ..) => Removed::Sandbox(id),
+            (_, Ok(id), _) => Removed::Machine(id),
+            (.., Ok(id)) => Removed::Snapshot(id),
+            _ => bail!(Fault::invalid(format!("`{text}` is neither a sandbox nor a snapshot nor a machine"))),
         });
     }
     let bar = out.spinner("removing");
@@ -188,6 +196,7 @@ pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCod
                 match place {
                     Removed::Sandbox(id) => client.sandbox_destroy(*id).await,
                     Removed::Machine(id) => client.machine_remove(*id).await,
+                    Removed::Snapshot(id) => client.snapshot_remove(*id).await,
                 }
             })
             .buffered(4)
