@@ -208,6 +208,21 @@ async fn a_policy_that_is_not_held_is_refused_by_its_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_does_without_a_token_only_where_the_operator_allows_it() {
+    let ask = json!({"templateID": "base", "secure": false});
+    let world = World::new().await;
+    let ann = key(&world, &world.ann).await;
+    let (status, refused) = post(&world, "/sandboxes", &ann, ask.clone()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(refused["message"].as_str().unwrap().contains("secure"), "{refused}");
+    let world = World::with(|config| config.e2b.allow_unsecured = true).await;
+    let ann = key(&world, &world.ann).await;
+    let (status, made) = post(&world, "/sandboxes", &ann, ask).await;
+    assert_eq!((status, made.get("envdAccessToken")), (StatusCode::CREATED, None));
+    assert!(sandbox(&world, &ann, json!({})).await["envdAccessToken"].is_string(), "only the one that asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sandbox_is_made_seen_extended_and_ended() {
     let world = World::with(|config| config.e2b.domain = Some("box.example.com".into())).await;
     let ann = key(&world, &world.ann).await;

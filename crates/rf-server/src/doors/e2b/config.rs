@@ -16,7 +16,7 @@ pub struct E2bConfig {
     /// below it must lead to this server, and its certificate must be good for them. `None`: ports are reached by headers.
     pub domain: Option<String>,
     /// Whether a client may ask for a sandbox whose commands and files need no token (`secure: false`), so that whoever
-    /// knows its id has it. Else such a request gets a sandbox that needs one, and the token with it.
+    /// knows its id has it. Else such a request is refused.
     pub allow_unsecured: bool,
     /// CPU of a sandbox, thousandths of one; 10 to 1,024,000.
     pub cpu_milli_max: u32,

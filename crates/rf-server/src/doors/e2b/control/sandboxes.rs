@@ -96,7 +96,7 @@ struct Plan {
 
 impl Plan {
     async fn new(app: &App, caller: &Caller, ask: NewSandbox, timeout: u32) -> Result<Self, Refusal> {
-        refuse_what_is_not_held(&ask)?;
+        refuse_what_is_not_held(&ask, app.config().e2b.allow_unsecured)?;
         let NewSandbox { template_id, auto_pause, auto_resume, secure, network, metadata, env_vars, .. } = ask;
         let config = &app.config().e2b;
         let user = caller.who.limits();
@@ -120,7 +120,7 @@ impl Plan {
         };
         let network = network.unwrap_or_default();
         let traffic = TrafficRules {
-            secured: secure != Some(false) || !config.allow_unsecured,
+            secured: secure != Some(false),
             public: network.allow_public_traffic != Some(false),
             mask_host: network.mask_request_host.clone(),
         };
@@ -144,9 +144,12 @@ impl Plan {
 
 /// Refuses by its name whatever this version cannot hold. `allow_internet_access: true` is taken: clients of some versions
 /// always send it, it restricts nothing, and every answer says that there is no access.
-fn refuse_what_is_not_held(ask: &NewSandbox) -> Result<(), Fault> {
+fn refuse_what_is_not_held(ask: &NewSandbox, allow_unsecured: bool) -> Result<(), Fault> {
     if ask.template_id.is_empty() {
         return Err(Fault::invalid("`templateID` is missing"));
+    }
+    if ask.secure == Some(false) && !allow_unsecured {
+        return Err(Fault::invalid("`secure: false` is not allowed here: commands and files need the sandbox's token"));
     }
     if let Some(network) = &ask.network {
         network.check().map_err(|error| Fault::invalid(error.to_string()))?;

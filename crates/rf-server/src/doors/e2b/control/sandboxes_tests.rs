@@ -116,7 +116,7 @@ fn a_lease_is_within_its_bounds() {
 
 #[test]
 fn what_cannot_be_held_is_refused_by_name_and_what_clients_always_send_is_not() {
-    let check = |text: &str| refuse_what_is_not_held(&serde_json::from_str(text).unwrap());
+    let check = |text: &str| refuse_what_is_not_held(&serde_json::from_str(text).unwrap(), false);
     for taken in [
         r#"{"templateID":"base","metadata":{},"envVars":{}}"#,
         r#"{"templateID":"base","secure":true,"allow_internet_access":true,"autoPause":false}"#,
@@ -131,6 +131,7 @@ fn what_cannot_be_held_is_refused_by_name_and_what_clients_always_send_is_not() 
         (r#"{"templateID":"base","network":{"allowOut":["1.1.1.1"]}}"#, "network.allowOut"),
         (r#"{"templateID":"base","network":{"rules":{"a":[]}}}"#, "network.rules"),
         (r#"{"templateID":"base","iam":{"tokens":{"a":{}}}}"#, "iam"),
+        (r#"{"templateID":"base","secure":false}"#, "secure"),
         (r#"{"templateID":"base","volumeMounts":[{"name":"v","path":"/v"}]}"#, "volumeMounts"),
         (r#"{"templateID":"base","autoPauseMemory":false}"#, "autoPauseMemory"),
         (r#"{"templateID":"base","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}"#, "files"),
@@ -139,6 +140,8 @@ fn what_cannot_be_held_is_refused_by_name_and_what_clients_always_send_is_not() 
         assert_eq!(fault.code, Code::InvalidRequest);
         assert!(fault.message.contains(name), "{refused}: {}", fault.message);
     }
+    let open = serde_json::from_str(r#"{"templateID":"base","secure":false}"#).unwrap();
+    assert_eq!(refuse_what_is_not_held(&open, true), Ok(()), "where the operator allows it");
 }
 
 #[test]
