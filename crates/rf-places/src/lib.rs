@@ -32,8 +32,8 @@ pub mod places;
 pub mod quota;
 mod reactor;
 mod refusal;
-mod rows;
 pub mod route;
+mod rows;
 pub mod sandbox;
 mod sandbox_files;
 pub mod sandboxes;
@@ -45,15 +45,15 @@ pub use execs::{
     live::{LiveEnded, LiveEvents, LiveInfo, LiveName, LiveNote},
 };
 pub use foreground::{Collected, Foreground};
-pub use init_client::{ANSWER_TIME, PING_TIME};
+pub use init_client::{ANSWER_TIME, HUNG_TIME, PING_TIME};
 pub use piece::{PIECE_LEN, pieces};
 pub use place::{FileAnswer, Place};
 pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
 pub use refusal::{is_no_directory, is_no_such_user};
-pub use sandbox_files::action as file_action;
 pub use rows::{
     ChangedWhy, EndedWhy, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow,
 };
+pub use sandbox_files::action as file_action;
 pub use sandboxes::{Origin, Sandboxes};
 pub use spool::Which;
 pub use warden::WardenClient;

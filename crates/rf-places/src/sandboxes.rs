@@ -81,6 +81,8 @@ struct Entry {
     hold: Hold,
     why: EndedWhy,
     gone: CancellationToken,
+    /// Its destruction did not succeed at once, and goes on.
+    late: CancellationToken,
     /// When something was last asked of it.
     used_at: UnixMs,
     /// Its execs of before this server are taken over when it is resumed.
@@ -275,6 +277,7 @@ impl Sandboxes {
             hold,
             why: EndedWhy::Destroyed,
             gone: CancellationToken::new(),
+            late: CancellationToken::new(),
             used_at: now_ms(),
             unadopted: phase == Phase::Paused,
             dirty: false,
@@ -458,18 +461,30 @@ impl Sandboxes {
     /// waiting.
     ///
     /// # Errors
-    /// `not_found`; `timed_out` when it takes longer than 30 s: it goes on.
+    /// `not_found`; `timed_out` when the warden does not do it, or takes longer than 30 s: it goes on.
     pub async fn destroy(&self, permit: &Permit, id: SandboxId) -> Result<(), Fault> {
         permit.require(Action::SandboxDestroy)?;
         let user = permit.user();
-        let gone = match self.live().get(&(user, id)) {
-            Some(entry) => entry.gone.clone(),
+        let (gone, late) = match self.live().get(&(user, id)) {
+            Some(entry) => (entry.gone.clone(), entry.late.clone()),
             None => return Err(Fault::not_found("sandbox")),
         };
+        let patience = async {
+            if late.is_cancelled() {
+                // The warden may just have come back.
+                tokio::time::sleep(ADOPTION_TIME).await;
+            }
+            late.cancelled().await;
+        };
         self.event(user, id, Event::DestroyAsked, EndedWhy::Destroyed);
-        tokio::time::timeout(DESTROY_TIME, gone.cancelled()).await.map_err(|_| {
-            Fault::new(Code::TimedOut, "the sandbox is not gone yet", "it is being destroyed; look again in a while")
-        })
+        tokio::select! {
+            biased;
+            () = gone.cancelled() => return Ok(()),
+            () = patience => {}
+            () = tokio::time::sleep(DESTROY_TIME) => {}
+        }
+        let message = "the sandbox is not gone yet";
+        Err(Fault::new(Code::TimedOut, message, "it is being destroyed; look again in a while"))
     }
 
     /// Steps a sandbox's life and carries out the effect.
@@ -566,6 +581,9 @@ impl Sandboxes {
                 Err(fault) if fault.code == Code::NotFound => break,
                 // The loss of the warden is told to every sandbox, this one too.
                 Err(fault) => tracing::warn!(%fault, sandbox = %id, "cannot destroy a sandbox yet"),
+            }
+            if let Some(entry) = self.live().get(&(user, id)) {
+                entry.late.cancel();
             }
             tokio::time::sleep(DESTROY_PAUSE).await;
             if !self.live().contains_key(&(user, id)) {

@@ -62,6 +62,8 @@ pub enum News {
     Paused(SandboxId, PausedWhy),
     /// A snapshot became durable, or was counted.
     SnapshotChanged(Snapshot),
+    /// A snapshot that was not durable is no more, and why.
+    SnapshotLost(SnapshotId, String),
     /// The connection is lost, and every sandbox with it.
     Lost,
     /// There is a connection again.
@@ -475,6 +477,7 @@ impl Inner {
             return match answer.result {
                 Ok(Reply::Gone { id, why }) => Ok(Some(News::Gone(id, why))),
                 Ok(Reply::Paused { id, why }) => Ok(Some(News::Paused(id, why))),
+                Ok(Reply::SnapshotLost { id, why }) => Ok(Some(News::SnapshotLost(id, why))),
                 Ok(Reply::SnapshotChanged(snapshot)) => Ok(Some(News::SnapshotChanged(snapshot))),
                 _ => Err("news of an unknown kind".into()),
             };
