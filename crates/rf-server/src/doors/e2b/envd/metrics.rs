@@ -45,7 +45,7 @@ impl From<Sample> for Metrics {
 
 pub(super) async fn answer(asked: &Asked) -> Response<Body> {
     let app = &asked.app;
-    let ask = Ask::of(Action::SandboxRead).place(asked.place()).subject(asked.target.id).detail("op", "metrics");
+    let ask = Ask::of(Action::ExecRead).place(asked.place()).subject(asked.target.id).detail("op", "metrics");
     let operation = match app.begin(&asked.caller, ask).await {
         Ok(operation) => operation,
         Err(refusal) => return fault(&refusal.fault),

@@ -184,9 +184,9 @@ pub(super) fn fault(fault: &Fault) -> Response<Body> {
     failed(status, &fault.message)
 }
 
-/// The environment that the sandbox's maker asked for.
+/// The environment that the sandbox's maker asked for: what any command in it sees.
 async fn envs(asked: &Asked) -> Response<Body> {
-    let ask = Ask::of(Action::SandboxRead).place(asked.place()).subject(asked.target.id).detail("op", "envs");
+    let ask = Ask::of(Action::ExecRead).place(asked.place()).subject(asked.target.id).detail("op", "envs");
     let operation = match asked.app.begin(&asked.caller, ask).await {
         Ok(operation) => operation,
         Err(refusal) => return refused(refusal, UNAUTHORIZED),
