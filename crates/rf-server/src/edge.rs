@@ -1,6 +1,8 @@
 //! Accepts connections and serves HTTP/1.1, HTTP/2 and WebSocket on each, within bounds: connections at once, time for
 //! a header, time for a TLS handshake. Ends gracefully: no new request, running ones get their time.
 
+mod unread;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -15,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, http::Request};
+use axum::http::Request;
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -289,7 +291,12 @@ async fn connection<S>(
             request.extensions_mut().insert(Peer(peer.ip()));
             request.extensions_mut().insert(line.clone());
             let door = door.clone();
-            async move { Ok::<_, Infallible>(door.answer(request.map(Body::new)).await) }
+            async move {
+                let (request, unread) = unread::watch(request);
+                let mut response = door.answer(request).await;
+                unread.say(&mut response);
+                Ok::<_, Infallible>(response)
+            }
         }
     });
     let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
