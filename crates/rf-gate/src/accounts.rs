@@ -1,9 +1,10 @@
 //! Keys, sessions, enrolment tokens and machines: made and ended on a permit, shown once, never wider than their maker.
 
 use ed25519_dalek::{Signature, VerifyingKey};
-use rf_policy::{Action, Permit, Scope};
+use rf_policy::{Action, Credential, Permit, Scope};
 use rf_store::{
-    Key, Machine, NewKey, NewMachine, NewSession, OperatorScope, Session, StoreError, SystemScope, UserScope,
+    Key, Machine, NewKey, NewMachine, NewSession, OperatorScope, Session, SessionMaker, StoreError, SystemScope,
+    UserScope,
 };
 use rf_types::{Code, Fault, KeyId, MachineId, SessionId, UserId, Username, units::UnixMs};
 
@@ -118,7 +119,7 @@ impl Gate {
         Ok(self.0.store.key_revoke(&who.scope, key, now)?)
     }
 
-    /// Begins a session. Its secret is shown now or never; its id is public.
+    /// Begins a session. Its secret is shown now or never; its id is public. It ends with the key that it goes back to.
     ///
     /// # Errors
     /// `forbidden` for a scope that the maker has not; `invalid_request` for a life beyond the configured;
@@ -143,7 +144,15 @@ impl Gate {
             id: &id,
             hash: hash(self.0.pepper.as_ref(), secret.reveal()),
             scopes: &scopes_text(&scopes),
-            expires: now.saturating_add(ttl_ms),
+            // It outlives neither the key or token that it was begun with, nor that one's revocation.
+            expires: now.saturating_add(ttl_ms).min(who.expires.unwrap_or(UnixMs::MAX)),
+            maker: match &who.principal.credential {
+                Credential::Key { id } => SessionMaker::Key(*id),
+                Credential::Session { id } => SessionMaker::Session(id),
+                Credential::Token { .. } | Credential::Sandbox { .. } | Credential::Visitor { .. } => {
+                    SessionMaker::Other
+                }
+            },
         };
         Ok((self.0.store.session_begin(&who.scope, &new, now)?, secret))
     }

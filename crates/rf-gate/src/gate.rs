@@ -447,6 +447,14 @@ impl Gate {
         })
     }
 
+    /// Whether the credential still stands, read anew: for what goes on after its request was judged, such as a stream.
+    ///
+    /// # Errors
+    /// `unauthenticated` or `forbidden` when it does not; `store_unavailable` when that cannot be told.
+    pub fn still_stands(&self, who: &Authenticated, now: UnixMs) -> Result<(), Fault> {
+        self.standing(who, now).map(drop)
+    }
+
     /// Reads anew whether the credential still stands, and what the user may have.
     fn standing(&self, who: &Authenticated, now: UnixMs) -> Result<UserLimits, Fault> {
         // A provider's token has no row: its end is all there is to it.

@@ -235,6 +235,9 @@ pub struct ExecAsk {
     /// Where: `machine`, `sandbox`, `machine-else-sandbox`, or a sandbox's or machine's id. Only where the path does
     /// not say it; the user's preference if not given.
     pub place: Option<String>,
+    /// Whether `argv` is what the template's image starts, and not the client's.
+    #[serde(skip)]
+    pub of_template: bool,
 }
 
 /// A terminal's size.
@@ -368,7 +371,9 @@ impl ExecAsk {
 #[derive(Clone, Debug, Default, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunAsk {
-    /// The command; 30 s if it gives no `timeout_ms`.
+    /// The command; 30 s if it gives no `timeout_ms`. With neither `argv` nor `shell`: what the template's image starts
+    /// by itself.
+    #[serde(default)]
     pub exec: ExecAsk,
     /// The sandbox; it is destroyed when the command ended. Its lease is the command's time and a little.
     #[serde(default)]

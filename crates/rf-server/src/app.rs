@@ -21,10 +21,11 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     config::ServerConfig,
-    doors::{e2b::E2b, ports::Ports, sandboxes::Repeats, templates::Images},
+    doors::{e2b::E2b, ports::Ports, templates::Images},
     input::{self, Intake},
     metrics::Metrics,
     refusal::{Refusal, to_json},
+    repeats::Repeats,
 };
 
 /// The server's parts; cheap to clone.

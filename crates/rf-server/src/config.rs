@@ -11,7 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::doors::e2b::config::E2bConfig;
+use crate::{
+    doors::e2b::config::E2bConfig,
+    registries::{self, RegistryConfig},
+};
 
 /// What every environment variable that overlays a key begins with; see the module.
 pub const ENV_PREFIX: &str = "RINGFENCE__";
@@ -62,6 +65,12 @@ pub struct ServerConfig {
     /// The door of the E2B clients.
     #[serde(default)]
     pub e2b: E2bConfig,
+    /// How long the ledger keeps its records.
+    #[serde(default)]
+    pub ledger: LedgerConfig,
+    /// The registries that need credentials, or are spoken to without TLS.
+    #[serde(default)]
+    pub registries: Vec<RegistryConfig>,
 }
 
 /// A certificate by files, read again when they change.
@@ -153,6 +162,26 @@ pub struct MetricsConfig {
     pub listen: Option<SocketAddr>,
 }
 
+/// How long the ledger keeps its records: for ever, unless something is said here.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerConfig {
+    /// Segments all of whose records are older are let go of, days; 1 to 36,500. `None`: never.
+    pub keep_days: Option<u32>,
+    /// Where they are moved, as they are; must be writable by the server's own id. `None`: `state_dir`/ledger-archive.
+    pub archive_dir: Option<PathBuf>,
+    /// Remove them instead of moving them.
+    pub discard: bool,
+}
+
+impl LedgerConfig {
+    /// Where segments are moved that are let go; `None`: they are removed.
+    #[must_use]
+    pub fn archive(&self, state_dir: &Path) -> Option<PathBuf> {
+        (!self.discard).then(|| self.archive_dir.clone().unwrap_or_else(|| state_dir.join("ledger-archive")))
+    }
+}
+
 fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7070))
 }
@@ -236,6 +265,8 @@ impl ServerConfig {
             metrics: MetricsConfig::default(),
             gate: rf_gate::GateConfig::default(),
             e2b: E2bConfig::default(),
+            ledger: LedgerConfig::default(),
+            registries: Vec::new(),
         }
     }
 
@@ -255,7 +286,8 @@ impl ServerConfig {
         Self::parse(&text, environment)
     }
 
-    /// Reads a configuration's text, lays the environment over it and checks the whole.
+    /// Reads a configuration's text and the files of secrets that it names, lays the environment over it and checks the
+    /// whole.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -267,8 +299,9 @@ impl ServerConfig {
                 overlay(&mut table, &name, path, &value)?;
             }
         }
-        let config: Self = table.try_into().map_err(|error| ConfigError::Malformed(one_line(&error)))?;
+        let mut config: Self = table.try_into().map_err(|error| ConfigError::Malformed(one_line(&error)))?;
         config.validate()?;
+        registries::validate(&mut config.registries).map_err(|why| ConfigError::Value { key: "registries", why })?;
         Ok(config)
     }
 
@@ -295,7 +328,21 @@ impl ServerConfig {
                 return Err(ConfigError::Range { key, value, min, max });
             }
         }
-        for (key, path) in [("state_dir", &self.state_dir), ("warden_socket", &self.warden_socket)] {
+        if let Some(days) = self.ledger.keep_days
+            && !(1..=36_500).contains(&days)
+        {
+            let (key, value) = ("ledger.keep_days", days.into());
+            return Err(ConfigError::Range { key, value, min: 1, max: 36_500 });
+        }
+        if self.ledger.discard && self.ledger.archive_dir.is_some() {
+            return Err(ConfigError::Value {
+                key: "ledger",
+                why: "says `discard`, and where what is discarded is kept: leave one out".to_owned(),
+            });
+        }
+        let mut paths = vec![("state_dir", &self.state_dir), ("warden_socket", &self.warden_socket)];
+        paths.extend(self.ledger.archive_dir.as_ref().map(|dir| ("ledger.archive_dir", dir)));
+        for (key, path) in paths {
             if !path.is_absolute() {
                 return Err(ConfigError::Value { key, why: format!("must be absolute, not `{}`", path.display()) });
             }
@@ -414,6 +461,10 @@ mod tests {
             ("public_url = 'ftp://a'", "public_url"),
             ("[log]\nfilter = '=='", "log.filter"),
             ("[gate]\nsession_ms_max = 1", "gate"),
+            ("[ledger]\nkeep_days = 0", "ledger.keep_days"),
+            ("[ledger]\nkeep_days = 1\narchive_dir = 'here'", "ledger.archive_dir"),
+            ("[ledger]\ndiscard = true\narchive_dir = '/a'", "ledger"),
+            ("[[registries]]\nhost = 'R'", "registries"),
             ("[e2b]\ndomain = 'https://a'", "e2b.domain"),
             ("[e2b]\nmemory_bytes_max = 1", "memory_bytes_max"),
         ] {

@@ -23,6 +23,8 @@ pub mod openapi;
 pub mod operation;
 pub mod output;
 pub mod refusal;
+pub mod registries;
+pub mod repeats;
 pub mod room;
 pub mod rows;
 pub mod run;

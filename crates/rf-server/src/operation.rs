@@ -11,8 +11,10 @@
 //! so neither half can be forgotten. A streamed answer waits with [`Operation::durable`] until its intent is on the
 //! disk before its first byte goes out.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+use rf_gate::Authenticated;
 use rf_ledger::{By, Entry, Event, Outcome, Ticket};
 use rf_policy::{Action, Asked, Credential, Permit};
 use rf_types::{Code, Enforcement, ExitReport, Fault, PlaceRef, RequestId};
@@ -22,6 +24,10 @@ use crate::{
     app::{App, Caller},
     refusal::Refusal,
 };
+
+/// How often it is asked whether the credential of something that goes on still stands. Chosen: a read of the store is
+/// some 20 µs, and who revokes a key expects it to be gone when they look.
+const STANDING_PERIOD: Duration = Duration::from_secs(2);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -121,6 +127,7 @@ impl Header {
 #[must_use = "an operation ends by `finish` or `fail`"]
 pub struct Operation {
     app: App,
+    who: Authenticated,
     permit: Permit,
     header: Header,
     started: Instant,
@@ -169,6 +176,7 @@ impl App {
         let intent = self.ledger().append(&header.entry(self.now(), Event::Intent, ask.details))?;
         let operation = Operation {
             app: self.clone(),
+            who: caller.who.clone(),
             permit,
             header,
             started: caller.started,
@@ -196,6 +204,42 @@ impl Operation {
     /// The memory that requests share.
     pub fn room(&self) -> crate::room::Room {
         self.app.intake().room().clone()
+    }
+
+    /// Resolves when the credential that was judged no longer stands: its key was revoked, its session ended, its user
+    /// was disabled, or it expired. For what goes on after the judgement; what it was is cut then.
+    pub fn fallen(&self) -> BoxFuture<'static, Fault> {
+        let (app, who) = (self.app.clone(), self.who.clone());
+        async move {
+            loop {
+                tokio::time::sleep(STANDING_PERIOD).await;
+                match app.gate().still_stands(&who, app.now()) {
+                    Err(fault) if matches!(fault.code, Code::Unauthenticated | Code::Forbidden | Code::NotFound) => {
+                        let message = "the credential was revoked or ended while this was going on";
+                        return Fault::new(Code::Unauthenticated, message, "go on with another credential");
+                    }
+                    // A store that cannot be asked revokes nothing.
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }
+        .boxed()
+    }
+
+    /// `stream`, for as long as the credential stands; see [`Operation::fallen`].
+    pub fn while_standing<T: Send + 'static>(
+        &self,
+        stream: BoxStream<'static, Result<T, Fault>>,
+    ) -> BoxStream<'static, Result<T, Fault>> {
+        futures::stream::unfold(Some((stream, self.fallen())), |state| async {
+            let (mut stream, mut fallen) = state?;
+            tokio::select! {
+                biased;
+                item = stream.next() => item.map(|item| (item, Some((stream, fallen)))),
+                fault = &mut fallen => Some((Err(fault), None)),
+            }
+        })
+        .boxed()
     }
 
     /// Adds something to the result's record.

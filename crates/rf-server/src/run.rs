@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::State, routing::get};
+use axum::{Router, extract::State, http::Uri, routing::get};
 use rf_gate::{Gate, GateError};
 use rf_ledger::{Entry, Event, Ledger, LedgerKey, Redactor};
 use rf_places::{
@@ -33,6 +33,7 @@ use crate::{
     input::Intake,
     logs,
     metrics::Metrics,
+    repeats::{REPEAT_MS, Repeats},
     rows::StoredRows,
     service::Door,
     tls::{Certificate, TlsError},
@@ -192,12 +193,13 @@ impl Server {
     ///
     /// # Errors
     /// See [`RunError`].
-    pub async fn start_on(config: ServerConfig, listener: std::net::TcpListener) -> Result<Self, RunError> {
+    pub async fn start_on(mut config: ServerConfig, listener: std::net::TcpListener) -> Result<Self, RunError> {
         let certificate = config.tls.clone().map(Certificate::load).transpose()?;
         let failed = |error| RunError::Listen { address: config.listen, error };
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        config.listen = address;
         let metrics_listener = match config.metrics.listen {
             Some(address) => Some(listen(address).await?),
             None => None,
@@ -291,10 +293,12 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         places: places.clone(),
         ledger: Arc::clone(&ledger),
     });
-    let hub = MachineHub::new(HubConfig::new(server_id(&store, &system)?), authority);
+    let hub_config = HubConfig { origins: origins(&config), ..HubConfig::new(server_id(&store, &system)?) };
+    let hub = MachineHub::new(hub_config, authority);
 
     prune_now_and_then(store.clone(), Arc::downgrade(&system));
-    let images = Images::open(&dir.join("blobs"))?;
+    retain_now_and_then(&config, &ledger);
+    let images = Images::open(&dir.join("blobs"), &config.registries)?;
     let e2b = E2b::open(&dir).map_err(|error| RunError::File {
         step: "open the key of the sandboxes' tokens in",
         path: dir.clone(),
@@ -311,7 +315,7 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         places,
         metrics: Arc::new(Metrics::default()),
         document: OnceLock::new(),
-        repeats: doors::sandboxes::Repeats::default(),
+        repeats: Repeats::default(),
         limits_turn: tokio::sync::Mutex::new(()),
         hub,
         images,
@@ -319,6 +323,21 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         ports: doors::ports::Ports::default(),
         system,
     }))
+}
+
+/// Where machines may have reached this server: its public address, and itself from this machine. Empty, which is
+/// anywhere, where no public address is configured.
+fn origins(config: &ServerConfig) -> Vec<String> {
+    let Ok(public) = config.public_url.parse::<Uri>() else { return Vec::new() };
+    let Some((scheme, host)) = public.scheme_str().zip(public.host()) else { return Vec::new() };
+    let port = public.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+    let mut origins = vec![format!("{scheme}://{}:{port}", host.to_ascii_lowercase())];
+    let (ip, port) = (config.listen.ip().to_canonical(), config.listen.port());
+    if ip.is_loopback() || ip.is_unspecified() {
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
+        origins.extend(["127.0.0.1", "localhost", "[::1]"].map(|host| format!("{scheme}://{host}:{port}")));
+    }
+    origins
 }
 
 /// The server's name for itself, the same for ever, so that a machine's signature is good for no other server.
@@ -365,6 +384,32 @@ fn private(path: &Path) -> io::Result<std::fs::File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
+/// Lets go of segments of the ledger that are older than the configuration says.
+fn retain_now_and_then(config: &ServerConfig, ledger: &Arc<Ledger>) {
+    let Some(days) = config.ledger.keep_days else { return };
+    let archive = config.ledger.archive(&config.state_dir);
+    let ledger = Arc::downgrade(ledger);
+    tokio::spawn(async move {
+        let mut period = tokio::time::interval(PRUNE_PERIOD);
+        loop {
+            period.tick().await;
+            let Some(ledger) = ledger.upgrade() else { return };
+            let (archive, now) = (archive.clone(), now());
+            let before = now.saturating_sub(u64::from(days) * 86_400_000);
+            // It reads whole segments.
+            let retained = tokio::task::spawn_blocking(move || ledger.retain(before, archive.as_deref(), now)).await;
+            match retained {
+                Ok(Ok(None)) => {}
+                Ok(Ok(Some(told))) => {
+                    tracing::info!(records = told.records, first_kept = told.first_seq, "let go of old records");
+                }
+                Ok(Err(fault)) => tracing::warn!(%fault, hint = fault.hint, "old records are kept"),
+                Err(error) => tracing::warn!(%error, "old records are kept"),
+            }
+        }
+    });
+}
+
 fn prune_now_and_then(store: Store, system: Weak<SystemScope>) {
     tokio::spawn(async move {
         let mut period = tokio::time::interval(PRUNE_PERIOD);
@@ -375,6 +420,9 @@ fn prune_now_and_then(store: Store, system: Weak<SystemScope>) {
                 Ok(0) => {}
                 Ok(rows) => tracing::info!(rows, "let go of what ended long ago"),
                 Err(error) => tracing::warn!(%error, "cannot let go of what ended long ago"),
+            }
+            if let Err(error) = store.repeats_prune(&system, now().saturating_sub(REPEAT_MS)) {
+                tracing::warn!(%error, "cannot forget old requests");
             }
         }
     });

@@ -162,6 +162,8 @@ fn table(things: &Things) -> Vec<(&'static str, &'static str, Option<Call>)> {
         // Shared by all users; changed by operators only.
         ("GET", "/v1/templates", None),
         ("POST", "/v1/templates", None),
+        ("GET", "/v1/templates/{name}", None),
+        ("GET", "/v1/templates/{name}/import", None),
         ("PUT", "/v1/templates/{name}", None),
         ("DELETE", "/v1/templates/{name}", None),
         // The caller's own part.
@@ -240,7 +242,14 @@ impl Things {
         let (_, session) = world.post("/v1/sessions", &world.ann, json!({})).await;
         let machine = support::machine(world, "ann");
         let text = |value: &Value| value["id"].as_str().unwrap_or_else(|| panic!("{value}")).to_owned();
-        Self { sandbox, snapshot: text(&snapshot), exec: text(&exec), key: text(&key), session: text(&session), machine }
+        Self {
+            sandbox,
+            snapshot: text(&snapshot),
+            exec: text(&exec),
+            key: text(&key),
+            session: text(&session),
+            machine,
+        }
     }
 
     /// Well-formed ids that name nothing.
@@ -384,6 +393,7 @@ async fn what_is_for_operators_is_forbidden_to_everybody_else() {
         ("DELETE", "/v1/users/ann/keys/key_00000000000000000000000000000000"),
         ("POST", "/v1/templates"),
         ("PUT", "/v1/templates/x"),
+        ("GET", "/v1/templates/x/import"),
         ("DELETE", "/v1/templates/x"),
         ("GET", "/v1/audit?all=true"),
         ("GET", "/v1/audit/verify"),

@@ -15,8 +15,12 @@ use tokio_tungstenite::{
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 async fn connect(server: &Listening, path: &str) -> Result<Socket, tungstenite::Error> {
+    connect_with(server, path, &server.admin).await
+}
+
+async fn connect_with(server: &Listening, path: &str, key: &str) -> Result<Socket, tungstenite::Error> {
     let mut request = format!("ws://{}{path}", server.address).into_client_request().unwrap();
-    request.headers_mut().insert("authorization", format!("Bearer {}", server.admin).parse().unwrap());
+    request.headers_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     connect_async(request).await.map(|(socket, _)| socket)
 }
 
@@ -204,6 +208,28 @@ async fn an_exec_in_the_background_is_attached_to_fed_and_left_again() {
         (String::from_utf8(out).unwrap().as_str(), kind, &exit["code"]),
         ("got line\n", frames::EXIT, &json!(0))
     );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_keys_sockets_end_with_a_typed_fault() {
+    let server = Listening::with(|_| {}).await;
+    let (_, key) = post(&server, "/v1/keys", r#"{"name":"other"}"#).await;
+    let mut socket = connect_with(&server, "/v1/exec/stream", key["key"].as_str().unwrap()).await.unwrap();
+    socket.send(Message::text(json!({"shell": "echo $$; exec sleep 1000"}).to_string())).await.unwrap();
+    assert_eq!(next(&mut socket).await.unwrap().0, frames::STARTED);
+    let pid = String::from_utf8(next(&mut socket).await.unwrap().1).unwrap();
+    let id = key["id"].as_str().unwrap().parse().unwrap();
+    let who = rf_gate::Presented::ApiKey(&server.admin);
+    let who = server.app.gate().authenticate(who, None, server.app.now()).await.unwrap();
+    server.app.store().key_revoke(who.scope(), id, server.app.now()).unwrap();
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(30), rest(&mut socket));
+    let (_, _, (kind, fault)) = ended.await.expect("it ends soon");
+    assert_eq!((kind, &fault["code"]), (frames::FAULT, &json!("unauthenticated")), "{fault}");
+    assert!(next(&mut socket).await.is_none());
+    while std::path::Path::new(&format!("/proc/{}", pid.trim())).exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     server.stop().await;
 }
 

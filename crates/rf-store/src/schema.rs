@@ -25,6 +25,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { name: "0002_template_config", sql: include_str!("migrations/0002_template_config.sql") },
     Migration { name: "0003_sandbox_life", sql: include_str!("migrations/0003_sandbox_life.sql") },
     Migration { name: "0004_snapshots", sql: include_str!("migrations/0004_snapshots.sql") },
+    Migration { name: "0005_cascades", sql: include_str!("migrations/0005_cascades.sql") },
 ];
 
 /// Brings the store to this version's schema, or refuses it.

@@ -58,6 +58,19 @@ pub struct NewSession<'a> {
     pub scopes: &'a str,
     /// When it ends by itself.
     pub expires: UnixMs,
+    /// With what it was begun.
+    pub maker: SessionMaker<'a>,
+}
+
+/// With what a session is begun; one that goes back to a key ends with it.
+#[derive(Clone, Copy, Debug)]
+pub enum SessionMaker<'a> {
+    /// A key.
+    Key(KeyId),
+    /// Another session of the user's, with what that one was begun.
+    Session(&'a SessionId),
+    /// A provider's token, or the like: nothing that is kept here.
+    Other,
 }
 
 /// A session as listed: nothing of its secret.
@@ -134,7 +147,8 @@ impl Store {
         })
     }
 
-    /// Revokes a key at once. Revoking it again changes nothing.
+    /// Revokes a key at once, and ends every session that goes back to it, also one that an operator began with it for
+    /// another user. Revoking it again changes nothing.
     ///
     /// # Errors
     /// [`StoreError::NotFound`].
@@ -144,7 +158,12 @@ impl Store {
                 .prepare_cached("UPDATE api_keys SET revoked = coalesce(revoked, ?3) WHERE id = ?1 AND user = ?2")
                 .and_then(|mut statement| statement.execute(params![blob(key), blob(scope.user()), int(now)]))
                 .map_err(StoreError::at("revoke a key"))?;
-            one("key", changed)
+            one("key", changed)?;
+            transaction
+                .prepare_cached("UPDATE sessions SET ended = ?2 WHERE key = ?1 AND ended IS NULL")
+                .and_then(|mut statement| statement.execute(params![blob(key), int(now)]))
+                .map_err(StoreError::at("end the sessions of a key"))?;
+            Ok(())
         })
     }
 
@@ -180,12 +199,18 @@ impl Store {
                 now,
                 ("sessions", SESSIONS_MAX),
             )?;
+            let (key, session) = match new.maker {
+                SessionMaker::Key(key) => (Some(blob(key)), None),
+                SessionMaker::Session(session) => (None, Some(session.as_str())),
+                SessionMaker::Other => (None, None),
+            };
+            let (id, user) = (new.id.as_str(), blob(scope.user()));
             let values =
-                params![new.id.as_str(), blob(scope.user()), new.hash.bytes(), new.scopes, int(now), int(new.expires)];
+                params![id, user, new.hash.bytes(), new.scopes, int(now), int(new.expires), key, session];
             transaction
                 .prepare_cached(
-                    "INSERT INTO sessions (id, user, hash, scopes, created, expires)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    "INSERT INTO sessions (id, user, hash, scopes, created, expires, key)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, coalesce(?7, (SELECT key FROM sessions WHERE id = ?8)))",
                 )
                 .and_then(|mut statement| statement.execute(values))
                 .map_err(|error| unique(error, "begin a session", || "the session is there already".to_owned()))?;

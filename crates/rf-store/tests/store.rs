@@ -14,11 +14,11 @@ use std::{
 
 use common::{HOUR, NOW, World, enrol, hash, known_key, reserve, world};
 use rf_store::{
-    NewKey, NewSandbox, NewTemplate, NewUser, PageAsk, Refused, ReserveError, SandboxChange, SandboxFilter,
-    SandboxPhase, Snapshot, Store, StoreError,
+    CredentialHash, NewKey, NewSandbox, NewSession, NewTemplate, NewUser, PageAsk, Proof, Refused, Repeat,
+    ReserveError, SandboxChange, SandboxFilter, SandboxPhase, SessionMaker, Snapshot, Store, StoreError,
 };
 use rf_types::{
-    PauseKind, Preference, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SnapshotId, TemplateConfig,
+    PauseKind, Preference, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SessionId, SnapshotId, TemplateConfig,
     UserLimits, Username,
 };
 
@@ -140,6 +140,7 @@ fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
         created: NOW,
     };
     w.store.snapshot_insert(&w.system, user, &snapshot).unwrap();
+    w.store.repeat_put(&w.bob.scope, "k", &Repeat { digest: [1; 32], made: w.bob.sandbox }, NOW).unwrap();
     // Every table that has a column `user`, so that a new one is counted too.
     let rows = |user: rf_types::UserId| -> Vec<(String, u32)> {
         let sql = "SELECT m.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c ON c.name = 'user'
@@ -155,7 +156,7 @@ fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
             .collect()
     };
     let before = rows(user);
-    assert_eq!(before.len(), 7, "{before:?}");
+    assert_eq!(before.len(), 8, "{before:?}");
     assert!(before.iter().all(|(_, count)| *count > 0), "there is something to remove: {before:?}");
     let anns = rows(w.ann.scope.user());
     w.store.user_delete(&w.operator, user).unwrap();
@@ -725,4 +726,50 @@ fn a_client_learns_nothing_of_the_inside_of_a_failure() {
         assert_eq!(fault.code, rf_types::Code::StoreUnavailable);
         assert!(!format!("{fault:?}").contains("secret"), "{fault:?}");
     }
+}
+
+#[test]
+fn a_revoked_key_takes_along_every_session_that_goes_back_to_it() {
+    let w = world();
+    let second = hash("a session of a session");
+    let begin = |text: &str, maker| {
+        let id = SessionId::new(w.bob.scope.username(), NOW / 1_000);
+        let new = NewSession { id: &id, hash: hash(text), scopes: "read", expires: NOW + HOUR, maker };
+        w.store.session_begin(&w.bob.scope, &new, NOW).unwrap();
+        id
+    };
+    begin("a session of a session", SessionMaker::Session(&w.bob.session));
+    begin("of a token", SessionMaker::Other);
+    let stands = |hash: &CredentialHash| w.store.scope_by_session(hash, NOW).unwrap().is_ok();
+    assert!(stands(&w.bob.session_hash) && stands(&second));
+    w.store.key_revoke(&w.bob.scope, w.bob.key, NOW).unwrap();
+    assert!(!stands(&w.bob.session_hash) && !stands(&second));
+    let proof = Proof::Session(&w.bob.session);
+    assert!(w.store.standing(&w.bob.scope, proof, NOW).unwrap().is_err());
+    // Controls: what goes back to something else stands, and so does another user's.
+    assert!(stands(&hash("of a token")) && stands(&w.ann.session_hash));
+}
+
+#[test]
+fn a_repeated_request_is_known_for_its_time_and_only_to_its_user() {
+    let w = world();
+    let first = Repeat { digest: [1; 32], made: w.ann.sandbox };
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "k", 0).unwrap(), None);
+    w.store.repeat_put(&w.ann.scope, "k", &first, NOW).unwrap();
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "k", NOW).unwrap(), Some(first));
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "k", NOW + 1).unwrap(), None, "it is too old");
+    assert_eq!(w.store.repeat_get(&w.bob.scope, "k", 0).unwrap(), None);
+    // The next server knows it too.
+    let dir = w.dir;
+    drop((w.store, w.system));
+    let (store, system) = Store::open(dir.path()).unwrap();
+    assert_eq!(store.repeat_get(&w.ann.scope, "k", NOW).unwrap(), Some(first));
+    assert_eq!(store.repeats_prune(&system, NOW).unwrap(), 0);
+    assert_eq!(store.repeats_prune(&system, NOW + 1).unwrap(), 1);
+    // No user has more than so many: the oldest go.
+    for n in 0..10_003_u64 {
+        store.repeat_put(&w.ann.scope, &n.to_string(), &first, NOW + n).unwrap();
+    }
+    assert_eq!(store.repeat_get(&w.ann.scope, "2", 0).unwrap(), None);
+    assert_eq!(store.repeat_get(&w.ann.scope, "3", 0).unwrap(), Some(first));
 }

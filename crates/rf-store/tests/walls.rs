@@ -6,7 +6,10 @@ mod common;
 use std::{collections::BTreeSet, path::Path};
 
 use common::{HOUR, NOW, World, enrol, hash, reserve, world};
-use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxFilter, SandboxPhase, Snapshot, StoreError, UserScope};
+use rf_store::{
+    NewKey, NewSession, PageAsk, Proof, Repeat, SandboxFilter, SandboxPhase, SessionMaker, Snapshot, StoreError,
+    UserScope,
+};
 use rf_types::{Preference, SandboxSpec, SessionId, SnapshotId, UserLimits};
 
 /// Makes the call in `who`'s scope on Bob's things; says whether it saw or changed anything of Bob's.
@@ -55,7 +58,8 @@ const PROBES: &[(&str, Probe)] = &[
     }),
     ("session_begin", |w, who| {
         let id = SessionId::new(who.username(), NOW / 1_000);
-        let new = NewSession { id: &id, hash: hash("n"), scopes: "read", expires: NOW + HOUR };
+        let maker = SessionMaker::Other;
+        let new = NewSession { id: &id, hash: hash("n"), scopes: "read", expires: NOW + HOUR, maker };
         w.store.session_begin(who, &new, NOW).unwrap();
         w.store.session_list(&w.bob.scope, NOW).unwrap().len() == 2
     }),
@@ -64,6 +68,14 @@ const PROBES: &[(&str, Probe)] = &[
         let answer = done(w.store.session_end(who, &w.bob.session, NOW));
         assert_eq!(answer, w.store.scope_by_session(&w.bob.session_hash, NOW).unwrap().is_err());
         answer
+    }),
+    ("repeat_get", |w, who| {
+        w.store.repeat_put(&w.bob.scope, "k", &Repeat { digest: [1; 32], made: w.bob.sandbox }, NOW).unwrap();
+        w.store.repeat_get(who, "k", 0).unwrap().is_some()
+    }),
+    ("repeat_put", |w, who| {
+        w.store.repeat_put(who, "k", &Repeat { digest: [1; 32], made: w.bob.sandbox }, NOW).unwrap();
+        w.store.repeat_get(&w.bob.scope, "k", 0).unwrap().is_some()
     }),
     ("enrolment_token_make", |w, who| {
         w.store.enrolment_token_make(who, &hash("n"), NOW + HOUR, NOW).unwrap();
@@ -215,6 +227,7 @@ fn a_missing_thing_and_anothers_thing_answer_alike() {
 fn a_session_id_that_names_another_user_is_refused() {
     let w = world();
     let id = SessionId::new(w.bob.scope.username(), NOW / 1_000);
-    let new = NewSession { id: &id, hash: hash("n"), scopes: "read", expires: NOW + HOUR };
+    let maker = SessionMaker::Other;
+    let new = NewSession { id: &id, hash: hash("n"), scopes: "read", expires: NOW + HOUR, maker };
     assert!(matches!(w.store.session_begin(&w.ann.scope, &new, NOW), Err(StoreError::Invalid { .. })));
 }

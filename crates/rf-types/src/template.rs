@@ -16,13 +16,20 @@ pub struct TemplateConfig {
     pub user: String,
     /// Absolute; empty says nothing.
     pub cwd: String,
-    /// What every command is started through. Kept and not applied: an exec names its whole command.
+    /// What the image is started through. A command that a request gives is the whole command, without this.
     pub entrypoint: Vec<String>,
-    /// What is started when no command is given. Kept and not applied, since there always is one.
+    /// The rest of what is started when a request gives no command.
     pub cmd: Vec<String>,
 }
 
 impl TemplateConfig {
+    /// What is started when a request gives no command: the entrypoint with the command behind it. Empty where the image
+    /// says nothing.
+    #[must_use]
+    pub fn command(&self) -> Vec<String> {
+        [self.entrypoint.as_slice(), &self.cmd].concat()
+    }
+
     /// Fills in what an exec's request left out.
     pub fn fill(&self, spec: &mut ExecSpec) {
         for (name, value) in self.env.iter().filter_map(|variable| variable.split_once('=')) {

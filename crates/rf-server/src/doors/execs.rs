@@ -14,9 +14,9 @@ use futures::{
 use http_body_util::BodyExt as _;
 use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
 use rf_policy::Action;
-use rf_types::{ExecId, ExecState, Fault, PlaceRef, Program, SandboxId};
+use rf_types::{ExecId, Fault, PlaceRef, Program, SandboxId};
 use rf_wire::frames;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -24,11 +24,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{Choice, ExecAnswer, ExecAsk, ExecItem, List, PageQuery, ResizeAsk, RunAsk, SignalAsk, Started, Stdin},
     app::{App, Caller, Named, Where, json},
-    doors::sandboxes::{self, paged},
+    doors::{
+        frames::frames_of,
+        sandboxes::{self, paged},
+    },
     input,
     operation::{Ask, Operation},
-    output::{Event, Output},
-    refusal::{Refusal, to_json},
+    output::Output,
+    refusal::Refusal,
     room::Share,
 };
 
@@ -94,6 +97,7 @@ impl App {
         let choice = Choice::parse(ask.place.as_deref())?;
         let most = self.config().door.output_bytes_max;
         let output_bytes_max = ask.output_bytes_max.map_or(most, |max| most.min(usize::try_from(max).unwrap_or(most)));
+        let of_template = ask.of_template;
         let (mut spec, stdin) = ask.spec()?;
         let mut held = self.intake().room().share();
         // It stays until the program has taken it, which may be never.
@@ -110,6 +114,9 @@ impl App {
             Program::Argv(argv) => record.detail("argv", redactor.argv(argv, &[])),
             Program::Shell(line) => record.detail("shell", redactor.text(line, &[])),
         };
+        if of_template {
+            record = record.detail("command_of", "template");
+        }
         if !spec.env.is_empty() {
             record = record.detail("env", redactor.env(&spec.env));
         }
@@ -204,7 +211,7 @@ pub(crate) fn is_root(spec: &rf_types::ExecSpec) -> bool {
 }
 
 /// Gives an exec its standard input and closes it. Ends early when the program does not want it.
-async fn feed(writer: Option<ByteWriter>, stdin: Stdin, held: Share) {
+pub async fn feed(writer: Option<ByteWriter>, stdin: Stdin, held: Share) {
     // Any other is dropped, and so closed.
     if let (Some(mut writer), Stdin::Bytes(bytes)) = (writer, stdin) {
         // A program that closes its input has its reasons.
@@ -299,9 +306,16 @@ async fn collect(running: Running, output_bytes_max: usize) -> Result<ExecAnswer
     // Input goes in while output comes out, or both sides could wait for each other.
     let collecting = std::pin::pin!(output.collect(output_bytes_max, &room));
     let feeding = std::pin::pin!(feed(writer, stdin, held));
-    let collected = match select(collecting, feeding).await {
-        Either::Left((collected, _)) => collected,
-        Either::Right(((), collecting)) => collecting.await,
+    let collecting = async {
+        match select(collecting, feeding).await {
+            Either::Left((collected, _)) => collected,
+            Either::Right(((), collecting)) => collecting.await,
+        }
+    };
+    let collected = tokio::select! {
+        collected = collecting => collected,
+        // What is dropped with it is killed.
+        fault = operation.fallen() => Err(fault),
     };
     if let Ok(collected) = &collected {
         operation.set_exit(&collected.exit);
@@ -320,77 +334,6 @@ async fn collect(running: Running, output_bytes_max: usize) -> Result<ExecAnswer
         stderr_encoding,
         stderr_truncated,
     })
-}
-
-/// One whole frame of JSON.
-pub fn frame(kind: u8, value: &(impl Serialize + ?Sized)) -> Bytes {
-    frame_of(kind, &to_json(value))
-}
-
-/// One whole frame.
-pub fn frame_of(kind: u8, payload: &[u8]) -> Bytes {
-    let mut bytes = Vec::with_capacity(frames::HEADER_LEN + payload.len());
-    bytes.extend_from_slice(&frames::header(kind, payload.len()));
-    bytes.extend_from_slice(payload);
-    bytes.into()
-}
-
-/// The frames of an exec, from the first to the last; the operation ends before the last one is handed out. Dropped
-/// before, the exec's tree is killed.
-pub fn frames_of(
-    running: Running,
-    caller: &Caller,
-    metrics: std::sync::Arc<crate::metrics::Metrics>,
-) -> BoxStream<'static, Bytes> {
-    struct Streaming {
-        started: Option<Bytes>,
-        operation: Option<Operation>,
-        output: Output,
-        feeding: Option<BoxFuture<'static, ()>>,
-        request: rf_types::RequestId,
-        metrics: std::sync::Arc<crate::metrics::Metrics>,
-    }
-    let started = Some(frame(frames::STARTED, &running.started()));
-    let Running { operation, exec, place: _, stdin, held } = running;
-    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
-    let output = Output::new(stdout, stderr, exit);
-    let feeding = Some(feed(writer, stdin, held).boxed());
-    let streaming =
-        Streaming { started, operation: Some(operation), output, feeding, request: caller.request, metrics };
-    futures::stream::unfold(streaming, |mut s| async move {
-        if let Some(started) = s.started.take() {
-            return Some((started, s));
-        }
-        s.operation.as_ref()?;
-        let event = loop {
-            match &mut s.feeding {
-                None => break s.output.next().await,
-                Some(feeding) => tokio::select! {
-                    event = s.output.next() => break event,
-                    () = feeding => s.feeding = None,
-                },
-            }
-        };
-        let last = match event {
-            Some(Event::Output(frame)) => {
-                s.metrics.stream_bytes.inc_by((frame.len() - frames::HEADER_LEN) as u64);
-                return Some((frame, s));
-            }
-            Some(Event::Exit(exit)) => Ok(exit),
-            Some(Event::Fault(fault)) => Err(fault),
-            None => return None,
-        };
-        let mut operation = s.operation.take()?;
-        if let Ok(exit) = &last {
-            operation.set_exit(exit);
-        }
-        let last = match operation.finish(last).await {
-            Ok(exit) => frame(frames::EXIT, &crate::api::ExitAnswer::from(exit)),
-            Err(refusal) => frame_of(frames::FAULT, &refusal.body(s.request)),
-        };
-        Some((last, s))
-    })
-    .boxed()
 }
 
 /// Answers with frames. `after` is done when the last was taken or the client went away.
@@ -445,6 +388,10 @@ async fn run(
     let timeout_ms = *exec.timeout_ms.get_or_insert(crate::api::RUN_TIMEOUT_MS_STANDARD);
     if sandbox.lease_ms.is_none() {
         sandbox.lease_ms = Some(timeout_ms.saturating_add(RUN_LEASE_MARGIN_MS).max(1_000));
+    }
+    if exec.argv.is_none() && exec.shell.is_none() {
+        exec.argv = Some(app.own_command(&caller, sandbox.template.as_ref())?);
+        exec.of_template = true;
     }
     // Found out before a sandbox is made for it.
     app.wanted(&caller, Where::Routed, exec.clone(), false)?;
@@ -566,6 +513,12 @@ async fn exec_wait(
     let most = asked.timeout_ms.unwrap_or(WAIT_MS_MAX).min(WAIT_MS_MAX);
     let wait = async {
         let ended = app.places().execs().wait(operation.permit(), id);
+        let ended = async {
+            tokio::select! {
+                ended = ended => ended,
+                fault = operation.fallen() => Err(fault),
+            }
+        };
         match tokio::time::timeout(std::time::Duration::from_millis(most), ended).await {
             Ok(Err(fault)) => Err(fault),
             // Over or not: as it is now.
@@ -763,19 +716,4 @@ async fn exec_resize(
     let operation = app.begin(&caller, Ask::of(Action::ExecControl).subject(id).detail("op", "resize")).await?;
     let result = app.places().execs().resize(operation.permit(), id, ask.rows, ask.cols);
     operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
-}
-
-/// How an exec's last state is told in a stream.
-pub fn end_frame(state: ExecState, request: rf_types::RequestId) -> Bytes {
-    match state {
-        ExecState::Exited(exit) => frame(frames::EXIT, &crate::api::ExitAnswer::from(exit)),
-        ExecState::Lost | ExecState::Running => {
-            let fault = Fault::new(
-                rf_types::Code::PlaceLost,
-                "the place went away, so how the exec ended is not known",
-                "it was not run elsewhere",
-            );
-            frame_of(frames::FAULT, &Refusal::from(fault).body(request))
-        }
-    }
 }

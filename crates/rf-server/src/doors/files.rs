@@ -326,6 +326,7 @@ pub fn streamed(operation: Operation, bytes: BoxStream<'static, Result<Bytes, Fa
         sent: u64,
     }
     let left = most.unwrap_or(u64::MAX);
+    let bytes = operation.while_standing(bytes);
     let streaming = Streaming { operation: Some(operation), bytes, left, sent: 0 };
     Body::from_stream(futures::stream::unfold(streaming, |mut s| async move {
         let operation = s.operation.as_mut()?;

@@ -5,6 +5,7 @@ pub mod audit;
 pub mod e2b;
 pub mod execs;
 pub mod files;
+pub mod frames;
 pub mod health;
 pub mod life;
 pub mod machines;

@@ -1,9 +1,6 @@
 //! Sandboxes: make, list, see, extend, change, destroy.
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
 
 use axum::{
     body::Body,
@@ -13,10 +10,7 @@ use axum::{
 use rf_places::{Making, SandboxRow, place::Place as _};
 use rf_policy::{Action, Asked};
 use rf_store::{PageAsk, SandboxFilter};
-use rf_types::{
-    Code, Enforcement, Fault, LayerReport, PauseKind, SandboxId, SandboxSpec, SandboxState, SnapshotId, UserId,
-    units::UnixMs,
-};
+use rf_types::{Code, Enforcement, Fault, LayerReport, PauseKind, SandboxId, SandboxSpec, SandboxState, SnapshotId};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -201,8 +195,8 @@ pub fn paged<T>(items: Vec<T>, page: &PageQuery, name: impl Fn(&T) -> String) ->
     Ok(List { items, next })
 }
 
-/// Makes a sandbox. With an `Idempotency-Key` header the same request, repeated within ten minutes and the same life
-/// of the server, is answered with the same sandbox.
+/// Makes a sandbox. With an `Idempotency-Key` header the same request, repeated within a day, is answered with the same
+/// sandbox, also by a server that was restarted meanwhile.
 #[utoipa::path(post, path = "/v1/sandboxes", request_body = SandboxAsk,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 128 characters, of the caller's choice")),
     responses((status = 201, body = SandboxAnswer)))]
@@ -214,32 +208,7 @@ async fn sandbox_create(
 ) -> Result<Response<Body>, Refusal> {
     let bytes = app.intake().bytes(&headers, body).await?;
     let ask: SandboxAsk = input::parse(&bytes)?;
-    let row = match key(&headers)? {
-        None => create(&app, &caller, &ask, false).await?,
-        Some(key) => {
-            let slot = app.repeats().slot(caller.who.principal().user, key, app.now());
-            // Whoever comes with the same key waits here for the first.
-            let mut made = slot.lock().await;
-            match &*made {
-                Some((digest, _)) if *digest != bytes => {
-                    let hint = "use a fresh key for another request";
-                    return Err(
-                        Fault::new(Code::Conflict, "this `Idempotency-Key` was used for another body", hint).into()
-                    );
-                }
-                Some((_, id)) => {
-                    let operation = app.begin(&caller, Ask::of(Action::SandboxRead).subject(*id)).await?;
-                    let row = app.places().sandboxes().row(operation.permit().user(), *id);
-                    operation.finish(row).await?
-                }
-                None => {
-                    let row = create(&app, &caller, &ask, false).await?;
-                    *made = Some((bytes, row.id));
-                    row
-                }
-            }
-        }
-    };
+    let row = app.once(&caller, key(&headers)?, &bytes, create(&app, &caller, &ask, false)).await?;
     Ok(json(StatusCode::CREATED, &SandboxAnswer::from(row)))
 }
 
@@ -406,46 +375,6 @@ pub async fn destroy(app: &App, caller: &Caller, id: SandboxId) -> Result<(), Re
     operation.finish(result).await
 }
 
-/// Longest that a repeated request is known, and how many at once. Chosen: retries come within seconds.
-const REPEAT_MS: u64 = 600_000;
-const REPEATS_MAX: usize = 10_000;
-
-/// The body of a request that made a sandbox, and the sandbox.
-pub(crate) type Made = Arc<tokio::sync::Mutex<Option<(bytes::Bytes, SandboxId)>>>;
-
-/// What was made under an `Idempotency-Key`, of each user apart.
-#[derive(Debug, Default)]
-pub struct Repeats(Mutex<RepeatsState>);
-
-#[derive(Debug, Default)]
-struct RepeatsState {
-    made: HashMap<(UserId, String), Made>,
-    order: VecDeque<(UnixMs, (UserId, String))>,
-}
-
-impl Repeats {
-    /// The slot of one key: locked by whoever makes, and read by whoever comes after.
-    pub(crate) fn slot(&self, user: UserId, key: String, now: UnixMs) -> Made {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((at, _)) = state.order.front() {
-            if state.order.len() < REPEATS_MAX && at.saturating_add(REPEAT_MS) > now {
-                break;
-            }
-            if let Some((_, old)) = state.order.pop_front() {
-                state.made.remove(&old);
-            }
-        }
-        let key = (user, key);
-        if let Some(slot) = state.made.get(&key) {
-            return Arc::clone(slot);
-        }
-        let slot = Made::default();
-        state.made.insert(key.clone(), Arc::clone(&slot));
-        state.order.push_back((now, key));
-        slot
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -460,19 +389,5 @@ mod tests {
         let last = paged(items.clone(), &page(Some("4")), name).unwrap();
         assert_eq!((last.items, last.next), (vec![5], None));
         assert!(paged(items, &page(Some("9")), name).is_err());
-    }
-
-    #[test]
-    fn repeats_are_each_users_own_and_bounded() {
-        let repeats = Repeats::default();
-        let (ann, bob) = (UserId::from_bits(1), UserId::from_bits(2));
-        let first = repeats.slot(ann, "k".into(), 0);
-        assert!(Arc::ptr_eq(&first, &repeats.slot(ann, "k".into(), 1)));
-        assert!(!Arc::ptr_eq(&first, &repeats.slot(bob, "k".into(), 1)));
-        assert!(!Arc::ptr_eq(&first, &repeats.slot(ann, "k".into(), REPEAT_MS + 2)));
-        for n in 0..2 * REPEATS_MAX {
-            drop(repeats.slot(ann, n.to_string(), 0));
-        }
-        assert!(repeats.0.lock().unwrap().made.len() <= REPEATS_MAX);
     }
 }

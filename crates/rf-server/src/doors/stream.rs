@@ -30,7 +30,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{ExecAsk, ResizeAsk, SignalAsk, Started, Stdin},
     app::{App, Caller, Named, Where},
-    doors::execs::{Running, end_frame, frame, frame_of, frames_of},
+    doors::{
+        execs::Running,
+        frames::{end_frame, frame, frame_of, frames_of},
+    },
     input,
     operation::{Ask, Operation},
     refusal::Refusal,
@@ -484,6 +487,7 @@ fn replay(
         (frame_of(kind, &piece), Some((kind, bytes)).filter(|(_, rest)| !rest.is_empty()))
     }
     let first = Some(frame(frames::STARTED, &started));
+    let events = operation.while_standing(events);
     let state = Replay { first, rest: None, events, operation: Some(operation), request };
     futures::stream::unfold(state, |mut s| async move {
         if let Some(first) = s.first.take() {

@@ -4,9 +4,10 @@
 //! whose unpacker has no rights; nothing is unpacked here.
 
 use std::{
+    collections::HashMap,
     io::{self, Read},
     path::Path,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -17,12 +18,10 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use rf_images::{
-    Blobs, Credentials, Digest, Image, ImageCaps, ImageError, Progress, Reference, Registry, RegistryOptions, import,
-};
+use rf_images::{Blobs, Digest, Image, ImageCaps, ImageError, Progress, Reference, Registry, import};
 use rf_policy::Action;
 use rf_store::{NewTemplate, Template};
-use rf_types::{Code, Fault, TemplateName};
+use rf_types::{Code, Fault, TemplateConfig, TemplateName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use utoipa::{IntoParams, ToSchema};
@@ -35,6 +34,7 @@ use crate::{
     input,
     operation::{Ask, Operation},
     refusal::Refusal,
+    registries::{Registries, RegistryConfig},
 };
 
 /// Pieces of an upload that wait for the reader. Chosen: HTTP's pieces are small.
@@ -42,15 +42,21 @@ const PIECES_MAX: usize = 64;
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(templates, template_import)).routes(routes!(template_upload, template_remove))
+    OpenApiRouter::new()
+        .routes(routes!(templates, template_import))
+        .routes(routes!(template_read, template_upload, template_remove))
+        .routes(routes!(template_progress))
 }
 
 /// Where images are kept and had from.
 pub struct Images {
     blobs: Arc<Blobs>,
     registry: OnceLock<Registry>,
+    registries: Registries,
     /// Imports, one after the other: each may take a disk's and a line's whole time.
     turn: tokio::sync::Mutex<()>,
+    /// How far the imports under way are, by the template's name; each operator's own are few.
+    under_way: Mutex<HashMap<TemplateName, ImportAnswer>>,
 }
 
 impl Images {
@@ -58,9 +64,19 @@ impl Images {
     ///
     /// # Errors
     /// The directory cannot be made.
-    pub fn open(dir: &Path) -> Result<Self, Fault> {
+    pub fn open(dir: &Path, registries: &[RegistryConfig]) -> Result<Self, Fault> {
         let blobs = Arc::new(Blobs::open(dir).map_err(|error| fault(&error))?);
-        Ok(Self { blobs, registry: OnceLock::new(), turn: tokio::sync::Mutex::new(()) })
+        Ok(Self {
+            blobs,
+            registry: OnceLock::new(),
+            registries: Registries::new(registries),
+            turn: tokio::sync::Mutex::new(()),
+            under_way: Mutex::default(),
+        })
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<TemplateName, ImportAnswer>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes every blob but these. Only within one's turn, so that no import loses what it needs.
@@ -75,7 +91,7 @@ impl Images {
     /// Made when it is first needed: it reads the system's certificates.
     fn registry(&self) -> Result<&Registry, ImageError> {
         if self.registry.get().is_none() {
-            let registry = Registry::new(RegistryOptions::default())?;
+            let registry = Registry::new(self.registries.options())?;
             // Whoever came first has set one that is as good.
             let _ = self.registry.set(registry);
         }
@@ -97,12 +113,46 @@ struct TemplateAnswer {
     digest: Option<String>,
     /// When it was imported, milliseconds since 1970.
     created_at: Option<u64>,
+    /// How its image says that programs are started.
+    #[schema(value_type = TemplateConfigSchema)]
+    config: TemplateConfig,
+}
+
+/// What an exec gets where its request says nothing.
+#[derive(Serialize, ToSchema)]
+#[schema(as = TemplateConfig)]
+struct TemplateConfigSchema {
+    /// `NAME=value`.
+    env: Vec<String>,
+    /// A name or id, maybe with `:group`; empty: the sandbox's default user.
+    user: String,
+    /// The working directory; empty: the user's home.
+    cwd: String,
+    /// With `cmd` behind it, what `POST /v1/run` runs when no command is given.
+    entrypoint: Vec<String>,
+    /// See `entrypoint`.
+    cmd: Vec<String>,
 }
 
 impl From<Template> for TemplateAnswer {
     fn from(template: Template) -> Self {
-        let Template { name, layers, source, digest, created, config: _ } = template;
-        Self { name, layers, source, digest: Some(digest), created_at: Some(created) }
+        let Template { name, layers, source, digest, created, config } = template;
+        Self { name, layers, source, digest: Some(digest), created_at: Some(created), config }
+    }
+}
+
+impl TemplateAnswer {
+    /// One that is always there, in no store: it is made from what the host has.
+    fn made(name: TemplateName, source: &str) -> Self {
+        let source = source.to_owned();
+        Self { name, layers: Vec::new(), source, digest: None, created_at: None, config: TemplateConfig::default() }
+    }
+
+    fn all_made() -> [Self; 2] {
+        [
+            Self::made(TemplateName::host(), "the server's own /usr and a synthetic /etc"),
+            Self::made(TemplateName::base(), "`host`, and what E2B's clients expect of a sandbox"),
+        ]
     }
 }
 
@@ -111,22 +161,105 @@ impl From<Template> for TemplateAnswer {
 async fn templates(State(app): State<App>, caller: Caller) -> Result<Response<Body>, Refusal> {
     let operation = app.begin(&caller, Ask::of(Action::TemplateRead).detail("op", "list")).await?;
     let rows = operation.finish(app.store().template_list(caller.who.scope()).map_err(Fault::from)).await?;
-    // Always there, in no store: they are made from what the host has.
-    let made = |name, source: &str| TemplateAnswer {
-        name,
-        layers: Vec::new(),
-        source: source.to_owned(),
-        digest: None,
-        created_at: None,
-    };
-    let made = [
-        made(TemplateName::host(), "the server's own /usr and a synthetic /etc"),
-        made(TemplateName::base(), "`host`, and what E2B's clients expect of a sandbox"),
-    ];
     // One of an earlier version that was given such a name cannot be had any more.
     let imported = rows.into_iter().filter(|template| !template.name.is_built_in()).map(TemplateAnswer::from);
-    let items = made.into_iter().chain(imported);
+    let items = TemplateAnswer::all_made().into_iter().chain(imported);
     Ok(json(StatusCode::OK, &whole(items)))
+}
+
+/// One template.
+#[utoipa::path(get, path = "/v1/templates/{name}", responses((status = 200, body = TemplateAnswer)))]
+async fn template_read(
+    State(app): State<App>,
+    caller: Caller,
+    Named(name): Named<String>,
+) -> Result<Response<Body>, Refusal> {
+    let name: TemplateName = input::id("template", &name)?;
+    let operation = app.begin(&caller, Ask::of(Action::TemplateRead).subject(&name)).await?;
+    let found = match TemplateAnswer::all_made().into_iter().find(|made| made.name == name) {
+        Some(made) => Ok(made),
+        None => app.store().template_get(caller.who.scope(), &name).map(TemplateAnswer::from).map_err(Fault::from),
+    };
+    Ok(json(StatusCode::OK, &operation.finish(found).await?))
+}
+
+impl App {
+    /// The command that a template's image starts when none is given.
+    ///
+    /// # Errors
+    /// `invalid_request` when it has none; `template_unavailable`.
+    pub fn own_command(&self, caller: &Caller, name: Option<&TemplateName>) -> Result<Vec<String>, Fault> {
+        let host = TemplateName::host();
+        let name = name.unwrap_or(&host);
+        self.check_template(caller, name)?;
+        let config = match name.is_built_in() {
+            true => TemplateConfig::default(),
+            false => self.store().template_get(caller.who.scope(), name).map_err(Fault::from)?.config,
+        };
+        let command = config.command();
+        if command.is_empty() {
+            let what = format!("give either `argv` or `shell`: the template `{name}` has no command of its own");
+            return Err(Fault::invalid(what));
+        }
+        Ok(command)
+    }
+}
+
+/// How far an import is.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+struct ImportAnswer {
+    /// The template's name.
+    #[schema(value_type = String)]
+    name: TemplateName,
+    /// What it is made from.
+    source: String,
+    /// `waiting` for other imports, `fetching` or `unpacking`.
+    step: String,
+    /// Bytes that are here, or unpacked.
+    bytes_done: u64,
+    /// Bytes in all; 0 while that is not known.
+    bytes_total: u64,
+}
+
+/// An import under way; its state is forgotten with it.
+struct UnderWay {
+    app: App,
+    name: TemplateName,
+}
+
+impl UnderWay {
+    fn begin(app: &App, name: &TemplateName, source: String) -> Self {
+        let state =
+            ImportAnswer { name: name.clone(), source, step: "waiting".to_owned(), bytes_done: 0, bytes_total: 0 };
+        app.images().under_way().insert(name.clone(), state);
+        Self { app: app.clone(), name: name.clone() }
+    }
+
+    fn tell(&self, step: &str, progress: Progress) {
+        if let Some(state) = self.app.images().under_way().get_mut(&self.name) {
+            let Progress { bytes_done, bytes_total } = progress;
+            *state = ImportAnswer { step: step.to_owned(), bytes_done, bytes_total, ..state.clone() };
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.app.images().under_way().remove(&self.name);
+    }
+}
+
+/// How far the import of a template is, while it goes on. For operators.
+#[utoipa::path(get, path = "/v1/templates/{name}/import", responses((status = 200, body = ImportAnswer)))]
+async fn template_progress(
+    State(app): State<App>,
+    caller: Caller,
+    Named(name): Named<String>,
+) -> Result<Response<Body>, Refusal> {
+    let name: TemplateName = input::id("template", &name)?;
+    let operation = app.begin(&caller, Ask::of(Action::TemplateManage).subject(&name).detail("op", "progress")).await?;
+    let state = app.images().under_way().get(&name).cloned();
+    Ok(json(StatusCode::OK, &operation.finish(state.ok_or_else(|| Fault::not_found("import"))).await?))
 }
 
 /// An image to import from a registry.
@@ -142,8 +275,12 @@ struct TemplateAsk {
 
 /// What a client may know of why an image was not had; the log has the whole chain.
 fn fault(error: &ImageError) -> Fault {
-    tracing::warn!(error = error as &dyn std::error::Error, "an image was not had");
+    log(error);
     error.fault()
+}
+
+fn log(error: &ImageError) {
+    tracing::warn!(error = error as &dyn std::error::Error, "an image was not had");
 }
 
 fn check_name(name: &TemplateName) -> Result<(), Fault> {
@@ -188,12 +325,17 @@ async fn pull(app: &App, caller: &Caller, operation: &Operation, ask: &TemplateA
         Fault::new(Code::InvalidRequest, format!("`image`: {error}"), "give it as `registry/name:tag`")
     })?;
     let images = app.images();
+    let under_way = UnderWay::begin(app, &ask.name, reference.to_string());
     let _turn = images.turn.lock().await;
-    let silent = |_: Progress| {};
     let registry = images.registry().map_err(|error| fault(&error))?;
-    let caps = ImageCaps::STANDARD;
-    let image = registry.pull(&reference, &Credentials::Anonymous, &images.blobs, &caps, &silent).await;
-    install(app, caller, operation, &ask.name, &reference.to_string(), &image.map_err(|error| fault(&error))?).await
+    let (caps, who) = (ImageCaps::STANDARD, images.registries.credentials(reference.registry()));
+    let fetching = |progress: Progress| under_way.tell("fetching", progress);
+    let image = registry.pull(&reference, who, &images.blobs, &caps, &fetching).await;
+    let image = image.map_err(|error| {
+        log(&error);
+        images.registries.explain(&reference, &error)
+    })?;
+    install(app, caller, operation, &under_way, &image).await
 }
 
 /// Has the warden unpack what it has not yet, names the template there and here.
@@ -201,14 +343,19 @@ async fn install(
     app: &App,
     caller: &Caller,
     operation: &Operation,
-    name: &TemplateName,
-    source: &str,
+    under_way: &UnderWay,
     image: &Image,
 ) -> Result<TemplateAnswer, Fault> {
+    let name = &under_way.name;
+    let state = app.images().under_way().get(name).cloned();
+    let source = state.map(|state| state.source).unwrap_or_default();
     operation.permit().require(Action::TemplateManage)?;
     let warden = app.places().warden();
     let mut layers = Vec::with_capacity(image.layers.len());
+    let mut progress = Progress { bytes_done: 0, bytes_total: image.layers.iter().map(|layer| layer.size).sum() };
     for layer in &image.layers {
+        under_way.tell("unpacking", progress);
+        progress.bytes_done += layer.size;
         let blob = app.images().blobs.get(&layer.blob).map_err(|error| fault(&error))?;
         let missing = || Fault::new(Code::TemplateUnavailable, "a layer of the image went missing", "import it again");
         warden.unpack_layer(layer.diff_id.to_string(), blob.ok_or_else(missing)?.into()).await?;
@@ -218,7 +365,7 @@ async fn install(
     // The warden has the layers; what stays here only spares fetching those of the latest image again.
     app.images().keep_only(image.layers.iter().map(|layer| layer.blob));
     let digest = image.digest.to_string();
-    let new = NewTemplate { name, layers: &layers, source, digest: &digest, config: &image.config };
+    let new = NewTemplate { name, layers: &layers, source: &source, digest: &digest, config: &image.config };
     Ok(app.store().template_put(caller.operator()?, &new, app.now())?.into())
 }
 
@@ -271,17 +418,19 @@ async fn upload(
 ) -> Result<TemplateAnswer, Fault> {
     let name: TemplateName = name.parse().map_err(|error| Fault::invalid(format!("{error}")))?;
     check_name(&name)?;
+    let under_way = Arc::new(UnderWay::begin(app, &name, "an upload".to_owned()));
     let _turn = app.images().turn.lock().await;
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
     let blobs = Arc::clone(&app.images().blobs);
+    let telling = Arc::clone(&under_way);
     let read = tokio::task::spawn_blocking(move || {
         let mut reader = Pieces { queue, rest: Bytes::new() };
         let caps = ImageCaps::STANDARD;
-        let silent = |_: Progress| {};
+        let fetching = |progress: Progress| telling.tell("fetching", progress);
         match format {
-            None => import::upload(&mut reader, None, &blobs, &caps, &silent),
-            Some(UploadFormat::Root) => import::tarball(&mut reader, &blobs, &caps, &silent),
-            Some(UploadFormat::Image) => import::archive(&mut reader, None, &blobs, &caps, &silent),
+            None => import::upload(&mut reader, None, &blobs, &caps, &fetching),
+            Some(UploadFormat::Root) => import::tarball(&mut reader, &blobs, &caps, &fetching),
+            Some(UploadFormat::Image) => import::archive(&mut reader, None, &blobs, &caps, &fetching),
         }
     });
     let door = &app.config().door;
@@ -289,7 +438,7 @@ async fn upload(
     let image = read.await.unwrap_or_else(|_| Err(ImageError::Absent("its reader ended early".to_owned())));
     // What the client did wrong explains what the reader says, so it comes first.
     let installed = match came.and_then(|_| image.map_err(|error| fault(&error))) {
-        Ok(image) => install(app, caller, operation, &name, "an upload", &image).await,
+        Ok(image) => install(app, caller, operation, &under_way, &image).await,
         Err(fault) => Err(fault),
     };
     if installed.is_err() {

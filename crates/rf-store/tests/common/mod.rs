@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use rf_store::{
-    CredentialHash, Known, NewKey, NewMachine, NewSandbox, NewSession, NewUser, OperatorScope, Store, StoreError,
-    SystemScope, UserScope,
+    CredentialHash, Known, NewKey, NewMachine, NewSandbox, NewSession, NewUser, OperatorScope, SessionMaker, Store,
+    StoreError, SystemScope, UserScope,
 };
 use rf_types::{KeyId, MachineId, SandboxAbout, SandboxId, SandboxSpec, SessionId, UserLimits, units::UnixMs};
 
@@ -64,7 +64,13 @@ fn person(store: &Store, operator: &OperatorScope, name: &str) -> Person {
     let key = store.key_insert(&scope, &key, NOW).unwrap().id;
     let session = SessionId::new(scope.username(), NOW / 1_000);
     let session_hash = hash(&format!("{name}'s session"));
-    let begin = NewSession { id: &session, hash: session_hash, scopes: "read", expires: NOW + HOUR };
+    let begin = NewSession {
+        id: &session,
+        hash: session_hash,
+        scopes: "read",
+        expires: NOW + HOUR,
+        maker: SessionMaker::Key(key),
+    };
     store.session_begin(&scope, &begin, NOW).unwrap();
     let joined = hash(&format!("{name}'s used token"));
     store.enrolment_token_make(&scope, &joined, NOW + HOUR, NOW).unwrap();

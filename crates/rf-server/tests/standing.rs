@@ -1,0 +1,155 @@
+//! What goes on after it was judged ends with its credential, and what ended long ago is let go.
+
+mod support;
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{Method, Request, Response, StatusCode},
+};
+use futures::StreamExt as _;
+use rf_server::run::open;
+use rf_store::{CredentialHash, NewKey, Store};
+use rf_wire::frames;
+use serde_json::{Value, json};
+use support::{World, whole};
+
+/// Longest that an end may take. Far above what it takes, since tests share their machine.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A key of ann's beside the one that revokes.
+async fn key(world: &World) -> (String, String) {
+    let (status, made) = world.post("/v1/keys", &world.ann, json!({"name": "other"})).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    (made["id"].as_str().unwrap().to_owned(), made["key"].as_str().unwrap().to_owned())
+}
+
+async fn revoke(world: &World, id: &str) {
+    let (status, answer) = world.call(Method::DELETE, &format!("/v1/keys/{id}"), &world.ann, Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "{answer}");
+}
+
+async fn begin(world: &World, method: Method, path: &str, key: &str, body: Value) -> Response<Body> {
+    let request = Request::builder().method(method).uri(path).header("authorization", format!("Bearer {key}"));
+    let request = request.header("accept", frames::MEDIA_TYPE);
+    let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+    let response = world.send(request.body(body).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    response
+}
+
+/// The last frame of a stream: its kind and JSON.
+async fn last_frame(response: Response<Body>) -> (u8, Value) {
+    let bytes = tokio::time::timeout(SOON, whole(response)).await.expect("it ends soon").1;
+    let mut rest = &bytes[..];
+    let mut last = None;
+    while !rest.is_empty() {
+        let (kind, length) = frames::parse_header(rest).unwrap();
+        let (payload, after) = rest[frames::HEADER_LEN..].split_at(length);
+        last = Some((kind, payload));
+        rest = after;
+    }
+    let (kind, payload) = last.expect("a frame");
+    (kind, serde_json::from_slice(payload).unwrap())
+}
+
+async fn running(world: &World) -> usize {
+    let (_, execs) = world.get("/v1/execs", &world.ann).await;
+    execs["items"].as_array().unwrap().iter().filter(|exec| exec["state"] == "running").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_keys_streams_end_with_a_typed_fault() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(&world.ann).await;
+    let (id, other) = key(&world).await;
+    let path = format!("/v1/sandboxes/{sandbox}/exec");
+    let background = json!({"shell": "exec sleep 1000", "background": true});
+    let kept = world.post(&path, &other, background).await.1["id"].as_str().unwrap().to_owned();
+    let foreground = begin(&world, Method::POST, &path, &other, json!({"shell": "echo up; exec sleep 1000"})).await;
+    let attached = begin(&world, Method::GET, &format!("/v1/execs/{kept}/attach"), &other, Value::Null).await;
+    let mine = begin(&world, Method::GET, &format!("/v1/execs/{kept}/attach"), &world.ann, Value::Null).await;
+    let path = format!("/v1/execs/{kept}/wait");
+    let waited = async { tokio::time::timeout(SOON, world.get(&path, &other)).await.expect("it ends soon") };
+    let revoked = async {
+        // All of them go on well past the time after which the end is noticed.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(running(&world).await, 2);
+        revoke(&world, &id).await;
+    };
+    let ((status, fault), ()) = futures::join!(waited, revoked);
+    assert_eq!((status, &fault["code"]), (StatusCode::UNAUTHORIZED, &json!("unauthenticated")), "{fault}");
+    for stream in [foreground, attached] {
+        let (kind, fault) = last_frame(stream).await;
+        assert_eq!((kind, &fault["code"]), (frames::FAULT, &json!("unauthenticated")), "{fault}");
+        assert!(fault["message"].as_str().unwrap().contains("revoked"), "{fault}");
+    }
+    // What was in the foreground is killed; what is in the background is the user's, and goes on for their other keys.
+    let until = async {
+        while running(&world).await != 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, until).await.expect("the foreground is killed");
+    let mut mine = mine.into_body().into_data_stream();
+    assert!(mine.next().await.unwrap().is_ok());
+    assert!(tokio::time::timeout(Duration::from_secs(3), mine.next()).await.is_err(), "the control goes on");
+    let records = world.ledger().await;
+    let ended =
+        |action: &str| records.iter().any(|record| record["action"] == action && record["code"] == "unauthenticated");
+    assert!(ended("exec") && ended("exec_read"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_ends_with_the_key_that_it_goes_back_to() {
+    let world = World::new().await;
+    let (id, other) = key(&world).await;
+    let begin = |key: String| {
+        let world = &world;
+        async move {
+            let (status, session) = world.post("/v1/sessions", &key, json!({})).await;
+            assert_eq!(status, StatusCode::CREATED, "{session}");
+            session["token"].as_str().unwrap().to_owned()
+        }
+    };
+    let first = begin(other).await;
+    let second = begin(first.clone()).await;
+    let mine = begin(world.ann.clone()).await;
+    for session in [&first, &second, &mine] {
+        assert_eq!(world.get("/v1/me", session).await.0, StatusCode::OK);
+    }
+    revoke(&world, &id).await;
+    for session in [&first, &second] {
+        assert_eq!(world.get("/v1/me", session).await.0, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(world.get("/v1/me", &mine).await.0, StatusCode::OK, "the control");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ended_long_ago_is_let_go_when_the_server_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("server")).unwrap();
+    let (scope, kept) = {
+        let (store, system) = Store::open(&dir.path().join("server")).unwrap();
+        let (scope, _) = store.user_create_first(&system, &"root".parse().unwrap(), 1).unwrap();
+        let key = |hash: u8| {
+            let hash = CredentialHash::from_bytes([hash; 32]);
+            store.key_insert(&scope, &NewKey { name: "k", hash, scopes: "read", expires: None }, 1).unwrap().id
+        };
+        let (old, kept) = (key(1), key(2));
+        // In 1970.
+        store.key_revoke(&scope, old, 1).unwrap();
+        assert_eq!(store.key_list(&scope).unwrap().len(), 2, "the control: it is there until somebody looks");
+        (scope, kept)
+    };
+    let _warden = support::places::FakeWarden::start(dir.path().join("warden.sock"));
+    let app = open(support::config(dir.path())).unwrap();
+    let gone = async {
+        while app.store().key_list(&scope).unwrap().len() != 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, gone).await.expect("it is let go");
+    assert_eq!(app.store().key_list(&scope).unwrap()[0].id, kept);
+}

@@ -1,0 +1,83 @@
+//! What was made under an `Idempotency-Key`, so that a request which is sent again is answered with what it made, also
+//! by the next server.
+
+use rf_types::{SandboxId, units::UnixMs};
+use rusqlite::{OptionalExtension as _, params};
+
+use crate::{
+    Store, StoreError, UserScope,
+    users::{blob, id, int},
+};
+
+/// Most keys of one user; the oldest are forgotten first. Chosen: far more than are repeated.
+const REPEATS_MAX: u32 = 10_000;
+
+/// A request that made something.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Repeat {
+    /// The digest of its body.
+    pub digest: [u8; 32],
+    /// The sandbox that it made.
+    pub made: SandboxId,
+}
+
+impl Store {
+    /// What the user made under this key since `since`.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn repeat_get(&self, scope: &UserScope, key: &str, since: UnixMs) -> Result<Option<Repeat>, StoreError> {
+        self.read(|connection| {
+            let at = StoreError::at("look a repeated request up");
+            let mut statement = connection
+                .prepare_cached("SELECT digest, made FROM repeats WHERE user = ?1 AND key = ?2 AND created >= ?3")
+                .map_err(&at)?;
+            statement
+                .query_row(params![blob(scope.user()), key, int(since)], |row| {
+                    Ok(Repeat { digest: row.get(0)?, made: id(row, 1)? })
+                })
+                .optional()
+                .map_err(&at)
+        })
+    }
+
+    /// Notes what the user made under this key, instead of what was made under it before.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn repeat_put(&self, scope: &UserScope, key: &str, repeat: &Repeat, now: UnixMs) -> Result<(), StoreError> {
+        let user = blob(scope.user());
+        self.write(|transaction| {
+            let at = StoreError::at("note a request");
+            let values = params![user, key, repeat.digest, blob(repeat.made), int(now)];
+            transaction
+                .prepare_cached(
+                    "INSERT INTO repeats (user, key, digest, made, created) VALUES (?1, ?2, ?3, ?4, ?5)
+                     ON CONFLICT (user, key) DO UPDATE SET
+                         digest = excluded.digest, made = excluded.made, created = excluded.created",
+                )
+                .and_then(|mut statement| statement.execute(values))
+                .map_err(&at)?;
+            transaction
+                .prepare_cached(
+                    "DELETE FROM repeats WHERE user = ?1 AND key IN
+                         (SELECT key FROM repeats WHERE user = ?1 ORDER BY created DESC, key LIMIT -1 OFFSET ?2)",
+                )
+                .and_then(|mut statement| statement.execute(params![user, REPEATS_MAX]))
+                .map_err(&at)?;
+            Ok(())
+        })
+    }
+
+    /// Forgets what is older than `before`. Returns how many went.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`].
+    pub fn repeats_prune(&self, _system: &crate::SystemScope, before: UnixMs) -> Result<usize, StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute("DELETE FROM repeats WHERE created < ?1", [int(before)])
+                .map_err(StoreError::at("forget old requests"))
+        })
+    }
+}
