@@ -11,12 +11,17 @@ use std::{
 };
 
 use rf_types::{Layer, Limits};
-use rustix::fs::{Mode, OFlags};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
 
 use crate::freeze::Freezer;
 
 /// Microseconds over which a CPU quota is counted; the kernel's own standard.
 const CPU_PERIOD_US: u64 = 100_000;
+/// The leaf that we move ourselves to in a group that was delegated to us.
+const ASIDE: &str = "ringfence-itself";
 /// Most groups below a sandbox's own: one for each exec that init can keep, and some.
 const DESCENDANTS_MAX: u32 = 1024;
 
@@ -149,6 +154,11 @@ impl Hierarchies {
             return;
         }
         let available = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        if !rustix::process::geteuid().is_root() && !available.trim().is_empty() {
+            // Before the first is handed down: with processes in it, some controllers would make it the root of a
+            // threaded subtree, in which the others are not to be had. Where it fails, so does handing them down.
+            let _ = step_aside(&root);
+        }
         for name in available.split_whitespace() {
             let slot = match name {
                 "memory" => &mut self.memory,
@@ -322,12 +332,47 @@ fn usable_v2(mount: PathBuf) -> Option<PathBuf> {
     }
     let own = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let dir = mount.join(path);
-    // A process may not stay in a group that hands controllers down, so the parent must be ours as well: a service
-    // with `Delegate=yes` has that, with the service manager's leaf below.
-    let usable = rustix::fs::access(&dir, rustix::fs::Access::WRITE_OK).is_ok()
-        && rustix::fs::access(dir.join("cgroup.procs"), rustix::fs::Access::WRITE_OK).is_ok();
-    usable.then_some(dir)
+    let own = mount.join(path);
+    // What is delegated is our own group, or the one above it: when we stepped aside, or a service manager put us into
+    // a leaf (systemd's `DelegateSubgroup=`), to which nothing is handed down.
+    let above = own.parent().filter(|above| above.starts_with(&mount) && *above != mount).map(Path::to_owned);
+    let aside = own.file_name().is_some_and(|name| name == ASIDE);
+    let delegated: Vec<PathBuf> =
+        [(!aside).then_some(own), above].into_iter().flatten().filter(|dir| is_delegated(dir)).collect();
+    // One without controllers still tells a sandbox's processes from others.
+    let hands_down = |dir: &&PathBuf| {
+        fs::read_to_string(dir.join("cgroup.controllers")).is_ok_and(|controllers| !controllers.trim().is_empty())
+    };
+    delegated.iter().find(hands_down).or(delegated.first()).cloned()
+}
+
+/// Whether we may make groups below `dir` and move processes there: what the cgroup-v2 document has under "Delegation".
+fn is_delegated(dir: &Path) -> bool {
+    let may_write = |file: &str| rustix::fs::access(dir.join(file), rustix::fs::Access::WRITE_OK).is_ok();
+    ["", "cgroup.procs", "cgroup.subtree_control"].into_iter().all(may_write)
+}
+
+/// Moves every process of `dir`, ourselves among them, to a leaf below it: but for the root, no group may both have
+/// processes and hand controllers down (cgroup-v2 document, "No Internal Process Constraint").
+fn step_aside(dir: &Path) -> io::Result<()> {
+    /// A process may start others while it is moved. Chosen.
+    const TURNS_MAX: u32 = 16;
+    let leaf = dir.join(ASIDE);
+    for _ in 0..TURNS_MAX {
+        let processes = fs::read_to_string(dir.join("cgroup.procs"))?;
+        if processes.is_empty() {
+            return Ok(());
+        }
+        make_dir(&leaf)?;
+        for process in processes.lines() {
+            match fs::write(leaf.join("cgroup.procs"), process) {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+                other => other?,
+            }
+        }
+    }
+    Err(io::ErrorKind::ResourceBusy.into())
 }
 
 /// A sandbox's share of a processor that others want too (`cpu.shares`, `cpu.weight`).
@@ -664,7 +709,7 @@ fn kill_below(dir: &Path) -> Result<(), CgroupError> {
 }
 
 const fn libc_ebusy() -> i32 {
-    rustix::io::Errno::BUSY.raw_os_error()
+    Errno::BUSY.raw_os_error()
 }
 
 /// A group and all below it, the deepest first.

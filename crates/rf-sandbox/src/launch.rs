@@ -242,8 +242,12 @@ impl Launcher {
         let device = image.as_ref().filter(|_| plan.holds(Layer::Io)).map(|image| image.device.clone());
         let disk = match (image, plan.ids) {
             (Some(image), _) => Some(image.mount),
-            (None, Ids::Range { .. }) => Some(disk::in_memory(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
-            (None, Ids::One { .. }) => None,
+            // Elsewhere the sandbox makes its own: a kernel that cannot copy it (before 6.15) may not be able to map the
+            // ids of one in memory either (before 6.3).
+            (None, Ids::Range { .. }) if self.copies_detached => {
+                Some(disk::in_memory(plan.limits.disk_bytes_max, plan.limits.inodes_max)?)
+            }
+            (None, Ids::Range { .. } | Ids::One { .. }) => None,
         };
         group.group.limit(&plan.limits, device.as_deref())?;
         let entrances = group.group.entrances()?;
