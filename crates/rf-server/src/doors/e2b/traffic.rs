@@ -12,7 +12,7 @@ use rf_types::{Code, Fault, RequestId, SandboxId};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    cors,
+    cors, envd, interpreter,
     target::{Address, BadHead, NoPass, NoTarget, Route, SANDBOX_ID, TRAFFIC_TOKEN, Target, route, single},
 };
 use crate::{
@@ -73,19 +73,12 @@ async fn answer(app: &App, target: Target, request: Request<Body>, id: RequestId
     match target.port {
         ENVD_PORT => {
             let (place, version) = (std::sync::Arc::clone(&target.place), request.version());
-            let response = not_yet(&target, "commands and files");
-            ports::cut(response, &place, &line, version, ())
+            let response = envd::answer(app.clone(), target, request).await;
+            ports::cut(response, &place, None, &line, version, ())
         }
-        CODE_INTERPRETER_PORT => not_yet(&target, "the code interpreter"),
+        CODE_INTERPRETER_PORT => interpreter::answer(app.clone(), target, request).await,
         _ => to_port(app, &target, request, id, line, html).await,
     }
-}
-
-/// What the control plane keeps a port for and does not do yet: refused, never handed to whoever listens inside.
-fn not_yet(target: &Target, what: &str) -> Response<Body> {
-    let message = format!("port {} is kept for {what}, which this server does not serve yet", target.port);
-    let fault = Fault::new(Code::Unsupported, message, "");
-    refused(Some(&target.text), &fault.into())
 }
 
 /// To the program that listens there.

@@ -1,4 +1,4 @@
-//! The body of an answer that is cut off, and not ended, when its sandbox is gone.
+//! The body of an answer that is cut off, and not ended, when its sandbox is gone or its asker's credential.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use axum::{
 use futures::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use rf_places::sandbox::SandboxPlace;
-use rf_types::Fault;
+use tokio_util::sync::CancellationToken;
 
 use crate::edge::Line;
 
@@ -26,16 +26,19 @@ const SHORT: u64 = 64 << 10;
 /// came for the whole: over HTTP/1.1 the connection is reset, over HTTP/2 the stream.
 struct Cut<T> {
     inner: Body,
-    lost: BoxFuture<'static, Fault>,
+    /// Resolves when nothing may come any more.
+    over: BoxFuture<'static, ()>,
     line: Option<Line>,
     /// What ends with the body.
     _held: T,
 }
 
-/// Makes an answer's body one that is cut off with its sandbox. `version` is the request's; `held` is dropped with it.
+/// Makes an answer's body one that is cut off with its sandbox, and with `fallen` where that is given. `version` is the
+/// request's; `held` is dropped with the body.
 pub(crate) fn cut<T: Send + Unpin + 'static>(
     response: Response<Body>,
     place: &Arc<SandboxPlace>,
+    fallen: Option<CancellationToken>,
     line: &Line,
     version: Version,
     held: T,
@@ -45,10 +48,21 @@ pub(crate) fn cut<T: Send + Unpin + 'static>(
         return response;
     }
     let place = Arc::clone(place);
-    let lost = Box::pin(async move { place.lost().await });
+    let over = Box::pin(async move { over(&place, fallen.as_ref()).await });
     // The connection is this request's alone only where requests come one after the other.
     let line = (version < Version::HTTP_2).then(|| line.clone());
-    response.map(|inner| Body::new(Cut { inner, lost, line, _held: held }))
+    response.map(|inner| Body::new(Cut { inner, over, line, _held: held }))
+}
+
+/// Resolves when the sandbox is lost, or who asked may no longer.
+pub(super) async fn over(place: &SandboxPlace, fallen: Option<&CancellationToken>) {
+    match fallen {
+        None => drop(place.lost().await),
+        Some(fallen) => tokio::select! {
+            _ = place.lost() => {}
+            () = fallen.cancelled() => {}
+        },
+    }
 }
 
 impl<T: Unpin> Cut<T> {
@@ -66,7 +80,7 @@ impl<T: Unpin> HttpBody for Cut<T> {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         // First: what the body would say of its end then is not to be told as one.
-        if self.lost.as_mut().poll(context).is_ready() {
+        if self.over.as_mut().poll(context).is_ready() {
             return self.broken(io::Error::from(io::ErrorKind::ConnectionReset).into());
         }
         match Pin::new(&mut self.inner).poll_frame(context) {

@@ -142,7 +142,7 @@ impl Ports {
         }
         self.pool.keep(sandbox, port, sender);
         let response = incoming(response.map(Body::new), false)?;
-        Ok(cut(response, place, line, version, under_way))
+        Ok(cut(response, place, Some(under_way.fallen()), line, version, under_way))
     }
 
     /// Sends a request over a connection that was kept, else over a new one.
@@ -249,10 +249,11 @@ async fn carry(client: OnUpgrade, program: OnUpgrade, place: Arc<SandboxPlace>, 
     // One of them that breaks off before takes the other along.
     let Ok((client, program)) = tokio::try_join!(client, program) else { return };
     let (mut client, mut program) = (TokioIo::new(client), TokioIo::new(program));
+    let fallen = held.fallen();
     tokio::select! {
         // How it ends is for the two ends to see.
         _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut program, COPY_BYTES, COPY_BYTES) => {}
-        _ = place.lost() => line.reset_at_end(),
+        () = body::over(&place, Some(&fallen)) => line.reset_at_end(),
     }
     drop(held);
 }

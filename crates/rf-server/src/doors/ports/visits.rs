@@ -21,6 +21,8 @@ use std::{
 
 use rf_policy::{Action, Credential, Permit};
 use rf_types::{PlaceRef, SandboxId};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     app::{App, Caller},
@@ -60,6 +62,8 @@ struct Visit {
     operation: Option<Operation>,
     began: Instant,
     counts: Arc<Counts>,
+    /// Looks whether the credential still stands; ends with the visit.
+    watch: AbortHandle,
 }
 
 /// What is counted of a visit.
@@ -70,6 +74,8 @@ pub(super) struct Counts {
     /// Milliseconds after `start`.
     last_ms: AtomicU64,
     under_way: AtomicUsize,
+    /// Set when the credential that was judged no longer stands: streams of the visit are cut then.
+    fallen: CancellationToken,
 }
 
 /// One request or stream of a visit, which does not end before it is dropped.
@@ -81,6 +87,11 @@ impl UnderWay {
         counts.requests.fetch_add(1, Ordering::Relaxed);
         counts.under_way.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(counts))
+    }
+
+    /// Set when who asked may no longer.
+    pub(super) fn fallen(&self) -> CancellationToken {
+        self.0.fallen.clone()
     }
 }
 
@@ -99,6 +110,7 @@ impl Counts {
             requests: AtomicU64::new(0),
             last_ms: AtomicU64::new(0),
             under_way: AtomicUsize::new(0),
+            fallen: CancellationToken::new(),
         }
     }
 
@@ -114,6 +126,8 @@ impl Counts {
 impl Visit {
     /// Ends it in the ledger; durable with whatever comes next.
     fn end(mut self) {
+        // Streams that outlive it, because the table was full, are cut no later than their sandbox.
+        self.watch.abort();
         let Some(mut operation) = self.operation.take() else { return };
         operation.detail("requests", self.counts.requests.load(Ordering::Relaxed));
         if let Err(fault) = operation.finish_later(Ok(())) {
@@ -166,7 +180,12 @@ impl Visits {
         operation.durable().await?;
         let counts = Arc::new(Counts::new());
         let under_way = UnderWay::new(&counts);
-        let visit = Visit { operation: Some(operation), began: Instant::now(), counts };
+        let (fallen, told) = (operation.fallen(), counts.fallen.clone());
+        let watch = tokio::spawn(async move {
+            fallen.await;
+            told.cancel();
+        });
+        let visit = Visit { operation: Some(operation), began: Instant::now(), counts, watch: watch.abort_handle() };
         let over = self.insert(key, visit);
         if let Some(over) = over {
             over.end();
