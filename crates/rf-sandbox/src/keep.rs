@@ -105,12 +105,12 @@ impl Keeping {
         let (control_child, control) = rustix::pipe::pipe_with(flags).step("make a pipe")?;
         let (setup, setup_child) = packet::pair().step("make a socket")?;
         match process::fork_into(namespaces::USER | namespaces::PID, None).step("clone a process that copies")? {
-            Forked::Child => child(
-                launcher,
-                &task,
-                &Ends { setup: setup_child, report: report_child, control: control_child },
-                background,
-            ),
+            Forked::Child => {
+                // With copies of the warden's ends it would never see that the warden is gone.
+                drop((setup, report, control));
+                let ends = Ends { setup: setup_child, report: report_child, control: control_child };
+                child(launcher, &task, &ends, background)
+            }
             Forked::Parent { pid, pidfd } => {
                 let keeping = Self { helper: Helper::new(pidfd), report, control };
                 drop((setup_child, report_child, control_child));

@@ -11,7 +11,8 @@
 //! of the old one in the sandbox's mount namespace (`pivot_root`, which moves the root and the directory of process 1).
 //! What somebody holds of the old root (a directory, a descriptor, a mapping) stays a thing of the old root, and what
 //! they wrote through it would land in the layer: so this is done only while process 1, which holds nothing there, is the
-//! only process, and frozen. The file system is the same, so its size holds what was pushed as well as what comes.
+//! only process, and frozen. The old overlays are made read-only first, which the kernel refuses while a file is open for
+//! writing, as one may be by the server, which is not frozen: then nothing is pushed. The file system is the same, so its size holds what was pushed as well as what comes.
 //!
 //! It is done by a process of its own that is `root` of the sandbox's user namespace and nothing on the host, as a launch
 //! is, and everything that can fail is done before the root is changed.
@@ -43,6 +44,15 @@ use crate::{
 /// Most times that the written layer of one sandbox becomes a read-only one. Chosen: overlayfs takes 500 layers, and
 /// each makes the search for a name that is not there a little longer.
 pub const PUSHES_MAX: u32 = 200;
+
+/// The step that fails while a file is open for writing.
+const STILL: &str = "keep the old root from being written";
+
+/// Whether a push failed because a file is open for writing: by the server, which is not frozen.
+#[must_use]
+pub fn is_being_written(error: &LaunchError) -> bool {
+    matches!(error, LaunchError::Inside { step, errno: Errno::BUSY } if step == STILL)
+}
 
 /// What a sandbox writes through one of its overlays.
 #[derive(Clone, Debug, Eq, PartialEq)]

@@ -39,7 +39,8 @@ struct MountAttr {
 /// Wraps `mount_setattr(mount, "", AT_EMPTY_PATH ...)`, Linux 5.12.
 ///
 /// # Errors
-/// `EPERM` without `CAP_SYS_ADMIN` over the mount's namespace, or for an id map over a file system's owner;
+/// `EBUSY` for [`attribute::RDONLY`] while somebody has a file open for writing through this mount; `EPERM` without
+/// `CAP_SYS_ADMIN` over the mount's namespace, or for an id map over a file system's owner;
 /// `EINVAL` when the file system cannot be id-mapped or the mount is already attached or mapped.
 pub fn set_attributes(
     mount: BorrowedFd<'_>,
@@ -52,6 +53,18 @@ pub fn set_attributes(
         attr.attr_set |= attribute::IDMAP;
         attr.userns_fd = fd.as_raw_fd() as u64;
     }
+    change(mount, recursive, &attr)
+}
+
+/// Takes attributes away from the mount that `mount` refers to; as [`set_attributes`].
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN` over the mount's namespace, or for an attribute that is locked.
+pub fn clear_attributes(mount: BorrowedFd<'_>, clear: u64) -> Result<(), Errno> {
+    change(mount, false, &MountAttr { attr_clr: clear, ..MountAttr::default() })
+}
+
+fn change(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> Result<(), Errno> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the empty path is NUL-terminated and `attr` is a whole `mount_attr`; both are only read during the call.
     let rc = unsafe {
@@ -60,7 +73,7 @@ pub fn set_attributes(
             mount.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attr,
+            core::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };

@@ -27,16 +27,11 @@ use rustix::{
 
 use self::{
     pause::Rest,
-    saving::{Background, Layers},
+    saving::{Background, Layers, Waiting},
 };
 use crate::{
-    WardenConfig, WardenError, door,
-    door::Connection,
-    pool::Pool,
-    snapshots::{LayerId, Snapshots},
-    templates::Templates,
-    unpack::Unpacking,
-    weights::Weights,
+    WardenConfig, WardenError, door, door::Connection, pool::Pool, snapshots::Snapshots, templates::Templates,
+    unpack::Unpacking, weights::Weights,
 };
 
 /// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
@@ -76,8 +71,7 @@ struct Start {
     spec: SandboxSpec,
     /// `None`: for the pool.
     asker: Option<Asker>,
-    /// The layers of a snapshot that it is made from.
-    chain: Vec<LayerId>,
+    layers: Layers,
 }
 
 struct Live {
@@ -116,7 +110,13 @@ struct Keeper {
     templates: Templates,
     unpacking: HashMap<u64, (Unpacking, Asker)>,
     snapshots: Snapshots,
+    /// Sandboxes that are being frozen.
+    freezing: BTreeSet<SandboxId>,
     keeping: HashMap<u64, Background>,
+    /// Orders that wait for a snapshot to be durable.
+    waiting: Vec<Waiting>,
+    /// Sandboxes that are gone and whose disks others still need, and how much is on them, bytes.
+    orphans: HashMap<SandboxId, u64>,
     /// Processes that end by themselves.
     helpers: HashMap<u64, Helper>,
     weights: Weights,
@@ -175,7 +175,10 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
         templates,
         unpacking: HashMap::new(),
         snapshots,
+        freezing: BTreeSet::new(),
         keeping: HashMap::new(),
+        waiting: Vec::new(),
+        orphans: HashMap::new(),
         helpers: HashMap::new(),
         weights: Weights::new(),
     };
@@ -265,7 +268,7 @@ impl Keeper {
                 }
             }
             self.act_on_time();
-            self.keep_on();
+            self.act_on_saving();
             self.refill();
         }
     }
@@ -278,9 +281,9 @@ impl Keeper {
         let behind = self.connections.values().any(Connection::behind).then_some(AGAIN);
         let refill =
             (self.wants_refill() && self.starting.is_empty()).then(|| QUIET.saturating_sub(self.asked.elapsed()));
-        let freezing = self.live.values().any(|live| live.rest.is_freezing()).then_some(AGAIN);
+        let freezing = (!self.freezing.is_empty()).then_some(AGAIN);
         let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due());
-        let all = [lease, start, again, behind, refill, freezing, weigh, self.snapshots.retry()];
+        let all = [lease, start, again, behind, refill, freezing, weigh, self.snapshots.retry(), self.until_waited()];
         let wait = all.into_iter().flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()
@@ -296,7 +299,7 @@ impl Keeper {
             }
             self.lease_over(id);
         }
-        for id in self.freezing() {
+        for id in self.freezing.clone() {
             self.look_at_freezing(id);
         }
         let late: Vec<SandboxId> = self
@@ -390,9 +393,9 @@ impl Keeper {
             Order::Create { spec, from: None, id: None } => self.create(asker, spec),
             Order::Create { spec, from, id } => {
                 self.asked = Instant::now();
-                let begun = self.can_pause(&spec).and_then(|()| self.begin_as(spec, Some(asker), from, id));
-                if let Err(fault) = begun {
-                    self.answer(asker, Err(fault));
+                match self.can_pause(&spec) {
+                    Ok(()) => self.create_from(asker, spec, from, id),
+                    Err(fault) => self.answer(asker, Err(fault)),
                 }
             }
             Order::Pause { id } => self.pause(asker, id),
@@ -536,7 +539,7 @@ impl Keeper {
         if self.starting.len() >= STARTING_MAX {
             return Err(Fault::new(Code::ServerBusy, "too many sandboxes are starting", "try again shortly"));
         }
-        let (source, chain) = self.source(&spec, from)?;
+        let (source, layers) = self.source(&spec, from)?;
         let host = self.launcher.host();
         let full = || Fault::new(Code::ServerBusy, "this server holds as many sandboxes as it may", "try again later");
         let ids = if host.rooted {
@@ -565,7 +568,7 @@ impl Keeper {
         }
         let token = self.token(Source::Starting(id));
         let watched = starting.watched().into_iter().try_for_each(|fd| watch_changes(&self.epoll, fd, token));
-        self.starting.insert(id, Start { starting, spec, asker, chain });
+        self.starting.insert(id, Start { starting, spec, asker, layers });
         if watched.is_err() {
             self.failed(id, &Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later"));
         }
@@ -578,7 +581,7 @@ impl Keeper {
             Ok(None) => {}
             Ok(Some(confirmed)) => {
                 self.sources.remove(&token);
-                let Some(Start { starting, spec, asker, chain }) = self.starting.remove(&id) else { return };
+                let Some(Start { starting, spec, asker, layers }) = self.starting.remove(&id) else { return };
                 let sandbox = starting.into_sandbox(confirmed);
                 // Only its end is of interest from here: init tells the warden nothing more.
                 let _ = epoll::delete(&self.epoll, sandbox.warden_socket());
@@ -587,7 +590,7 @@ impl Keeper {
                     // Without the watch its end is still seen, by the lease.
                     let _ = watch_changes(&self.epoll, ended, token);
                 }
-                let (rest, layers) = (Rest::default(), Layers::of(&chain));
+                let rest = Rest::default();
                 self.live.insert(id, Live { sandbox, spec: spec.clone(), lease_until: 0, rest, layers });
                 match asker {
                     Some(asker) => self.claim(id, spec, asker, false),
@@ -721,7 +724,9 @@ impl Keeper {
         if let Some(mut live) = self.live.remove(&id) {
             self.leases.remove(&(live.lease_until, id));
             self.pool.forget(id);
+            self.count_orphan(id, &live);
             live.sandbox.kill();
+            self.freezing.remove(&id);
             self.abandon(live.rest);
             self.dying.insert(id, Dying { sandbox: live.sandbox, askers: Vec::new() });
         }
@@ -756,6 +761,7 @@ impl Keeper {
         }
         self.starting.clear();
         self.unpacking.clear();
+        self.save_what_waits();
         self.stop_saving();
         let begun = Instant::now();
         while !self.dying.is_empty() && begun.elapsed() < START_TIME {

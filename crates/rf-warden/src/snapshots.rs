@@ -22,7 +22,7 @@ use rf_sandbox::{
     plan::Above,
     push::Written,
 };
-use rf_types::{Code, Fault, SnapshotId};
+use rf_types::{Code, Fault, SandboxId, SnapshotId};
 use rf_wire::warden::{SNAPSHOTS_MAX, Snapshot};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,10 @@ pub(crate) const CHAIN_MAX: usize = 60;
 /// From how many on the layers of a snapshot are copied into one. Chosen: every layer makes looking for a name slower,
 /// and copying them all now and then costs no more than each once again.
 const MERGE_FROM: usize = 16;
+/// How often a copy of what a sandbox that is gone wrote may fail for what it is, before it is given up. Chosen.
+const FAILURES_MAX: u32 = 3;
+/// Below so much room on the server's disk a copy that fails says nothing of what was to be copied. Chosen.
+const ROOM: (u64, u64) = (64 << 20, 1_000);
 /// How long after a copy failed it is tried again. Chosen.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -64,6 +68,8 @@ impl fmt::Display for LayerId {
 /// Where a sandbox wrote a layer.
 #[derive(Debug)]
 pub(crate) struct Origin {
+    /// Which.
+    pub(crate) owner: SandboxId,
     /// The mount of its file system.
     pub(crate) disk: OwnedFd,
     pub(crate) written: Vec<Written>,
@@ -77,6 +83,13 @@ struct Layer {
     durable: bool,
     /// A copy of it, or with it, is under way.
     busy: bool,
+}
+
+#[derive(Debug)]
+struct Failure {
+    at: Instant,
+    count: u32,
+    why: String,
 }
 
 #[derive(Debug)]
@@ -119,8 +132,8 @@ pub(crate) struct Snapshots {
     all: BTreeMap<SnapshotId, Record>,
     /// Those that are not durable yet.
     pending: BTreeSet<SnapshotId>,
-    /// Layers of which a copy failed, and when.
-    failed: HashMap<LayerId, Instant>,
+    /// Layers of which a copy failed: when, how often while the disk had room, and why.
+    failed: HashMap<LayerId, Failure>,
     layers: HashMap<LayerId, Layer>,
     /// Directories to be removed.
     gone: Vec<PathBuf>,
@@ -223,6 +236,39 @@ impl Snapshots {
     /// Forgets a layer that no snapshot names.
     pub(crate) fn forget(&mut self, id: LayerId) -> Option<OwnedFd> {
         self.layers.remove(&id).and_then(|layer| layer.origin).map(|origin| origin.disk)
+    }
+
+    /// Whether a layer is still only where this sandbox wrote it; `waiting`: one that is to be copied.
+    pub(crate) fn has_of(&self, owner: SandboxId, waiting: bool) -> bool {
+        let of_owner = |layer: &Layer| layer.origin.as_ref().is_some_and(|origin| origin.owner == owner);
+        if !waiting {
+            return self.layers.values().any(of_owner);
+        }
+        let chains = self.pending.iter().filter_map(|id| self.all.get(id)).flat_map(|record| &record.chain);
+        chains.filter_map(|id| self.layers.get(id)).any(of_owner)
+    }
+
+    /// Whose disks these layers are on that are nowhere else yet.
+    pub(crate) fn owners(&self, chain: &[LayerId]) -> BTreeSet<SandboxId> {
+        let layers = chain.iter().filter_map(|id| self.layers.get(id)).filter(|layer| !layer.durable);
+        layers.filter_map(|layer| layer.origin.as_ref().map(|origin| origin.owner)).collect()
+    }
+
+    /// Gives up the snapshots of sandboxes that are gone whose files cannot be kept: which, and why.
+    pub(crate) fn give_up(&mut self, lives: impl Fn(SandboxId) -> bool) -> Vec<(SnapshotId, String)> {
+        let hopeless = |id: &LayerId| {
+            let failed = self.failed.get(id).filter(|failed| failed.count >= FAILURES_MAX)?;
+            let owner = self.layers.get(id)?.origin.as_ref()?.owner;
+            (!lives(owner)).then(|| failed.why.clone())
+        };
+        let chain = |id: &SnapshotId| self.all.get(id).map_or(&[][..], |record| &record.chain);
+        let lost: Vec<_> =
+            self.pending.iter().filter_map(|id| chain(id).iter().find_map(hopeless).map(|why| (*id, why))).collect();
+        for (id, _) in &lost {
+            self.pending.remove(id);
+            self.all.remove(id);
+        }
+        lost
     }
 
     /// Whether no layer is noted.
@@ -371,7 +417,7 @@ impl Snapshots {
         let now = Instant::now();
         let from = self.pending.iter().filter_map(|id| self.all.get(id)).find_map(|record| {
             let ready = |id: &LayerId| {
-                let rested = self.failed.get(id).is_none_or(|failed| now.duration_since(*failed) >= RETRY);
+                let rested = self.failed.get(id).is_none_or(|failed| now.duration_since(failed.at) >= RETRY);
                 rested && self.layers.get(id).is_some_and(|layer| !layer.busy)
             };
             if record.chain.len() >= MERGE_FROM {
@@ -389,17 +435,31 @@ impl Snapshots {
         Some(Job::Keep { from, into })
     }
 
+    /// Nothing more is done: what is left is found at the next start.
+    pub(crate) fn stop(&mut self) {
+        self.pending.clear();
+        self.gone.clear();
+    }
+
     /// When something that failed is to be tried again.
     pub(crate) fn retry(&self) -> Option<Duration> {
-        self.failed.values().map(|failed| RETRY.saturating_sub(failed.elapsed())).filter(|left| !left.is_zero()).min()
+        self.failed
+            .values()
+            .map(|failed| RETRY.saturating_sub(failed.at.elapsed()))
+            .filter(|left| !left.is_zero())
+            .min()
     }
 
     /// A copy has failed.
-    pub(crate) fn keep_failed(&mut self, from: &[LayerId], into: LayerId) {
+    pub(crate) fn keep_failed(&mut self, from: &[LayerId], into: LayerId, why: &str) {
+        let has_room = rustix::fs::statvfs(&self.dir).is_ok_and(|stat| {
+            stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM.0 && (stat.f_favail > ROOM.1 || stat.f_files == 0)
+        });
         for id in from {
             if let Some(layer) = self.layers.get_mut(id) {
                 layer.busy = false;
-                self.failed.insert(*id, Instant::now());
+                let count = self.failed.get(id).map_or(0, |failed| failed.count) + u32::from(has_room);
+                self.failed.insert(*id, Failure { at: Instant::now(), count, why: why.to_owned() });
             }
         }
         self.drop_part(into);

@@ -151,6 +151,63 @@ fn what_running_programs_hold_is_copied_and_stays_theirs() {
 }
 
 #[test]
+fn what_the_server_writes_meanwhile_is_not_lost() {
+    let warden = Warden::start();
+    let mut server = warden.connect();
+    let spec = spec(DiskKind::Memory);
+    let source = server.create(&spec);
+    let upload = source.open_for_writing("/home/user/upload");
+    rustix::io::write(&upload, b"one ").unwrap();
+    let during = server.snapshot(source.id());
+    assert_eq!(during.way, SnapshotWay::Copied, "nothing but the server's descriptor holds the old root");
+    rustix::io::write(&upload, b"two").unwrap();
+    assert_eq!(source.sh("cat ~/upload"), "one two");
+    // Control: with the descriptor gone it is pushed.
+    drop(upload);
+    let after = server.snapshot(source.id());
+    assert_eq!(after.way, SnapshotWay::Pushed);
+    source.sh("echo more > ~/upload");
+    let read = |server: &mut support::Server, from| server.create_from(&spec, from).sh("cat ~/upload");
+    assert_eq!(
+        (read(&mut server, during.id), read(&mut server, after.id)),
+        ("one ".trim().to_owned(), "one two".to_owned())
+    );
+    warden.stop();
+}
+
+#[test]
+fn what_cannot_be_copied_is_refused_and_changes_nothing() {
+    let warden = Warden::start();
+    let mut server = warden.connect();
+    let sandbox = server.create(&spec(DiskKind::Memory));
+    // Deeper than any path is long, made step by step.
+    let deep = "cd ~; for n in $(seq 300); do mkdir d; cd d; done; cd ~; sleep 1000";
+    drop(sandbox.start(deep));
+    eventually("the tree is deep", || sandbox.sh("find ~ -name d | wc -l") == "300");
+    let fault = server.ask(Order::Snapshot { id: sandbox.id(), snapshot: SnapshotId::random() }).unwrap_err();
+    assert!(fault.code == Code::StoreUnavailable && fault.message.contains("deep"), "{fault:?}");
+    assert!(server.snapshots().is_empty());
+    eventually("nothing is left", || kept(&warden).is_empty());
+    assert_eq!(sandbox.sh("find ~ -name d | wc -l"), "300", "it goes on");
+    warden.stop();
+}
+
+#[test]
+fn a_snapshot_outlives_a_warden_that_ends_in_order_at_once() {
+    let mut warden = Warden::start();
+    let spec = spec(DiskKind::Memory);
+    let mut server = warden.connect();
+    let sandbox = server.create(&spec);
+    sandbox.sh("dd if=/dev/urandom of=$HOME/file bs=1M count=50 2>/dev/null; md5sum < ~/file > ~/sum");
+    let snapshot = server.snapshot(sandbox.id());
+    assert!(!snapshot.durable);
+    warden.restart();
+    let fork = warden.connect().create_from(&spec, snapshot.id);
+    assert_eq!(fork.sh("md5sum < ~/file | cmp - ~/sum && echo same"), "same");
+    warden.stop();
+}
+
+#[test]
 fn what_was_pushed_counts_against_the_disk() {
     for disk in [DiskKind::Memory, DiskKind::Image] {
         let warden = Warden::start();

@@ -207,6 +207,13 @@ pub enum Reply {
     },
     /// News: a snapshot is durable now, or its bytes and files are counted.
     SnapshotChanged(Snapshot),
+    /// News: a snapshot that was not durable yet is no more, since its files cannot be kept and its sandbox is gone.
+    SnapshotLost {
+        /// Which.
+        id: SnapshotId,
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// Most snapshots in one answer.

@@ -97,6 +97,7 @@ impl Sandboxes {
                             self.snapshot_changed(snapshot);
                         }
                     }
+                    Some(News::SnapshotLost(id, why)) => self.snapshot_lost(id, &why),
                     Some(News::Orphan(id)) => drop(tokio::spawn({
                         let warden = self.inner.warden.clone();
                         // Should this fail, the lease ends it.

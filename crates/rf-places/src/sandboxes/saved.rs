@@ -339,6 +339,18 @@ impl Sandboxes {
         });
     }
 
+    /// The warden has a snapshot no more.
+    pub(super) fn snapshot_lost(&self, id: SnapshotId, why: &str) {
+        let user = self.inner.snapshots.lock().owners.get(&id).copied();
+        tracing::error!(snapshot = %id, why, "a snapshot could not be kept and is lost");
+        // One of a sandbox's own files is missed when the sandbox is to come back.
+        let Some(user) = user else { return };
+        // Where this fails the row is removed when the server takes over next.
+        if self.inner.rows.snapshot_removed(user, id).is_ok() {
+            self.inner.snapshots.lock().remove(user, id);
+        }
+    }
+
     /// Compares the warden's snapshots with what is known: what nobody knows is removed, and what the warden has no more
     /// is forgotten. Gives what the warden has.
     pub(super) async fn compare_snapshots(&self) -> Result<HashSet<SnapshotId>, Fault> {

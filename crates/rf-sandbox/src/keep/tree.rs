@@ -21,6 +21,8 @@ use super::Kept;
 
 /// Deepest directory. Chosen: each level takes descriptors for as long as it is walked.
 const DEPTH_MAX: usize = 256;
+/// Deepest directory that is emptied: what a copy that went too deep has made, below its part.
+const EMPTIED_DEPTH_MAX: usize = DEPTH_MAX + 8;
 /// Most files of which other names are looked for at once. Chosen: a few hundred MiB of names at the very most.
 const LINKS_MAX: usize = 1 << 20;
 /// How many names are taken from a directory that is being emptied at once.
@@ -102,7 +104,7 @@ pub(super) fn empty(target: &OwnedFd) -> Result<(), Failed> {
 }
 
 fn empty_below(dir: &OwnedFd, depth: usize) -> Result<(), Failed> {
-    if depth > DEPTH_MAX {
+    if depth > EMPTIED_DEPTH_MAX {
         return Err(Errno::LOOP).step("go down that deep");
     }
     loop {
@@ -302,14 +304,12 @@ fn is_opaque(dir: &OwnedFd) -> Result<bool, Failed> {
 /// Copies `user.*` attributes, but for overlayfs's own, and access lists.
 fn attributes(from: impl AsFd, to: BorrowedFd<'_>) -> Result<(), Failed> {
     let from = from.as_fd();
-    let mut empty = [0_u8; 0];
-    match rustix::fs::flistxattr(from, &mut empty[..]) {
-        Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
-        Ok(_) => {}
-        Err(errno) => return Err(errno).step("list attributes"),
-    }
     let mut names = vec![0_u8; XATTR_MAX];
-    let len = rustix::fs::flistxattr(from, &mut names[..]).step("list attributes")?;
+    let len = match rustix::fs::flistxattr(from, &mut names[..]) {
+        Ok(0) | Err(Errno::NOTSUP) => return Ok(()),
+        Ok(len) => len,
+        Err(errno) => return Err(errno).step("list attributes"),
+    };
     let mut value = vec![0_u8; XATTR_MAX];
     for name in names[..len].split_inclusive(|byte| *byte == 0) {
         let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
@@ -356,4 +356,171 @@ fn finish_at(to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<(), Failed>
             .step("give a file its mode")?;
     }
     rustix::fs::utimensat(to, name, &times(stat), flags).step("give a file its times")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+    }
+
+    fn delete(dir: &Path, name: &str) {
+        rustix::fs::mknodat(open(dir), name, FileType::CharacterDevice, Mode::empty(), 0).unwrap();
+    }
+
+    fn hide_below(dir: &Path) {
+        rustix::fs::fsetxattr(open(dir), OPAQUE, b"y", XattrFlags::empty()).unwrap();
+    }
+
+    /// Three layers, the uppermost first, over which overlayfs and we must say the same.
+    fn layers(dir: &Path) -> [std::path::PathBuf; 3] {
+        let [upper, middle, lower] = ["upper", "middle", "lower"].map(|name| dir.join(name));
+        for path in
+            ["lower/a/b", "lower/gone", "lower/again/old", "middle/a/b", "middle/opaque", "upper/again/new", "upper/a"]
+        {
+            fs::create_dir_all(dir.join(path)).unwrap();
+        }
+        fs::create_dir_all(lower.join("opaque/under")).unwrap();
+        for (path, text) in [
+            ("lower/file", "low"),
+            ("lower/a/b/low", "low"),
+            ("lower/a/both", "low"),
+            ("middle/a/both", "mid"),
+            ("middle/a/b/mid", "mid"),
+            ("upper/a/up", "up"),
+            ("lower/deleted", "low"),
+            ("middle/back", "mid"),
+            ("lower/back", "low"),
+            ("lower/turned", "a file below"),
+            ("middle/over", "a file over a directory"),
+        ] {
+            fs::write(dir.join(path), text).unwrap();
+        }
+        fs::create_dir(upper.join("turned")).unwrap();
+        fs::create_dir(lower.join("over")).unwrap();
+        fs::write(lower.join("over/inside"), "x").unwrap();
+        delete(&upper, "deleted");
+        delete(&middle, "gone");
+        delete(&middle, "again");
+        hide_below(&upper.join("again"));
+        hide_below(&middle.join("opaque"));
+        [upper, middle, lower]
+    }
+
+    /// Every path with what is there.
+    fn look(dir: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut dirs = vec![dir.to_owned()];
+        while let Some(at) = dirs.pop() {
+            for entry in fs::read_dir(&at).unwrap() {
+                let path = entry.unwrap().path();
+                let meta = fs::symlink_metadata(&path).unwrap();
+                let name = path.strip_prefix(dir).unwrap().display().to_string();
+                let text = if meta.is_file() { fs::read_to_string(&path).unwrap() } else { String::new() };
+                found.push(format!("{name} {:o} {}:{} {text}", meta.mode(), meta.uid(), meta.gid()));
+                if meta.is_dir() {
+                    dirs.push(path);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn merged_layers_are_what_overlayfs_shows_of_them() {
+        assert!(rustix::process::geteuid().is_root(), "run this as root, which may note what is deleted");
+        let dir = tempfile::tempdir().unwrap();
+        let layers = layers(dir.path());
+        fs::create_dir(dir.path().join("kept")).unwrap();
+        let opened = layers.each_ref().map(|layer| open(layer));
+        let kept = copy(&open(&dir.path().join("kept")), "merged", &opened).unwrap();
+        assert!(kept.files > 10);
+        // Over another layer, in which everything is that they hide.
+        let base = dir.path().join("base");
+        for path in ["again/base", "opaque/base", "gone/base", "turned", "a/b"] {
+            fs::create_dir_all(base.join(path)).unwrap();
+        }
+        fs::write(base.join("deleted"), "base").unwrap();
+        fs::write(base.join("a/b/base"), "base").unwrap();
+        let shown = |tops: &[&Path]| {
+            let mut lower: Vec<String> = tops.iter().map(|path| path.display().to_string()).collect();
+            lower.push(base.display().to_string());
+            let context = rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+            for layer in lower {
+                rustix::mount::fsconfig_set_string(&context, "lowerdir+", layer).unwrap();
+            }
+            rustix::mount::fsconfig_set_flag(&context, "userxattr").unwrap();
+            rustix::mount::fsconfig_create(&context).unwrap();
+            let flags = rustix::mount::FsMountFlags::FSMOUNT_CLOEXEC;
+            let mount = rustix::mount::fsmount(&context, flags, rustix::mount::MountAttrFlags::empty()).unwrap();
+            use std::os::fd::AsRawFd as _;
+            look(Path::new(&format!("/proc/self/fd/{}/", mount.as_raw_fd())))
+        };
+        let expected = shown(&[&layers[0], &layers[1], &layers[2]]);
+        assert_eq!(shown(&[&dir.path().join("kept/merged")]), expected);
+        // Control: what they say of deletions matters.
+        assert!(expected.iter().any(|line| line.starts_with("a/b/base")));
+        assert!(!expected.iter().any(|line| line.starts_with("deleted") || line.starts_with("gone")), "{expected:?}");
+        assert!(!expected.iter().any(|line| line.contains("opaque/") || line.contains("again/base")), "{expected:?}");
+    }
+
+    #[test]
+    fn a_copy_has_names_links_holes_owners_and_attributes() {
+        assert!(rustix::process::geteuid().is_root(), "run this as root, which may give files away");
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("from");
+        fs::create_dir_all(from.join("sub")).unwrap();
+        fs::write(from.join("sub/file"), "text").unwrap();
+        fs::hard_link(from.join("sub/file"), from.join("other\n name")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", from.join("link")).unwrap();
+        std::os::unix::fs::symlink("..", from.join("sub/up")).unwrap();
+        std::os::unix::fs::chown(from.join("sub"), Some(1000), Some(1001)).unwrap();
+        let holes = fs::File::create(from.join("holes")).unwrap();
+        holes.set_len(1 << 26).unwrap();
+        let mode = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o4755));
+        holes.set_permissions(mode).unwrap();
+        rustix::fs::fsetxattr(&holes, c"user.note", b"kept", XattrFlags::empty()).unwrap();
+        rustix::fs::fsetxattr(&holes, c"user.overlay.origin", b"not kept", XattrFlags::empty()).unwrap();
+        let to = dir.path().join("to");
+        fs::create_dir(&to).unwrap();
+        let kept = copy(&open(&to), "root", &[open(&from)]).unwrap();
+        assert_eq!(kept, Kept { bytes: 4, files: 6 });
+        let root = to.join("root");
+        assert_eq!(look(&root).len(), look(&from).len());
+        let meta = |path: &str| fs::symlink_metadata(root.join(path)).unwrap();
+        assert_eq!((meta("sub").uid(), meta("sub").gid()), (1000, 1001));
+        assert_eq!((meta("sub/file").nlink(), meta("sub/file").ino()), (2, meta("other\n name").ino()));
+        assert_eq!(fs::read_link(root.join("link")).unwrap(), Path::new("/etc/passwd"));
+        assert_eq!((meta("holes").len(), meta("holes").mode() & 0o7777), (1 << 26, 0o4755));
+        assert!(meta("holes").blocks() < 100, "holes stay holes");
+        let copied = fs::File::open(root.join("holes")).unwrap();
+        let mut value = [0; 16];
+        assert_eq!(rustix::fs::fgetxattr(&copied, c"user.note", &mut value[..]), Ok(4));
+        assert_eq!(rustix::fs::fgetxattr(&copied, c"user.overlay.origin", &mut value[..]), Err(Errno::NODATA));
+        empty(&open(&to)).unwrap();
+        assert_eq!(look(&to), Vec::<String>::new());
+        assert!(Path::new("/etc/passwd").exists() && from.join("sub/file").exists());
+    }
+
+    #[test]
+    fn what_goes_too_deep_is_refused_and_can_be_emptied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        fs::create_dir(&to).unwrap();
+        let mut at = open(&from);
+        for _ in 0..DEPTH_MAX + 20 {
+            rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = open_dir(&at, c"d").unwrap();
+        }
+        let failed = copy(&open(&to), "root", &[open(&from)]).unwrap_err();
+        assert_eq!(failed.errno, Errno::LOOP);
+        empty(&open(&to)).unwrap();
+        assert!(look(&to).is_empty());
+    }
 }

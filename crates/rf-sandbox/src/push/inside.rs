@@ -6,7 +6,7 @@ use std::{
 };
 
 use rf_sys::{
-    mount::pivot_root_here,
+    mount::{attribute, clear_attributes, pivot_root_here, set_attributes},
     process::{self, namespaces},
 };
 use rustix::{
@@ -60,8 +60,8 @@ pub(super) fn run(given: &Given<'_>, sandbox: BorrowedFd<'_>, report: BorrowedFd
     }
 }
 
-/// Puts the new root together and in the place of the old; gives the old.
-fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<OwnedFd, Failed> {
+/// Puts the new root together and in the place of the old; gives the overlays of the old.
+fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Failed> {
     move_into_thread_name_spaces(sandbox, ThreadNameSpaceType::USER).step("enter the user namespace")?;
     rustix::thread::set_thread_groups(&[]).step("give up the groups")?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step("take the group")?;
@@ -78,11 +78,38 @@ fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<OwnedFd, Failed> {
     rustix::process::chdir("/").step("enter the old root")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let old = rustix::fs::open("/", flags, Mode::empty()).step("open the old root")?;
+    let mut written = vec![old];
+    for bind in given.plan.source.binds.iter().filter(|bind| bind.overlay) {
+        let path = Path::new("/").join(below_root(&bind.to));
+        written.push(rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty()).step("open an old overlay")?);
+    }
+    let changed = hold_still(&written).and_then(|()| change_root(&root));
+    if let Err(failed) = changed {
+        for mount in &written {
+            // Of one that was not changed nothing is taken.
+            let _ = clear_attributes(mount.as_fd(), attribute::RDONLY);
+        }
+        return Err(failed);
+    }
+    Ok(written)
+}
+
+/// Makes the old overlays read-only, so that nothing is written into what becomes a layer, whoever holds what: the
+/// kernel refuses it while a file is open for writing, as it is by the server during an upload.
+fn hold_still(written: &[OwnedFd]) -> Result<(), Failed> {
+    for mount in written {
+        set_attributes(mount.as_fd(), attribute::RDONLY, false, None).step(super::STILL)?;
+    }
+    Ok(())
+}
+
+/// Puts the new root in the place of the one we stand in.
+fn change_root(root: &OwnedFd) -> Result<(), Failed> {
     let parts = ["proc", "dev"];
     let kept: Vec<OwnedFd> = parts.into_iter().map(tree_at).collect::<Result<_, _>>().step("copy what stays")?;
-    setup::attach(&root, Path::new("/")).step("attach the new root")?;
+    setup::attach(root, Path::new("/")).step("attach the new root")?;
     let changed = (|| {
-        rustix::process::fchdir(&root).step("enter the new root")?;
+        rustix::process::fchdir(root).step("enter the new root")?;
         for (mount, at) in kept.iter().zip(parts) {
             setup::attach(mount, Path::new(at)).step("attach what stays")?;
         }
@@ -90,12 +117,11 @@ fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<OwnedFd, Failed> {
     })();
     if let Err(failed) = changed {
         // Nobody stands in it: what the sandbox has is the old one.
-        let _ = rustix::process::fchdir(&root).and_then(|()| unmount(".", UnmountFlags::DETACH));
+        let _ = rustix::process::fchdir(root).and_then(|()| unmount(".", UnmountFlags::DETACH));
         return Err(failed);
     }
     // As at a launch: the old root lies on the new one.
-    unmount(".", UnmountFlags::DETACH).step("detach the old root")?;
-    Ok(old)
+    unmount(".", UnmountFlags::DETACH).step("detach the old root")
 }
 
 /// The new root with its overlays and binds, detached.

@@ -69,11 +69,6 @@ impl Rest {
         self.paused
     }
 
-    /// Whether the kernel is at it.
-    pub(super) const fn is_freezing(&self) -> bool {
-        matches!(self.ice, Ice::Freezing { .. })
-    }
-
     /// Whether something still wants it frozen.
     const fn is_wanted(&self) -> bool {
         self.paused.is_some() || self.saving.is_some()
@@ -105,11 +100,6 @@ impl Keeper {
             OnLeaseEnd::Pause if self.launcher.host().hierarchies.can_freeze() => Ok(()),
             OnLeaseEnd::Pause => Err(cannot_freeze()),
         }
-    }
-
-    /// The sandboxes that are being frozen.
-    pub(super) fn freezing(&self) -> Vec<SandboxId> {
-        self.live.iter().filter(|(_, live)| live.rest.is_freezing()).map(|(id, _)| *id).collect()
     }
 
     /// Pauses; answers when it is.
@@ -165,6 +155,7 @@ impl Keeper {
         }
         if let Some(live) = self.live.get_mut(&id) {
             live.rest.ice = Ice::Freezing { begun: Instant::now(), events };
+            self.freezing.insert(id);
         }
         self.look_at_freezing(id);
     }
@@ -187,6 +178,7 @@ impl Keeper {
             Ok(true) => {
                 let watched = events.take();
                 live.rest.ice = Ice::Frozen { since: Instant::now() };
+                self.freezing.remove(&id);
                 if let Some((_, token)) = watched {
                     self.sources.remove(&token);
                 }
@@ -264,6 +256,7 @@ impl Keeper {
             Ice::Frozen { since } => (since, None),
         };
         let socket = live.rest.socket.take();
+        self.freezing.remove(&id);
         let new_root = std::mem::take(&mut live.rest.new_root);
         let told = live.sandbox.tell_thawed(since.elapsed(), new_root, socket.as_ref().map(std::os::fd::AsFd::as_fd));
         let thawed = told.is_ok() && live.sandbox.freezer().is_some_and(|freezer| freezer.thaw().is_ok());

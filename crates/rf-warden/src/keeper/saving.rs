@@ -2,24 +2,43 @@
 //!
 //! ```text
 //! Snapshot ─▶ freezing ─▶ frozen ─┬ process 1 alone ─▶ pushing ─▶ answered, thawed ─▶ copied to disk, in the background
-//!                                 └ others ─────────▶ copying to disk ─▶ answered, thawed
+//!                                 └ others, or a file open for writing ─▶ copying to disk ─▶ answered, thawed
 //! ```
 //!
 //! See [`rf_sandbox::push`] for why only process 1 may be there when the written layer is made a read-only one.
 
-use std::{collections::BTreeSet, os::fd::OwnedFd, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use rf_sandbox::{
     keep::Keeping,
     plan::RootSource,
-    push::{Helper, PUSHES_MAX, Push, release},
+    push::{Helper, PUSHES_MAX, Push, is_being_written, release},
 };
 use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId};
 use rf_wire::warden::{Reply, Snapshot, SnapshotWay};
 
 use super::{Asker, Keeper, Live, Source, fault, no_sandbox, now_ms, watch, watch_changes};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
 use crate::snapshots::{Job, LayerId, Origin, replace_prefix};
 
+/// How much of the host's memory the disks of sandboxes that are gone may take while others stand on them or they are to
+/// be copied, as a part of the whole. Chosen: until then a sandbox is made from a snapshot at once, past it when that is
+/// on disk.
+const PINNED_PART: u64 = 4;
+/// Most orders that wait for a snapshot to be durable, and how long. Chosen: the server waits for 30 s.
+const WAITING_MAX: usize = 256;
+const WAITING_TIME: Duration = Duration::from_secs(25);
+/// How long the end of the warden waits for copies. Chosen: its supervisor waits for longer.
+const STOP_TIME: Duration = Duration::from_secs(8);
 /// Most copies in the background at once. Chosen: more would only share the disk.
 const KEEPING_MAX: usize = 2;
 
@@ -46,6 +65,16 @@ pub(super) struct Background {
     binds: Vec<PathBuf>,
 }
 
+/// An order to make a sandbox from a snapshot that waits until that is durable.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    asker: Asker,
+    spec: SandboxSpec,
+    from: SnapshotId,
+    id: Option<SandboxId>,
+    since: Instant,
+}
+
 /// The layers of a sandbox above those of its template.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
@@ -53,13 +82,15 @@ pub(super) struct Layers {
     pub(super) mounted: Vec<LayerId>,
     /// What is the same as that and all that it has pushed, for the next snapshot.
     pub(super) chain: Vec<LayerId>,
+    /// Sandboxes on whose disks its root stands, since the layers were nowhere else when it was made.
+    leans_on: BTreeSet<SandboxId>,
     /// Bytes and files of its file system when it was last pushed.
     counted: (u64, u64),
 }
 
 impl Layers {
-    pub(super) fn of(chain: &[LayerId]) -> Self {
-        Self { mounted: chain.to_vec(), chain: chain.to_vec(), counted: (0, 0) }
+    fn of(chain: &[LayerId], leans_on: BTreeSet<SandboxId>) -> Self {
+        Self { mounted: chain.to_vec(), chain: chain.to_vec(), leans_on, counted: (0, 0) }
     }
 }
 
@@ -85,6 +116,11 @@ impl Keeper {
             })?;
             if live.rest.saving.is_some() {
                 return Err(Fault::new(Code::Conflict, "the sandbox is being saved already", "wait for that"));
+            }
+            let waiting = self.orphans.iter().filter(|(owner, _)| self.snapshots.has_of(**owner, true));
+            if waiting.map(|(_, bytes)| bytes).sum::<u64>() >= pinned_max() {
+                let message = "too many files of sandboxes that are gone are waiting to be written to disk";
+                return Err(Fault::new(Code::ServerBusy, message, "try again in a few seconds"));
             }
             self.snapshots.may_add(snapshot, live.layers.chain.len() + 1)
         })();
@@ -131,7 +167,7 @@ impl Keeper {
         let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned().map_err(|_| no_descriptors())?;
         let layer = LayerId::random();
         // Noted for as long as it takes to name its directories.
-        self.snapshots.add_layer(layer, binds(live), Some(Origin { disk, written: live.sandbox.written() }));
+        self.snapshots.add_layer(layer, binds(live), Some(Origin { owner: id, disk, written: live.sandbox.written() }));
         let begun = (|| {
             let (parts, _) = self.snapshots.parts(&[layer])?;
             let target = self.snapshots.begin(layer)?;
@@ -151,6 +187,14 @@ impl Keeper {
         }
     }
 
+    /// Ends what a snapshot did so far; another step comes.
+    fn drop_step(&mut self, id: SandboxId) {
+        let saving = self.live.get_mut(&id).and_then(|live| live.rest.saving.as_mut());
+        if let Some(step) = saving.map(|saving| std::mem::replace(&mut saving.step, Step::Freezing)) {
+            self.end_step(step);
+        }
+    }
+
     /// The process that pushes or copies has spoken.
     pub(super) fn advance_saving(&mut self, id: SandboxId) {
         let Some(live) = self.live.get_mut(&id) else { return };
@@ -160,6 +204,13 @@ impl Keeper {
             Some(Step::Pushing(push, _)) => match push.advance(&mut live.sandbox) {
                 None => return,
                 Some(Ok(())) => self.pushed(id, written),
+                Some(Err(error)) if is_being_written(&error) => {
+                    self.drop_step(id);
+                    match self.begin_copy(id) {
+                        Ok(()) => return,
+                        Err(fault) => Err(fault),
+                    }
+                }
                 Some(Err(error)) => Err(fault(&error)),
             },
             Some(Step::Copying(keeping, layer, _)) => match (keeping.advance(), *layer) {
@@ -180,7 +231,7 @@ impl Keeper {
         let layer = LayerId::random();
         let binds = binds(live);
         let disk = disk.map_err(|_| no_descriptors())?;
-        self.snapshots.add_layer(layer, binds, Some(Origin { disk, written }));
+        self.snapshots.add_layer(layer, binds, Some(Origin { owner: id, disk, written }));
         let live = self.live.get_mut(&id).ok_or_else(no_sandbox)?;
         live.layers.chain.push(layer);
         let chain = live.layers.chain.clone();
@@ -285,14 +336,88 @@ impl Keeper {
 
     /// Lets go of layers that nobody uses, and goes on with what is to be copied or removed.
     pub(super) fn collect(&mut self) {
-        if self.snapshots.is_empty() {
+        if self.snapshots.is_empty() && self.orphans.is_empty() {
             return;
+        }
+        for (id, why) in self.snapshots.give_up(|owner| self.live.contains_key(&owner)) {
+            self.news(Reply::SnapshotLost { id, why });
         }
         let of = |layers: &Layers| layers.mounted.iter().chain(&layers.chain).copied().collect::<Vec<_>>();
         let mut used: BTreeSet<LayerId> = self.live.values().flat_map(|live| of(&live.layers)).collect();
-        used.extend(self.starting.values().flat_map(|start| start.chain.iter().copied()));
+        used.extend(self.starting.values().flat_map(|start| of(&start.layers)));
         let unused = self.snapshots.collect(&used);
         self.let_go(unused);
+        let orphans: Vec<SandboxId> = self.orphans.keys().copied().collect();
+        for owner in orphans {
+            if !self.is_needed(owner) {
+                self.orphans.remove(&owner);
+            }
+        }
+        self.keep_on();
+    }
+
+    /// Whether somebody needs the disk of this sandbox, beside itself.
+    fn is_needed(&self, owner: SandboxId) -> bool {
+        let mut layers =
+            self.live.values().map(|live| &live.layers).chain(self.starting.values().map(|start| &start.layers));
+        layers.any(|layers| layers.leans_on.contains(&owner)) || self.snapshots.has_of(owner, false)
+    }
+
+    /// Notes what of a sandbox that is about to end stays, because others need it.
+    pub(super) fn count_orphan(&mut self, id: SandboxId, live: &Live) {
+        if live.sandbox.pushed() > 0 && self.is_needed(id) {
+            self.orphans.insert(id, counted(live).0);
+        }
+    }
+
+    /// Begins a sandbox with the files of a snapshot, or under an id that was there before.
+    pub(super) fn create_from(
+        &mut self,
+        asker: Asker,
+        spec: SandboxSpec,
+        from: Option<SnapshotId>,
+        id: Option<SandboxId>,
+    ) {
+        if let Some(from) = from
+            && self.waiting.len() < WAITING_MAX
+            && self.orphans.values().sum::<u64>() >= pinned_max()
+            && self.snapshots.get(from).is_ok_and(|(info, ..)| !info.durable)
+        {
+            self.waiting.push(Waiting { asker, spec, from, id, since: Instant::now() });
+            return;
+        }
+        if let Err(fault) = self.begin_as(spec, Some(asker), from, id) {
+            self.answer(asker, Err(fault));
+        }
+    }
+
+    /// Goes on with orders that waited for a snapshot.
+    fn go_on_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let Waiting { asker, spec, from, id, since } = waiting;
+            if self.snapshots.get(from).is_ok_and(|(info, ..)| !info.durable) {
+                if since.elapsed() < WAITING_TIME {
+                    self.waiting.push(Waiting { asker, spec, from, id, since });
+                } else {
+                    let fault = Fault::new(Code::ServerBusy, "the snapshot is not on disk yet", "try again shortly");
+                    self.answer(asker, Err(fault));
+                }
+            } else if let Err(fault) = self.begin_as(spec, Some(asker), Some(from), id) {
+                self.answer(asker, Err(fault));
+            }
+        }
+    }
+
+    /// Until an order has waited long enough for a snapshot.
+    pub(super) fn until_waited(&self) -> Option<Duration> {
+        self.waiting.iter().map(|waiting| WAITING_TIME.saturating_sub(waiting.since.elapsed())).min()
+    }
+
+    /// What is due by time.
+    pub(super) fn act_on_saving(&mut self) {
+        if self.waiting.iter().any(|waiting| waiting.since.elapsed() >= WAITING_TIME) {
+            self.go_on_waiting();
+        }
         self.keep_on();
     }
 
@@ -323,12 +448,15 @@ impl Keeper {
                     keeping.map(|keeping| (keeping, binds)).map_err(|error| fault(&error))
                 }),
             };
-            let Ok((keeping, binds)) = begun else {
-                // A directory that stays is removed at the next start.
-                if let Job::Keep { from, into } = &job {
-                    self.snapshots.keep_failed(from, *into);
+            let (keeping, binds) = match begun {
+                Ok(begun) => begun,
+                Err(fault) => {
+                    // A directory that stays is removed at the next start.
+                    if let Job::Keep { from, into } = &job {
+                        self.snapshots.keep_failed(from, *into, &fault.message);
+                    }
+                    return;
                 }
-                return;
             };
             let id = self.next;
             let token = self.token(Source::Keeping(id));
@@ -352,7 +480,7 @@ impl Keeper {
                 let named =
                     result.map_err(|why| not_kept(&why)).and_then(|kept| self.snapshots.name(into).map(|()| kept));
                 match named {
-                    Err(_) => self.snapshots.keep_failed(&from, into),
+                    Err(fault) => self.snapshots.keep_failed(&from, into, &fault.message),
                     Ok(kept) => {
                         let (changed, unused) = self.snapshots.keep_done(&from, into, binds, kept);
                         if from != [into] {
@@ -371,6 +499,7 @@ impl Keeper {
         }
         self.leave(keeping.into_helper());
         self.collect();
+        self.go_on_waiting();
     }
 
     pub(super) fn remove_snapshot(&mut self, id: SnapshotId) -> Result<Reply, Fault> {
@@ -379,6 +508,7 @@ impl Keeper {
         let held = self.snapshots.template_layers();
         self.templates.drop_unused(&template_layers, &in_use, &held)?;
         self.collect();
+        self.go_on_waiting();
         Ok(Reply::Done {})
     }
 
@@ -388,12 +518,8 @@ impl Keeper {
     }
 
     /// What the root of a sandbox of this spec is made from, and which layers of snapshots that is.
-    pub(super) fn source(
-        &self,
-        spec: &SandboxSpec,
-        from: Option<SnapshotId>,
-    ) -> Result<(RootSource, Vec<LayerId>), Fault> {
-        let Some(from) = from else { return Ok((self.templates.source(&spec.template)?, Vec::new())) };
+    pub(super) fn source(&self, spec: &SandboxSpec, from: Option<SnapshotId>) -> Result<(RootSource, Layers), Fault> {
+        let Some(from) = from else { return Ok((self.templates.source(&spec.template)?, Layers::default())) };
         self.launcher.can_save().map_err(|why| Fault::new(Code::Unsupported, why, ""))?;
         let (info, chain, template_layers) = self.snapshots.get(from)?;
         if info.template != spec.template {
@@ -407,8 +533,8 @@ impl Keeper {
             let message = format!("the snapshot changed /{}, which its template has no more", to.display());
             return Err(Fault::new(Code::TemplateUnavailable, message, "take the files out of an older host"));
         }
-        let chain = chain.to_vec();
-        Ok((RootSource { above, ..source }, chain))
+        let layers = Layers::of(chain, self.snapshots.owners(chain));
+        Ok((RootSource { above, ..source }, layers))
     }
 
     /// Whether a sandbox may have this id.
@@ -419,12 +545,50 @@ impl Keeper {
         Ok(())
     }
 
+    /// Has what is to be copied to disk copied, as far as [`STOP_TIME`] allows: it would be lost with the warden.
+    pub(super) fn save_what_waits(&mut self) {
+        let begun = Instant::now();
+        loop {
+            self.keep_on();
+            let wait = STOP_TIME.saturating_sub(begun.elapsed());
+            if self.keeping.is_empty() || wait.is_zero() {
+                return;
+            }
+            let (ids, mut fds): (Vec<u64>, Vec<PollFd<'_>>) = self
+                .keeping
+                .iter()
+                .map(|(id, background)| (*id, PollFd::from_borrowed_fd(background.keeping.watched(), PollFlags::IN)))
+                .unzip();
+            let waited =
+                Timespec::try_from(wait).map_err(|_| Errno::INVAL).and_then(|wait| poll(&mut fds, Some(&wait)));
+            let ready: Vec<u64> =
+                ids.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(id, _)| id).collect();
+            if waited.is_err_and(|errno| errno != Errno::INTR) {
+                return;
+            }
+            for id in ready {
+                self.kept(id, 0);
+            }
+        }
+    }
+
     /// Cuts off all that is under way, for the end of the warden.
     pub(super) fn stop_saving(&mut self) {
+        self.snapshots.stop();
         self.keeping.clear();
         // Those end by themselves, and are waited for here.
         self.helpers.clear();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let fault = Fault::new(Code::WardenUnavailable, "the warden is stopping", "try again in a few seconds");
+            self.answer(waiting.asker, Err(fault));
+        }
     }
+}
+
+/// How much the disks of sandboxes that are gone may take, bytes.
+fn pinned_max() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(info.mem_unit.into()) / PINNED_PART
 }
 
 fn no_descriptors() -> Fault {

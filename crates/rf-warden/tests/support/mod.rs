@@ -14,7 +14,7 @@ use std::{
 use rf_sandbox::packet;
 use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId, units::UnixMs};
 use rf_wire::{
-    init::{Exited, INLINE_MAX, Reader, UNLIMITED, Writer, answer, order, spawn},
+    init::{Exited, INLINE_MAX, Reader, UNLIMITED, Writer, answer, file_answer, file_op, order, spawn},
     warden::{Answer, MESSAGE_MAX, Order, Reply, Request, Snapshot, VERSION},
 };
 use rustix::{
@@ -376,6 +376,30 @@ impl Sandbox {
         let (exited, stdout, stderr) = self.wait(self.start(line));
         assert_ne!(exited.status, 0, "{line}: {stdout}");
         stdout + &stderr
+    }
+
+    /// Opens a file for writing, as the server does for an upload.
+    pub fn open_for_writing(&self, path: &str) -> OwnedFd {
+        let (ours, inits) = packet::pair().unwrap();
+        let mut buffer = vec![0; INLINE_MAX];
+        let mut writer = Writer::new(&mut buffer, order::FILE, 11);
+        for number in [file_op::WRITE, 0] {
+            writer.u16(number);
+        }
+        for number in [0, 0o644, 0] {
+            writer.u32(number);
+        }
+        for text in ["", path, ""] {
+            writer.string(text.as_bytes());
+        }
+        let len = writer.finish().unwrap();
+        packet::send(&self.socket, &buffer[..len], &[inits.as_fd()]).unwrap();
+        drop(inits);
+        let (bytes, fds) = next(&ours).expect("the helper answers");
+        assert_eq!(Reader::message(&bytes).unwrap().0.kind, file_answer::OPENED);
+        // The helper has ended.
+        assert!(next(&ours).is_none_or(|(bytes, _)| Reader::message(&bytes).unwrap().0.kind == file_answer::DONE));
+        fds.into_iter().next().unwrap()
     }
 
     /// Whether process 1 answers within this time.
