@@ -8,13 +8,16 @@ mod adoption;
 mod field;
 #[path = "faults/http.rs"]
 mod http;
+#[path = "faults/hung.rs"]
+mod hung;
 #[path = "faults/point.rs"]
 mod point;
 #[path = "faults/scarce.rs"]
 mod scarce;
 mod support;
 
-use point::{Target, go_through};
+use field::Kind;
+use point::{Target, go_through, go_through_of};
 
 #[test]
 fn the_server_is_killed_at_every_step() {
@@ -44,4 +47,16 @@ fn a_machine_is_killed_at_every_step() {
 fn the_server_of_a_machine_is_killed_at_every_step() {
     let points = go_through(Target::ServerOfMachine, false);
     assert!(points >= 32, "{points}");
+}
+
+#[test]
+fn whoever_holds_an_image_disk_is_killed_at_every_step() {
+    let points = [Target::Server, Target::Warden, Target::Init].map(|target| go_through_of(Kind::Image, target));
+    assert!(points.iter().sum::<usize>() >= 40, "{points:?}");
+}
+
+#[test]
+fn a_rootless_system_is_killed_at_many_steps() {
+    let points = [Target::Server, Target::Warden, Target::Init].map(|target| go_through_of(Kind::Rootless, target));
+    assert!(points.iter().sum::<usize>() >= 40, "{points:?}");
 }

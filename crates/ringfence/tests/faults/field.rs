@@ -72,6 +72,13 @@ pub fn runs(word: &str) -> bool {
     processes().iter().any(|(_, line)| line.contains(word))
 }
 
+/// How many loop devices stand on a file below a directory.
+fn loops_on(dir: &Path) -> usize {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let files = devices.filter_map(|entry| fs::read_to_string(entry.path().join("loop/backing_file")).ok());
+    files.filter(|file| file.contains(dir.to_str().unwrap())).count()
+}
+
 /// A machine that was joined: `ringfence join`, started again whenever it is killed.
 pub struct Joined {
     pub id: String,
@@ -86,9 +93,24 @@ impl Joined {
     }
 }
 
+/// The id without rights that a rootless system belongs to. Chosen; nobody's on this machine.
+const NOBODY: u32 = 1_878_982_703;
+
+/// What the sandboxes of a field are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// Their disk is in memory: the standard.
+    Memory,
+    /// Their disk is an image on a loop device.
+    Image,
+    /// Their system belongs to somebody without rights: no control groups, no pool.
+    Rootless,
+}
+
 /// A running system with one user's key.
 pub struct Field {
     pub system: System,
+    pub kind: Kind,
     pub key: String,
     address: String,
     /// The directory of its sandboxes in each cgroup hierarchy; the first is the unified one.
@@ -104,16 +126,28 @@ impl Field {
         Self::of(System::start())
     }
 
+    /// Starts a system whose sandboxes are of this kind.
+    pub fn start_of(kind: Kind) -> Self {
+        let system = if kind == Kind::Rootless { System::start_as(NOBODY) } else { System::start() };
+        Self::of_kind(system, kind)
+    }
+
     /// Looks at a started system.
     pub fn of(system: System) -> Self {
+        Self::of_kind(system, Kind::Memory)
+    }
+
+    fn of_kind(system: System, kind: Kind) -> Self {
         let address = system.url.strip_prefix("http://").unwrap().to_owned();
         let key = fs::read_to_string(system.state().join("first-key")).unwrap().trim().to_owned();
-        let mut field = Self { system, key, address, bases: Vec::new(), machine: None, witness: None };
-        until("a prepared sandbox", || {
-            field.bases = field.find_bases();
-            !field.bases.is_empty()
-        })
-        .unwrap();
+        let mut field = Self { system, kind, key, address, bases: Vec::new(), machine: None, witness: None };
+        if kind != Kind::Rootless {
+            until("a prepared sandbox", || {
+                field.bases = field.find_bases();
+                !field.bases.is_empty()
+            })
+            .unwrap();
+        }
         field.settle().unwrap();
         field
     }
@@ -137,9 +171,14 @@ impl Field {
         bases.into_iter().map(|(_, path)| path).collect()
     }
 
-    /// The directories of sandboxes in the unified hierarchy.
+    /// The directories of sandboxes in the unified hierarchy; none where there are no control groups.
     pub fn cgroups(&self) -> BTreeSet<String> {
-        self.cgroups_of(&self.bases[0])
+        self.bases.first().map_or_else(BTreeSet::new, |base| self.cgroups_of(base))
+    }
+
+    /// How many loop devices stand on a file of this system's.
+    pub fn loops(&self) -> usize {
+        loops_on(&self.system.state())
     }
 
     fn cgroups_of(&self, base: &Path) -> BTreeSet<String> {
@@ -187,7 +226,7 @@ impl Field {
 
     /// Process 1 of a sandbox.
     pub fn init_of(&self, sandbox: &str) -> Option<u32> {
-        let procs = fs::read_to_string(self.bases[0].join(sandbox).join("cgroup.procs")).ok()?;
+        let procs = fs::read_to_string(self.bases.first()?.join(sandbox).join("cgroup.procs")).ok()?;
         procs.lines().next()?.parse().ok()
     }
 
@@ -234,10 +273,29 @@ impl Field {
     }
 
     pub fn sandbox_with(&self, spec: &Value) -> (String, u32) {
-        let made = self.must("POST", "/v1/sandboxes", spec);
+        let before = self.inits();
+        let made = self.must("POST", "/v1/sandboxes", &self.spec(spec.clone()));
         let id = made["id"].as_str().unwrap().to_owned();
-        let init = self.init_of(&id).unwrap_or_else(|| panic!("{id} has no process 1"));
+        let init = match self.kind {
+            // One at a time: the one that was not there.
+            Kind::Rootless => self.inits().into_iter().find(|pid| !before.contains(pid)),
+            Kind::Memory | Kind::Image => self.init_of(&id),
+        };
+        let init = init.unwrap_or_else(|| panic!("{id} has no process 1"));
         (id, init)
+    }
+
+    /// What a sandbox of this field's kind is asked for with.
+    pub fn spec(&self, mut spec: Value) -> Value {
+        match self.kind {
+            Kind::Memory => {}
+            Kind::Image => {
+                spec["disk"] = json!("image");
+                spec["limits"]["disk_bytes_max"] = json!(64 << 20);
+            }
+            Kind::Rootless => spec["accept_missing"] = json!(["memory", "tasks", "cpu"]),
+        }
+        spec
     }
 
     /// Runs a line for the shell in a sandbox to its end; its answer.
@@ -273,14 +331,21 @@ impl Field {
     /// Waits until the system is well again by itself, and then holds all that there must be and nothing else.
     pub fn settle(&self) -> Result<(), String> {
         until("ready again", || self.is_ready())?;
-        let counts = || (self.listed().map(|l| l.len() + POOL), self.cgroups().len(), self.inits().len());
+        let rootless = self.kind == Kind::Rootless;
+        let pool = if rootless { 0 } else { POOL };
+        let counts = || (self.listed().map(|l| l.len() + pool), self.cgroups().len(), self.inits().len());
         until("as many cgroups and first processes as there are sandboxes", || {
             let (wanted, cgroups, inits) = counts();
-            wanted == Some(cgroups) && cgroups == inits && self.cgroups_all() == cgroups * self.hierarchies()
+            let held = if rootless { cgroups == 0 } else { cgroups == inits };
+            wanted == Some(inits) && held && self.cgroups_all() == cgroups * self.hierarchies()
         })
         .map_err(|error| {
             format!("{error}: {:?} in {} hierarchies: {}", counts(), self.hierarchies(), self.cgroups_all())
         })?;
+        if self.kind == Kind::Image {
+            let most = self.listed().map_or(0, |list| list.len());
+            until("no loop device is left", || self.loops() <= most)?;
+        }
         let verified = self.ask("GET", "/v1/audit/verify", &Value::Null);
         if verified.json().is_some_and(|told| told["whole"] == true) {
             Ok(())
@@ -373,7 +438,9 @@ impl Field {
             let _ = machine.child.wait();
         }
         let Self { system, bases, .. } = self;
+        let state = system.state();
         system.stop_and(after);
+        assert_eq!(loops_on(&state), 0, "loop devices are left");
         for base in bases {
             assert!(!base.exists(), "{} is left", base.display());
         }
