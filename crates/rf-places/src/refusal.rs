@@ -162,14 +162,12 @@ pub(crate) fn spawn(failed: Failed, program: &str, cwd: Option<&str>, user: Opti
             format!("user `{}` may not be had in this sandbox", shorten(user.unwrap_or("user"))),
             "make the sandbox with `root_allowed`, or run as the default user",
         ),
-        (stage::USER, _) => exec_failed(
-            format!("no user `{}` in the sandbox", shorten(user.unwrap_or("user"))),
-            NAME_A_USER,
-        ),
-        (stage::DIRECTORY, _) => exec_failed(
-            format!("cannot enter `{}`: {text}", shorten(cwd.unwrap_or("~"))),
-            GIVE_A_DIRECTORY,
-        ),
+        (stage::USER, _) => {
+            exec_failed(format!("no user `{}` in the sandbox", shorten(user.unwrap_or("user"))), NAME_A_USER)
+        }
+        (stage::DIRECTORY, _) => {
+            exec_failed(format!("cannot enter `{}`: {text}", shorten(cwd.unwrap_or("~"))), GIVE_A_DIRECTORY)
+        }
         (stage::PROGRAM, Some(Errno::NOENT)) => {
             exec_failed(format!("no such program `{program}` in the sandbox"), "check the name and `PATH`")
         }
@@ -251,11 +249,7 @@ pub(crate) fn helper(failed: Failed, path: &str) -> Fault {
             "this user may not be had in this sandbox",
             "make the sandbox with `root_allowed`, or ask as the default user",
         ),
-        (stage::USER, _) => Fault::new(
-            Code::FileFailed,
-            "no such user in the sandbox",
-            NAME_A_USER,
-        ),
+        (stage::USER, _) => Fault::new(Code::FileFailed, "no such user in the sandbox", NAME_A_USER),
         _ => file(failed.errno, path),
     }
 }

@@ -71,7 +71,7 @@ async fn a_paused_sandbox_serves_nobody_until_it_is_resumed() {
     assert_eq!(code(places.place(user(1), PlaceRef::Sandbox(id))), Some(Code::Paused));
     assert_eq!(code(places.awake(user(1), PlaceRef::Sandbox(id)).await), Some(Code::Paused));
     assert_eq!(code(places.awake(user(2), PlaceRef::Sandbox(id)).await), Some(Code::NotFound));
-    assert_eq!(places.sandboxes().list(user(1)), [paused.clone()]);
+    assert_eq!(places.sandboxes().list(user(1)), std::slice::from_ref(&paused));
     let update = permit_of(user(1), Action::SandboxUpdate);
     assert_eq!(code(places.sandboxes().extend(&update, id, 5_000).await), Some(Code::Paused));
     assert_eq!(code(pause(&places, id, PauseKind::Memory).await), Some(Code::Conflict));

@@ -1,0 +1,135 @@
+//! Execs of places that were there before this server: taken over with their places, or lost with them.
+
+use std::sync::Arc;
+
+use rf_types::{ExecInfo, ExecState, Fault, PlaceRef, UserId};
+use rf_wire::machine::Held;
+
+use super::{Execs, lock};
+use crate::{
+    place::{AdoptedExec, Place},
+    quota::of_exec,
+    sandbox::RawAdopted,
+    sandboxes::now_ms,
+    spool::{Spool, Which},
+};
+
+impl Execs {
+    /// Takes over what runs in an adopted place; everything becomes a background exec.
+    ///
+    /// # Errors
+    /// `place_lost`, `timed_out`.
+    pub async fn adopt(&self, user: UserId, place: &Arc<dyn Place>) -> Result<(), Fault> {
+        let held = |exec| {
+            let spool = Spool::of(&self.inner.config.spool, exec);
+            let len = |which| spool.progress(which).len;
+            // What is another user's, or of no known beginning, counts for nothing.
+            let known = spool.read_about().ok().flatten().is_some_and(|about| about.user == user);
+            if known { Held { stdout: len(Which::Stdout), stderr: len(Which::Stderr) } } else { Held::default() }
+        };
+        let found: Vec<RawAdopted> = match place.sandbox() {
+            Some(sandbox) => sandbox.adopt_raw().await?,
+            None => {
+                let adopt = |found: AdoptedExec| RawAdopted {
+                    exec: found.exec,
+                    pty: found.pty,
+                    wall_us: found.wall_us,
+                    running: true,
+                    from: Some(found.from),
+                    raw: found.spawned.into(),
+                };
+                place.adopt_execs(&held).await?.into_iter().map(adopt).collect()
+            }
+        };
+        for RawAdopted { exec, pty, wall_us, running, from, raw } in found {
+            let spool = Spool::of(&self.inner.config.spool, exec);
+            let about = spool.read_about().ok().flatten().filter(|about| about.user == user);
+            // It had its answer in the foreground of a server that is no more: nothing is left to take over. Where the
+            // end of one in the background is known its last output may still be on its way.
+            if about.is_none() && !running {
+                place.forget(exec).await;
+                continue;
+            }
+            let known = about.is_some();
+            let info = about.map_or_else(
+                || ExecInfo {
+                    id: exec,
+                    pid: raw.pid,
+                    argv: Vec::new(),
+                    background: true,
+                    pty,
+                    started_at: now_ms().saturating_sub(wall_us / 1000),
+                    state: ExecState::Running,
+                },
+                |about| match about.info.state {
+                    state @ ExecState::Exited(_) => ExecInfo { pid: raw.pid, state, ..about.info },
+                    // One that was given up as lost is found again.
+                    ExecState::Running | ExecState::Lost => {
+                        ExecInfo { pid: raw.pid, state: ExecState::Running, ..about.info }
+                    }
+                },
+            );
+            if !known && let Err(error) = spool.make() {
+                tracing::warn!(%error, %exec, "the output of an exec that is taken over cannot be kept");
+            }
+            let hold = Some(self.inner.quota.hold(user, of_exec()));
+            let progress = |which| spool.progress(which);
+            let entry = self.entry(user, place.place(), Some(place), info, hold, Some(&spool), progress);
+            if let (Some(kept), Some(from)) = (&entry.kept, from) {
+                kept.note_gaps(from);
+            }
+            {
+                let mut users = lock(&self.inner.users);
+                let execs = users.entry(user).or_default();
+                execs.ended.retain(|(_, ended)| *ended != exec);
+                // Who waits for it since before it was taken over waits on the old entry.
+                if let Some(old) = execs.execs.insert(exec, Arc::clone(&entry)) {
+                    let mut state = entry.state.subscribe();
+                    tokio::spawn(async move {
+                        if let Ok(ended) = state.wait_for(|state| *state != ExecState::Running).await {
+                            old.state.send_replace(*ended);
+                        }
+                    });
+                }
+            }
+            // As with a start: what cannot be written now is written at its end.
+            let _ = spool.write_about(&entry.about(None));
+            self.pump(entry, exec, raw).await;
+        }
+        Ok(())
+    }
+
+    /// Whether an exec of the user's in `place` is followed: then nothing there is to be adopted, for its session goes
+    /// on.
+    pub(crate) fn follows(&self, user: UserId, place: PlaceRef) -> bool {
+        let users = lock(&self.inner.users);
+        users.get(&user).is_some_and(|execs| {
+            execs.execs.values().any(|entry| entry.place == place && entry.is_running() && entry.is_followed())
+        })
+    }
+
+    /// Every place that lives was adopted, but for the sandboxes that `waits` names: what is still said to run, and runs
+    /// in none of them, is lost.
+    pub fn adoption_over(&self, waits: impl Fn(PlaceRef) -> bool) {
+        self.lose_strays(|place| matches!(place, PlaceRef::Sandbox(_)) && !waits(place));
+    }
+
+    /// A place was adopted late, or will never be: what is still said to run there is lost.
+    pub(crate) fn settle(&self, place: PlaceRef) {
+        self.lose_strays(|stray| stray == place);
+    }
+
+    fn lose_strays(&self, of: impl Fn(PlaceRef) -> bool) {
+        let stray: Vec<_> = {
+            let users = lock(&self.inner.users);
+            (users.values().flat_map(|execs| execs.execs.iter()))
+                .filter(|(_, entry)| entry.is_running() && !entry.is_followed())
+                .filter(|(_, entry)| of(entry.place))
+                .map(|(exec, entry)| (*exec, Arc::clone(entry)))
+                .collect()
+        };
+        for (exec, entry) in stray {
+            self.end(&entry, exec, ExecState::Lost);
+        }
+    }
+}
