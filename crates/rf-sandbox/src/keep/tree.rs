@@ -482,7 +482,7 @@ mod tests {
         std::os::unix::fs::chown(from.join("sub"), Some(1000), Some(1001)).unwrap();
         let holes = fs::File::create(from.join("holes")).unwrap();
         holes.set_len(1 << 26).unwrap();
-        let mode = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o4755));
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
         holes.set_permissions(mode).unwrap();
         rustix::fs::fsetxattr(&holes, c"user.note", b"kept", XattrFlags::empty()).unwrap();
         rustix::fs::fsetxattr(&holes, c"user.overlay.origin", b"not kept", XattrFlags::empty()).unwrap();
