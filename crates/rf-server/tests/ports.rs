@@ -549,3 +549,47 @@ async fn the_ledger_has_one_operation_for_a_visit() {
     assert!(!page.to_string().contains("secret"));
     world.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_maker_of_a_sandbox_allows_is_what_visitors_may() {
+    let world = World::new().await;
+    let program = Program::answering(HELLO).await;
+    let make = async |network: &str| {
+        let body = format!(r#"{{"templateID":"host","timeout":60,"network":{network}}}"#);
+        let made = call(&world.server, "POST", "/v2/sandboxes", &world.server.admin, &body).await;
+        assert!(made.starts_with("HTTP/1.1 201 "), "{made}");
+        serde_json::from_str::<Value>(body_of(&made)).unwrap()
+    };
+    let visit = async |id: &Value, more: &str| {
+        let host = format!("{}-{}.{DOMAIN}", program.port, id.as_str().unwrap());
+        world.talk(&format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n")).await
+    };
+    let open = make("{}").await;
+    assert!(open["trafficAccessToken"].is_null(), "{open}");
+    assert!(visit(&open["sandboxID"], "").await.ends_with("hello"));
+    assert!(visit(&open["sandboxID"], "e2b-traffic-access-token: wrong\r\n").await.ends_with("hello"));
+
+    let closed = make(r#"{"allowPublicTraffic":false,"maskRequestHost":"inside:${PORT}"}"#).await;
+    let token = closed["trafficAccessToken"].as_str().unwrap();
+    assert!(visit(&closed["sandboxID"], "").await.starts_with("HTTP/1.1 403 "));
+    let other = format!("e2b-traffic-access-token: {}\r\n", world.token);
+    assert!(visit(&closed["sandboxID"], &other).await.starts_with("HTTP/1.1 403 "));
+    assert!(visit(&closed["sandboxID"], &format!("e2b-traffic-access-token: {token}\r\n")).await.ends_with("hello"));
+    let asked = program.asked();
+    assert_eq!(asked.len(), 3);
+    assert!(asked[2].contains(&format!("host: inside:{}\r\n", program.port)), "{}", asked[2]);
+
+    // A person who looks gets a page.
+    let person = "user-agent: Mozilla/5.0\r\naccept: text/html\r\n";
+    let page = visit(&closed["sandboxID"], person).await;
+    assert!(page.starts_with("HTTP/1.1 403 ") && page.contains("<!doctype html>"), "{page}");
+
+    // A visitor is on the record as one, and what they did as the maker's.
+    world.server.app.ports().end();
+    let page = call(&world.server, "GET", "/v1/audit?limit=1000", &world.server.admin, "").await;
+    let page: Value = serde_json::from_str(body_of(&page)).unwrap();
+    let items = page["items"].as_array().unwrap();
+    let visits = items.iter().filter(|item| item["action"] == "port_connect" && item["by"]["kind"] == "visitor");
+    assert_eq!(visits.filter(|item| item["username"] == "admin").count(), 2, "one intent and one result");
+    world.server.stop().await;
+}

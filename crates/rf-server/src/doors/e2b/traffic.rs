@@ -3,6 +3,8 @@
 //!
 //! The control plane's ports exist outside the sandbox: a program inside that binds them takes nothing over.
 
+use std::sync::Arc;
+
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
@@ -70,15 +72,14 @@ pub async fn take(app: &App, request: Request<Body>, id: RequestId) -> Result<Re
 
 async fn answer(app: &App, target: Target, request: Request<Body>, id: RequestId, html: bool) -> Response<Body> {
     let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
-    match target.port {
-        ENVD_PORT => {
-            let (place, version) = (std::sync::Arc::clone(&target.place), request.version());
-            let response = envd::answer(app.clone(), target, request).await;
-            ports::cut(response, &place, None, &line, version, ())
-        }
+    // Both are ours, and cut with their sandbox like what a program says.
+    let (place, version) = (Arc::clone(&target.place), request.version());
+    let response = match target.port {
+        ENVD_PORT => envd::answer(app.clone(), target, request).await,
         CODE_INTERPRETER_PORT => interpreter::answer(app.clone(), target, request).await,
-        _ => to_port(app, &target, request, id, line, html).await,
-    }
+        _ => return to_port(app, &target, request, id, line, html).await,
+    };
+    ports::cut(response, &place, None, &line, version, ())
 }
 
 /// To the program that listens there.
