@@ -42,10 +42,14 @@ fn host(program: &str, args: &[&str]) {
 struct Small(PathBuf);
 
 impl Small {
+    /// Whose owner is the server.
     fn on(dir: &Path) -> Self {
+        Self::of(dir, &format!("size=24m,mode=0700,uid={SERVER},gid={SERVER}"))
+    }
+
+    fn of(dir: &Path, options: &str) -> Self {
         fs::create_dir_all(dir).unwrap();
-        let options = format!("size=24m,mode=0700,uid={SERVER},gid={SERVER}");
-        host("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", dir.to_str().unwrap()]);
+        host("mount", &["-t", "tmpfs", "-o", options, "tmpfs", dir.to_str().unwrap()]);
         Self(dir.to_owned())
     }
 }
@@ -381,4 +385,75 @@ fn a_thousand_sandboxes_leave_nothing_behind() {
     eprintln!("before: {before:?}\nafter: {after:?}");
     assert!(matches!(field.ask("GET", "/v1/sandboxes", &Value::Null), Said::Answer { status: 200, .. }));
     field.end();
+}
+
+#[test]
+fn a_full_disk_of_the_warden_refuses_what_needs_it_and_heals_by_itself() {
+    let dir = fresh_dir();
+    // What the warden writes: disk images, templates, layers.
+    let small = Small::of(&dir.path().join("state/warden"), "size=48m,mode=0700");
+    let field = Field::of(System::start_in(dir));
+    let (server, warden) = (field.server(), field.warden());
+    let image = |mib: u64| json!({ "disk": "image", "limits": { "disk_bytes_max": mib << 20 } });
+    // An image is as large as what was written to it, so this one's sandbox meets the end of the warden's disk.
+    let (sandbox, _) = field.sandbox_with(&image(96));
+    let route = format!("/v1/sandboxes/{sandbox}");
+    assert!(field.send("PUT", &format!("{route}/files?path=/tmp/before"), b"text").is_done());
+    let (plain, _) = field.sandbox();
+
+    let hog = small.0.join("hog");
+    let mut file = fs::File::options().create(true).append(true).open(&hog).unwrap();
+    for size in [1 << 20, 4096, 1] {
+        while std::io::Write::write_all(&mut file, &vec![0; size]).is_ok() {}
+    }
+    drop(file);
+    // Of a size that was not made before, so that it needs a blank image; and of one that was.
+    for mib in [80, 96] {
+        refused(&field, "POST", "/v1/sandboxes", &image(mib), &[(503, "server_busy"), (507, "disk_full")]);
+    }
+    // A layer: the unpacker is told, and nothing of it stays.
+    let tree = field.system.dir().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), vec![b'x'; 1 << 20]).unwrap();
+    let since = Instant::now();
+    let import = field.system.run(&["--json", "template", "import", "mine", tree.to_str().unwrap()]);
+    let fault: Value = serde_json::from_str(&import.stderr).unwrap_or_else(|error| panic!("{error}: {import:?}"));
+    assert!(["disk_full", "store_unavailable", "server_busy"].contains(&fault["code"].as_str().unwrap()), "{fault}");
+    assert!(since.elapsed() < ANSWERED_WITHIN, "{fault}");
+    let layers = small.0.join("layers");
+    until("nothing of the layer is left", || fs::read_dir(&layers).unwrap().next().is_none()).unwrap();
+    // Who writes to a disk whose image cannot grow: what the kernel says of it comes back, and nobody hangs.
+    let said = field.ask(
+        "POST",
+        &format!("{route}/exec"),
+        &json!({
+            "shell": "dd if=/dev/zero of=/tmp/fill bs=1M count=40 conv=fsync; echo dd $?", "timeout_ms": 20_000,
+        }),
+    );
+    let ran = said.json().unwrap_or_else(|| panic!("{said}"));
+    assert!(ran["stdout"].as_str().unwrap().starts_with("dd ") && ran["stdout"] != "dd 0\n", "{ran}");
+    // What needs nothing of that disk is as ever.
+    assert!(field.shell(&plain, "true").is_done());
+    let (memory, _) = field.sandbox();
+    assert!(field.shell(&memory, "true").is_done());
+
+    fs::remove_file(&hog).unwrap();
+    until("image disks are made again", || {
+        let said = field.ask("POST", "/v1/sandboxes", &image(96));
+        let made = said.json().and_then(|made| Some(made["id"].as_str()?.to_owned()));
+        made.is_some_and(|id| {
+            let wrote = field.send("PUT", &format!("/v1/sandboxes/{id}/files?path=/tmp/file"), &vec![1; 1 << 20]);
+            field.must("DELETE", &format!("/v1/sandboxes/{id}"), &Value::Null);
+            wrote.is_done()
+        })
+    })
+    .unwrap();
+    field.system.ok(&["template", "import", "mine", tree.to_str().unwrap()]);
+    field.system.ok(&["template", "rm", "mine"]);
+    assert_eq!((field.server(), field.warden()), (server, warden), "nobody was restarted");
+    for id in [&sandbox, &plain, &memory] {
+        field.must("DELETE", &format!("/v1/sandboxes/{id}"), &Value::Null);
+    }
+    field.settle().unwrap();
+    field.end_with(|| drop(small));
 }
