@@ -192,4 +192,33 @@ mod tests {
         assert_eq!(body["code"], "internal");
         assert_eq!(body["request_id"], id);
     }
+
+    #[tokio::test]
+    async fn an_e2b_client_is_answered_in_its_own_words_also_after_a_panic() {
+        let door = Door::new(Router::new().route("/sandboxes/{id}", get(boom)), Arc::default());
+        let response = door.answer(Request::get("/sandboxes/x").body(Body::empty()).unwrap()).await;
+        assert_eq!(response.status(), 500);
+        assert!(response.headers().contains_key(REQUEST_ID));
+        assert_eq!(response.headers()["access-control-allow-origin"], "*");
+        let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["code"], 500);
+        assert!(body["message"].as_str().unwrap().contains("mistake"));
+    }
+
+    #[tokio::test]
+    async fn a_page_may_ask_what_e2bs_clients_may_send_and_nothing_of_ours() {
+        let door = Door::new(Router::new(), Arc::default());
+        let ask = async |path: &str| {
+            let request = Request::options(path).header("origin", "https://page.example");
+            let request = request.header("access-control-request-method", "POST");
+            door.answer(request.body(Body::empty()).unwrap()).await
+        };
+        let answer = ask("/v2/sandboxes").await;
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["access-control-allow-origin"]),
+            (204, &"*".parse().unwrap())
+        );
+        assert!(!ask("/v1/sandboxes").await.headers().contains_key("access-control-allow-origin"));
+    }
 }

@@ -340,6 +340,19 @@ async fn a_key_that_only_reads_is_told_no_token() {
         assert_eq!(post(&world, &path, &reader, body).await.0, StatusCode::FORBIDDEN, "{path}");
     }
     assert_eq!(get(&world, &format!("{path}/logs"), &reader).await.0, StatusCode::FORBIDDEN, "the ledger's scope");
+
+    // Nor is it told one by a request that made a sandbox when somebody who may run things came with it.
+    let again = async |key: &str| {
+        let request = Request::post("/v2/sandboxes").header("x-api-key", key).header("idempotency-key", "again");
+        let body = Body::from(json!({"templateID": "base", "network": {"allowPublicTraffic": false}}).to_string());
+        let (status, bytes) = whole(world.send(request.body(body).unwrap()).await).await;
+        (status, serde_json::from_slice::<Value>(&bytes).unwrap())
+    };
+    let (_, first) = again(&ann).await;
+    assert!(first["envdAccessToken"].is_string() && first["trafficAccessToken"].is_string());
+    let (status, told) = again(&reader).await;
+    assert_eq!((status, &told["sandboxID"]), (StatusCode::CREATED, &first["sandboxID"]));
+    assert!(told["envdAccessToken"].is_null() && told["trafficAccessToken"].is_null(), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -587,9 +600,9 @@ async fn snapshots_are_made_named_listed_used_and_removed() {
         assert_eq!(get(&world, &format!("/snapshots{query}"), &bob).await.1, json!([]), "{query}");
     }
     let (_, headers, page) = send(&world, Method::GET, "/snapshots?limit=1", Some(&ann), Value::Null).await;
-    assert_eq!(ids(page), [two.clone()]);
+    assert_eq!(ids(page), std::slice::from_ref(&two));
     let next = format!("/snapshots?limit=1&nextToken={}", headers["x-next-token"].to_str().unwrap());
-    assert_eq!(ids(get(&world, &next, &ann).await.1), [one.clone()]);
+    assert_eq!(ids(get(&world, &next, &ann).await.1), std::slice::from_ref(&one));
 
     for name in [one.as_str().unwrap(), "snap-1", "snap-1:default", &format!("{}:default", two.as_str().unwrap())] {
         let from = sandbox(&world, &ann, json!({"templateID": name})).await;

@@ -132,7 +132,7 @@ pub(super) async fn resume(
     }
     let how = Resume { lease_ms: Some(lease_ms), cold: ask.memory == Some(false) };
     let row = doors::life::resume(&app, &caller, id, how).await?;
-    Ok(json(StatusCode::CREATED, &view::sandbox(&app, &row)))
+    Ok(json(StatusCode::CREATED, &view::sandbox(&app, &caller, &row)))
 }
 
 /// Connects to a sandbox, first version: the time must be given.
@@ -170,7 +170,7 @@ async fn connect(app: &App, caller: &Caller, text: &str, ask: Connect) -> Result
     if row.state == SandboxState::Paused {
         let how = Resume { lease_ms: Some(lease_ms), cold: ask.memory == Some(false) };
         match doors::life::resume(app, caller, id, how).await {
-            Ok(row) => return Ok(json(StatusCode::CREATED, &view::sandbox(app, &row))),
+            Ok(row) => return Ok(json(StatusCode::CREATED, &view::sandbox(app, caller, &row))),
             // Somebody else resumed it at the same moment.
             Err(refusal) if refusal.fault.code == Code::Conflict => {
                 row = row_to_change(app, caller, id, "connect").await?;
@@ -182,7 +182,7 @@ async fn connect(app: &App, caller: &Caller, text: &str, ask: Connect) -> Result
         }
     }
     let row = extend_only(app, caller, row, lease_ms).await?;
-    Ok(json(StatusCode::OK, &view::sandbox(app, &row)))
+    Ok(json(StatusCode::OK, &view::sandbox(app, caller, &row)))
 }
 
 /// Makes sandboxes that begin with the files of this one, as they are now. What its user told it in secret is not theirs:
@@ -203,7 +203,7 @@ pub(super) async fn fork(
     };
     let forks = doors::life::fork(&app, &caller, id, count.unwrap_or(1), of).await?;
     let answer = |fork: Result<SandboxRow, Refusal>| match fork {
-        Ok(row) => Forked::Made { sandbox: view::sandbox(&app, &row) },
+        Ok(row) => Forked::Made { sandbox: view::sandbox(&app, &caller, &row) },
         Err(refusal) => Forked::Failed { error: errors::body(&refusal) },
     };
     Ok(json(StatusCode::CREATED, &forks.into_iter().map(answer).collect::<Vec<_>>()))

@@ -75,7 +75,7 @@ async fn create(
     let ask: NewSandbox = input::parse(&bytes)?;
     let plan = Plan::new(app, caller, ask, timeout).await?;
     let row = app.once(caller, key(headers)?, &bytes, plan.carry_out(app, caller)).await?;
-    Ok(json(StatusCode::CREATED, &view::sandbox(app, &row)))
+    Ok(json(StatusCode::CREATED, &view::sandbox(app, caller, &row)))
 }
 
 /// The key of a request that may come again: 1 to 255 lower-case letters, digits and dashes.
@@ -226,8 +226,7 @@ pub(super) async fn detail(
     let id = id(&text)?;
     let operation = app.begin(&caller, Ask::of(Action::SandboxRead).subject(id)).await?;
     let row = operation.finish(app.places().sandboxes().row(caller.who.principal().user, id)).await?;
-    let may_run = caller.who.principal().scopes.contains(&Action::Exec.scope());
-    Ok(json(StatusCode::OK, &view::detail(&app, &row, may_run)))
+    Ok(json(StatusCode::OK, &view::detail(&app, &caller, &row)))
 }
 
 /// Ends a sandbox; answered when nothing of it is left.

@@ -2,25 +2,32 @@
 
 use rf_e2b::models::{CLIENT_ID, Lifecycle, ListedSandbox, Sandbox, SandboxDetail, timestamp};
 use rf_places::SandboxRow;
+use rf_policy::Action;
 use rf_types::{Limits, OnLeaseEnd, PauseKind, SandboxState, units::MIB};
 
 use crate::{
-    app::App,
+    app::{App, Caller},
     doors::e2b::{notes::Notes, target::TrafficRules},
 };
 
-/// A sandbox as it is made or connected to, with its tokens: for who may run commands in it.
-pub(super) fn sandbox(app: &App, row: &SandboxRow) -> Sandbox {
+/// Whether somebody may be told a sandbox's tokens. They are credentials for running commands in it and for its ports,
+/// so who only reads is told none.
+pub(super) fn may_run(caller: &Caller) -> bool {
+    caller.who.principal().scopes.contains(&Action::Exec.scope())
+}
+
+/// A sandbox as it is made or connected to, with its tokens.
+pub(super) fn sandbox(app: &App, caller: &Caller, row: &SandboxRow) -> Sandbox {
     let rules = TrafficRules::of(&row.about.door);
-    let tokens = app.e2b().tokens();
+    let (tokens, may_run) = (app.e2b().tokens(), may_run(caller));
     Sandbox {
         template_id: template(row),
         sandbox_id: rf_e2b::id::sandbox_text(row.id),
         alias: Some(row.spec.template.to_string()),
         client_id: CLIENT_ID,
         envd_version: rf_e2b::ENVD_VERSION,
-        envd_access_token: rules.secured.then(|| tokens.envd_token(row.id)),
-        traffic_access_token: (!rules.public).then(|| tokens.traffic_token(row.id)),
+        envd_access_token: (may_run && rules.secured).then(|| tokens.envd_token(row.id)),
+        traffic_access_token: (may_run && !rules.public).then(|| tokens.traffic_token(row.id)),
         domain: app.config().e2b.domain.clone(),
     }
 }
@@ -45,10 +52,10 @@ pub(super) fn listed(row: &SandboxRow) -> ListedSandbox {
     }
 }
 
-/// One sandbox, whole. Its token is a credential: it is told to who may run commands in it, and to nobody who only reads.
-pub(super) fn detail(app: &App, row: &SandboxRow, may_run: bool) -> SandboxDetail {
+/// One sandbox, whole.
+pub(super) fn detail(app: &App, caller: &Caller, row: &SandboxRow) -> SandboxDetail {
     let rules = TrafficRules::of(&row.about.door);
-    let token = (may_run && rules.secured).then(|| app.e2b().tokens().envd_token(row.id));
+    let token = (may_run(caller) && rules.secured).then(|| app.e2b().tokens().envd_token(row.id));
     SandboxDetail {
         listed: listed(row),
         envd_access_token: token,
