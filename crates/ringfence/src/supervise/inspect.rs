@@ -128,6 +128,8 @@ fn role_of(pid: u32, parent: Role) -> Role {
         (Role::Supervisor, b"warden") => Role::Warden,
         (Role::Supervisor, b"server") => Role::Server,
         (Role::Warden, b"unpack") => Role::Unpacker,
+        // A copy of it that changes a sandbox's root or gives up a disk, and ends.
+        (Role::Warden, b"warden") if depth == 1 => Role::Warden,
         (Role::Warden, _) if depth > 1 => Role::Init,
         (Role::Init | Role::Workload, _) => Role::Workload,
         _ => Role::Other,
