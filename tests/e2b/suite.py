@@ -111,7 +111,7 @@ class JavaScript(Suite):
             shutil.rmtree(self.dir / name, ignore_errors=True)
             shutil.copytree(source / name, self.dir / name)
         # The suite imports the client by its source, so that is what is tested; what it stands on comes by name.
-        wanted = ["vitest", "msw", "dotenv", "@types/node", "@bufbuild/protobuf"]
+        wanted = ["vitest", "msw", "dotenv", "@types/node", "@bufbuild/protobuf", "error-stack-parser-es"]
         versions = package["devDependencies"] | package["dependencies"]
         mine = {
             "name": "suite",
@@ -120,12 +120,14 @@ class JavaScript(Suite):
             "dependencies": package["dependencies"],
             "devDependencies": {name: versions[name] for name in wanted if name in versions},
         }
-        (self.dir / "package.json").write_text(json.dumps(mine, indent=1))
+        manifest, text = self.dir / "package.json", json.dumps(mine, indent=1)
+        changed = not manifest.exists() or manifest.read_text() != text
+        manifest.write_text(text)
         shutil.copy(HERE / "vitest.config.mjs", self.dir)
         tsconfig = source / "tsconfig.json"
         if tsconfig.exists():
             shutil.copy(tsconfig, self.dir)
-        if not (self.dir / "node_modules/vitest").exists():
+        if changed or not (self.dir / "node_modules/vitest").exists():
             run("npm", "install", "--no-audit", "--no-fund", "--loglevel=error", cwd=self.dir)
 
     def run(self, environment: dict[str, str], mode: str, only: list[str]) -> list[dict]:
