@@ -176,3 +176,105 @@ impl Group {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        process::{Child, Command},
+        time::Instant,
+    };
+
+    use super::*;
+
+    /// A group of the test's own with one process in it that counts.
+    struct Field {
+        dir: PathBuf,
+        child: Child,
+    }
+
+    impl Field {
+        fn at(root: &Path) -> Self {
+            let dir = root.join(format!("ringfence-test-freeze-{}", std::process::id()));
+            fs::create_dir(&dir).unwrap();
+            let child = Command::new("/bin/sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+            fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
+            Self { dir, child }
+        }
+
+        /// Its CPU time, in ticks (proc_pid_stat(5), `utime`).
+        fn ticks(&self) -> u64 {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+            stat.rsplit_once(')').unwrap().1.split_whitespace().nth(11).unwrap().parse().unwrap()
+        }
+
+        fn counts(&self) -> bool {
+            let (before, begun) = (self.ticks(), Instant::now());
+            while begun.elapsed() < Duration::from_millis(400) {
+                if self.ticks() > before + 1 {
+                    return true;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            false
+        }
+    }
+
+    impl Drop for Field {
+        fn drop(&mut self) {
+            thaw_version_1(&self.dir);
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let removed = Instant::now();
+            while fs::remove_dir(&self.dir).is_err() && removed.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+
+    #[test]
+    fn either_freezer_stops_a_process_and_lets_it_go_on_or_die() {
+        assert!(rustix::process::geteuid().is_root(), "run this as root");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let found: Vec<(PathBuf, bool)> = mounts
+            .lines()
+            .filter_map(|line| line.split_once(" - "))
+            .filter_map(|(mount, rest)| {
+                let mut rest = rest.split(' ');
+                let point = PathBuf::from(mount.split(' ').nth(4)?);
+                match (rest.next()?, rest.nth(1)?) {
+                    ("cgroup2", _) => Some((point, true)),
+                    ("cgroup", options) if options.split(',').any(|option| option == "freezer") => Some((point, false)),
+                    _ => None,
+                }
+            })
+            .collect();
+        assert!(!found.is_empty(), "this host has no freezer");
+        for (root, version_2) in found {
+            eprintln!("{} (version 2: {version_2})", root.display());
+            let mut field = Field::at(&root);
+            let freezer = Freezer::at(field.dir.clone(), version_2);
+            let frozen = |wanted: bool| {
+                let begun = Instant::now();
+                while freezer.is_frozen().unwrap() != wanted {
+                    assert!(begun.elapsed() < Duration::from_secs(5));
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            };
+            // Control: it runs while it may.
+            assert!(field.counts() && !freezer.is_frozen().unwrap());
+            assert_eq!(freezer.events().unwrap().is_some(), version_2);
+            freezer.freeze().unwrap();
+            frozen(true);
+            assert!(!field.counts());
+            freezer.thaw().unwrap();
+            frozen(false);
+            assert!(field.counts());
+            // What is killed while it is frozen dies: of version 1 once it is let.
+            freezer.freeze().unwrap();
+            frozen(true);
+            field.child.kill().unwrap();
+            thaw_version_1(&field.dir);
+            assert!(!field.child.wait().unwrap().success());
+        }
+    }
+}

@@ -215,21 +215,18 @@ fn confine(launcher: &Launcher, fds: &[OwnedFd], ends: &Ends, background: bool) 
     let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
     let handled = landlock::fs::all(landlock::abi());
-    if handled != 0 {
-        let rules = landlock::Ruleset::new(handled, 0, 0)?;
-        for (index, fd) in fds.iter().enumerate() {
-            let reading = landlock::fs::READ_FILE | landlock::fs::READ_DIR;
-            // The first is the target. What is deleted in a layer is a device 0:0 there.
-            rules.allow_beneath(fd.as_fd(), if index == 0 { handled } else { reading })?;
-        }
-        rustix::thread::set_no_new_privs(true)?;
-        rules.restrict_self()?;
+    let rules = landlock::Ruleset::new(handled, 0, 0)?;
+    for (index, fd) in fds.iter().enumerate() {
+        let reading = landlock::fs::READ_FILE | landlock::fs::READ_DIR;
+        // The first is the target. What is deleted in a layer is a device 0:0 there.
+        rules.allow_beneath(fd.as_fd(), if index == 0 { handled } else { reading })?;
     }
+    rustix::thread::set_no_new_privs(true)?;
+    rules.restrict_self()?;
     bound_capabilities(CAPABILITIES).map_err(|failed| failed.errno)?;
     let few = CapabilitySet::from_bits_retain(CAPABILITIES);
     let sets = CapabilitySets { effective: few, permitted: few, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets)?;
-    rustix::thread::set_no_new_privs(true)?;
     rf_sys::seccomp::install(launcher.filter())
 }
 

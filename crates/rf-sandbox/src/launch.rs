@@ -184,6 +184,9 @@ impl Launcher {
     /// What is missing, for people.
     pub fn can_save(&self) -> Result<(), &'static str> {
         match (self.host.rooted, self.copies_detached) {
+            (true, true) if !self.host.of(Layer::Landlock).available => {
+                Err("saving sandboxes needs Landlock, which holds the process that copies their files")
+            }
             (true, true) => Ok(()),
             (false, _) => Err("saving sandboxes needs a warden with root, which maps the ids of their files"),
             (true, false) => {
