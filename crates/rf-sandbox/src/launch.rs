@@ -669,11 +669,19 @@ impl Sandbox {
         self.cleanup.group.cpu_us()
     }
 
-    /// Holds it to these processors, or to none in particular. Best effort: it is no limit.
-    pub fn hold_to(&self, processors: Option<&[usize]>) {
-        if processors.is_none_or(|processors| self.cleanup.group.hold_to(processors).is_err()) {
+    /// Holds it to these processors; whether that could be done. It is no limit.
+    #[must_use]
+    pub fn hold_to(&self, processors: &[usize]) -> bool {
+        let held = self.cleanup.group.hold_to(processors).is_ok();
+        if !held {
             self.cleanup.group.hold_no_more();
         }
+        held
+    }
+
+    /// Lets it use every processor again.
+    pub fn hold_no_more(&self) {
+        self.cleanup.group.hold_no_more();
     }
 
     /// Sets its share of a processor that others want too. Best effort: it is no limit.

@@ -112,11 +112,10 @@ impl Weights {
                 }
                 None if grew => {
                     // Those that are gone or light by now are not counted.
-                    let held_to = self.fewest(&heavy, sandbox.plan().limits.cpu_milli_max);
-                    if held_to.is_empty() {
+                    let mut held_to = self.fewest(&heavy, sandbox.plan().limits.cpu_milli_max);
+                    if held_to.is_empty() || !sandbox.hold_to(&held_to) {
+                        held_to.clear();
                         sandbox.share(Share::Small);
-                    } else {
-                        sandbox.hold_to(Some(&held_to));
                     }
                     self.heavy.insert(id, Heavy { seen: now, cpu_us: sandbox.cpu_us().unwrap_or(0), held_to });
                 }
@@ -148,7 +147,7 @@ fn release(sandbox: &Sandbox, heavy: &Heavy) {
     if heavy.held_to.is_empty() {
         sandbox.share(Share::Full);
     } else {
-        sandbox.hold_to(None);
+        sandbox.hold_no_more();
     }
 }
 

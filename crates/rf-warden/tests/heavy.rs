@@ -1,0 +1,46 @@
+//! A sandbox that computes without end is held to as many processors as its limit; on the real kernel.
+
+mod support;
+
+use rf_sandbox::processors::processors;
+use rf_types::SandboxSpec;
+use rf_wire::warden::Order;
+use support::{Sandbox, Warden, eventually};
+
+/// More than any limit gives, until it is told to stop; it ends a second later, so that whoever told it ends before.
+const LOOPS: &str = "for i in 1 2 3 4; do while test ! -e /tmp/stop; do :; done & done; wait; sleep 1";
+
+/// How many processors a new exec of the sandbox may use.
+fn allowed(sandbox: &Sandbox) -> usize {
+    let list = sandbox.sh("grep Cpus_allowed_list /proc/self/status");
+    let list = list.trim().rsplit('\t').next().unwrap().to_owned();
+    let count = |part: &str| match part.split_once('-') {
+        Some((first, last)) => last.parse::<usize>().unwrap() - first.parse::<usize>().unwrap() + 1,
+        None => 1,
+    };
+    list.split(',').map(count).sum()
+}
+
+#[test]
+fn a_heavy_sandbox_is_held_to_its_processors_until_it_is_light_again() {
+    let all = processors().len();
+    assert!(all > 1, "on one processor there is nothing to hold anybody to: run this with two");
+    let warden = Warden::start();
+    let mut server = warden.connect();
+    let heavy = server.create(&SandboxSpec::standard(600_000));
+    let light = server.create(&SandboxSpec::standard(600_000));
+    // Control: nobody is held before.
+    assert_eq!((allowed(&heavy), allowed(&light)), (all, all));
+
+    let loops = heavy.start(LOOPS);
+    eventually("the heavy one is held to one processor", || allowed(&heavy) == 1);
+    assert_eq!(allowed(&light), all, "somebody else was held");
+
+    heavy.sh("touch /tmp/stop");
+    heavy.wait(loops);
+    eventually("it is let go", || allowed(&heavy) == all);
+    for id in [heavy.id(), light.id()] {
+        server.done(Order::Destroy { id });
+    }
+    warden.stop();
+}
