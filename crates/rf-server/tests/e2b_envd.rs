@@ -495,3 +495,18 @@ async fn every_framing_has_its_answer() {
         .unwrap();
     assert_eq!(world.send(get).await.status(), StatusCode::METHOD_NOT_ALLOWED, "none of the calls is a question alone");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_never_ends_ends_its_call() {
+    let world = World::with(|config| config.door.body_timeout_ms = 1_000).await;
+    let at = sandbox(&world, &world.ann).await;
+    let free = world.app.intake().room().free_kib();
+    for (method, kind) in [("/process.Process/List", JSON), ("/process.Process/Start", STREAM)] {
+        let begun = futures::stream::iter([Ok::<_, std::io::Error>(bytes::Bytes::from(vec![b' '; 1 << 20]))]);
+        let never = futures::StreamExt::chain(begun, futures::stream::pending());
+        let (status, _, bytes) = call(&world, &at, method, &[("content-type", kind)], Body::from_stream(never)).await;
+        assert!(status != StatusCode::OK || kind == STREAM, "{method}: {status}");
+        assert!(!String::from_utf8_lossy(&bytes).contains("\"start\""), "{method}: nothing was begun");
+    }
+    assert_eq!(world.app.intake().room().free_kib(), free, "what was held is given back");
+}

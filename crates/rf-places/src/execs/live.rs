@@ -35,7 +35,6 @@ use tokio::{
 
 use super::{EndGuard, ExecClaim, ExecEvent, Execs, WatchedExit, ended_state, lock, no_stdin};
 use crate::{
-    encode::argv_of,
     piece::next_piece,
     place::{ByteReader, ByteWriter, Place, Resize, Spawned},
     spool::Which,
@@ -100,7 +99,6 @@ pub(super) struct Lives(Mutex<HashMap<(UserId, ExecId), Arc<Live>>>);
 struct Live {
     place: PlaceRef,
     pid: u32,
-    argv: Vec<String>,
     note: LiveNote,
     pty: bool,
     stdin: AsyncMutex<Option<ByteWriter>>,
@@ -159,7 +157,6 @@ impl Execs {
         let live = Arc::new(Live {
             place: place.place(),
             pid,
-            argv: argv_of(&spec.program),
             note,
             pty: spec.pty.is_some(),
             stdin: AsyncMutex::new(stdin),
@@ -188,14 +185,18 @@ impl Execs {
     /// The running execs of a user's place, by their pids, those that an earlier server started included.
     #[must_use]
     pub fn live(&self, user: UserId, place: PlaceRef) -> Vec<LiveInfo> {
-        let mut infos: Vec<_> = (lock(&self.inner.live.0).iter())
+        let live: HashMap<ExecId, Arc<Live>> = (lock(&self.inner.live.0).iter())
             .filter(|((of, _), live)| *of == user && live.place == place && !live.has_ended())
-            .map(|(_, live)| LiveInfo { pid: live.pid, argv: live.argv.clone(), note: live.note.clone() })
+            .map(|((_, exec), live)| (*exec, Arc::clone(live)))
             .collect();
+        let mut infos = Vec::new();
         for info in self.list(user, Some(place)) {
-            if info.background && info.state == ExecState::Running {
-                infos.push(LiveInfo { pid: info.pid, argv: info.argv, note: LiveNote::default() });
-            }
+            let note = match live.get(&info.id) {
+                Some(live) => live.note.clone(),
+                None if info.background && info.state == ExecState::Running => LiveNote::default(),
+                None => continue,
+            };
+            infos.push(LiveInfo { pid: info.pid, argv: info.argv, note });
         }
         infos.sort_by_key(|info| info.pid);
         infos

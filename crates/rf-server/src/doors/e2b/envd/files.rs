@@ -247,11 +247,13 @@ pub(super) struct Source {
     body: Body,
     idle: Duration,
     packed: Option<(MultiGzDecoder<Vec<u8>>, Bytes)>,
+    /// Whether anything came: of nothing nothing is unpacked, and nothing is broken off.
+    begun: bool,
 }
 
 impl Source {
     pub(super) fn new(body: Body, idle: Duration, gzip: bool) -> Self {
-        Self { body, idle, packed: gzip.then(|| (MultiGzDecoder::new(Vec::new()), Bytes::new())) }
+        Self { body, idle, packed: gzip.then(|| (MultiGzDecoder::new(Vec::new()), Bytes::new())), begun: false }
     }
 
     /// The next bytes; `None` at the end.
@@ -264,7 +266,11 @@ impl Source {
         loop {
             if rest.is_empty() {
                 match next_piece(&mut self.body, self.idle).await? {
-                    Some(piece) => *rest = piece,
+                    Some(piece) => {
+                        self.begun |= !piece.is_empty();
+                        *rest = piece;
+                    }
+                    None if !self.begun => return Ok(None),
                     None => {
                         decoder.try_finish().map_err(broken)?;
                         let last = std::mem::take(decoder.get_mut());
@@ -634,6 +640,6 @@ mod tests {
         }
         assert!(through(&packed[..packed.len() - 1], 1000).await.is_err(), "broken off");
         assert!(through(b"no gzip at all", 5).await.is_err());
-        assert_eq!(through(b"", 1).await.unwrap(), b"");
+        assert!(through(b"", 1).await.is_err(), "not even a head");
     }
 }

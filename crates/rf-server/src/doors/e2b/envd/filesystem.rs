@@ -30,8 +30,8 @@ use crate::{
     operation::{Ask, Operation},
 };
 
-/// Most entries of one list. Chosen: some tens of megabytes of message.
-const ENTRIES_MAX: usize = 100_000;
+/// Most entries of one list. Chosen: some 20 MB of message.
+const ENTRIES_MAX: usize = 50_000;
 /// What one entry holds in memory, about.
 const ENTRY_BYTES: usize = 512;
 
@@ -338,7 +338,7 @@ pub(super) async fn create_watcher(
     let CreateWatcherRequest { path, recursive, include_entry, allow_network_mounts } = request;
     let place = asked.app.e2b().watchers().place(asked.target.id).map_err(|fault| error(&fault))?;
     let (mut operation, watching) = watch(&asked, path, recursive, include_entry, allow_network_mounts).await?;
-    let watcher_id = place.keep(watching, Arc::clone(&asked.target.place));
+    let watcher_id = place.keep(watching, Arc::clone(&asked.target.place), asked.app.intake().room());
     operation.set_subject(&watcher_id);
     operation.finish(Ok(())).await.map_err(refused)?;
     Response::ok(CreateWatcherResponse { watcher_id })

@@ -1,6 +1,10 @@
 //! `process.Process`: execs of a sandbox by their pids, followed live.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use buffa::MessageField;
 use bytes::Bytes;
@@ -36,6 +40,9 @@ use crate::{
 /// Most bytes of one event; specified by the clients' protocol.
 const PIPE_BYTES_MAX: usize = 32 << 10;
 const TERMINAL_BYTES_MAX: usize = 16 << 10;
+/// Longest environment and tag that are kept of a running exec, for lists. Chosen.
+const LISTED_ENV_BYTES_MAX: usize = 16 << 10;
+const LISTED_TAG_CHARS_MAX: usize = 1_024;
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
@@ -91,6 +98,14 @@ fn spec(asked: &Asked, context: &RequestContext, request: &mut StartRequest) -> 
     })
 }
 
+/// What is listed of an exec: a long environment is not kept for that.
+fn note(spec: &ExecSpec, tag: Option<String>) -> LiveNote {
+    let bytes: usize = spec.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    let env = if bytes <= LISTED_ENV_BYTES_MAX { spec.env.clone() } else { BTreeMap::new() };
+    let tag = tag.map(|tag| tag.chars().take(LISTED_TAG_CHARS_MAX).collect());
+    LiveNote { tag, env, cwd: spec.cwd.clone() }
+}
+
 /// `Start`.
 pub(super) async fn start(
     context: RequestContext,
@@ -107,7 +122,7 @@ pub(super) async fn start(
     if !spec.env.is_empty() {
         record = record.detail("env", redactor.env(&spec.env));
     }
-    let note = LiveNote { tag: request.tag.take(), env: spec.env.clone(), cwd: spec.cwd.clone() };
+    let note = note(&spec, request.tag.take());
     app.fill_from_template(caller, asked.target.id, &mut spec).map_err(|fault| error(&fault))?;
     for (name, text) in [("cwd", &spec.cwd), ("as", &spec.user)] {
         if let Some(text) = text {

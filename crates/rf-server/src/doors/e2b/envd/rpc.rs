@@ -2,7 +2,9 @@
 //! a handler gets, and what our faults are in the protocol's words.
 
 use std::{
+    pin::Pin,
     sync::{Arc, LazyLock},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -10,16 +12,19 @@ use axum::{
     body::Body,
     http::{Request, Response},
 };
+use bytes::Bytes;
 use connectrpc::{
     CompressionPolicy, ConnectError, ConnectRpcService, DeadlinePolicy, ErrorCode, Limits, RequestContext, Router,
     client_streaming_handler_fn, handler_fn, streaming_handler_fn,
 };
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use rf_places::detail::DetailFault;
 use rf_types::{Code, Fault};
+use tokio::time::{Sleep, sleep};
 use tower::Service as _;
 
 use super::{Asked, NOT_FOUND, filesystem, process};
-use crate::refusal::Refusal;
+use crate::{input, refusal::Refusal, room::Share};
 
 /// The paths of the two services.
 const PROCESS: &str = "process.Process";
@@ -68,11 +73,61 @@ pub(super) fn is_path(path: &str) -> bool {
 
 /// Answers one call.
 pub(super) async fn answer(asked: Asked, mut request: Request<Body>) -> Response<Body> {
+    // A stream of input lasts as long as its client likes, and each of its messages has its own bound.
+    if !request.uri().path().ends_with("/StreamInput") {
+        let time = Duration::from_millis(asked.app.config().door.body_timeout_ms);
+        let share = asked.app.intake().room().share();
+        request = request.map(|body| Body::new(Metered { body, share, length: 0, late: Box::pin(sleep(time)) }));
+    }
     request.extensions_mut().insert(Arc::new(asked));
     let mut service = SERVICE.clone();
     match service.call(request).await {
         Ok(response) => response.map(Body::new),
         Err(never) => match never {},
+    }
+}
+
+/// A call's body on its way into memory: it comes in time, and as far as there is room.
+struct Metered {
+    body: Body,
+    share: Share,
+    length: usize,
+    late: Pin<Box<Sleep>>,
+}
+
+impl HttpBody for Metered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Pending => {
+                ready!(self.late.as_mut().poll(context));
+                let late = Fault::new(Code::TimedOut, "the body did not come in time", "send the body at once");
+                return Poll::Ready(Some(Err(axum::Error::new(late))));
+            }
+            Poll::Ready(frame) => frame,
+        };
+        if let Some(Ok(frame)) = &frame {
+            self.length += frame.data_ref().map_or(0, Bytes::len);
+            let length = self.length;
+            // Past the bound of a message the library refuses it.
+            if length <= MESSAGE_BYTES_MAX && !self.share.grow(length) {
+                return Poll::Ready(Some(Err(axum::Error::new(input::no_room()))));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -20,10 +20,11 @@ use tokio::{
 };
 
 use super::{entry::clean, filesystem::events};
+use crate::room::{Room, Share};
 
 /// Most watchers of one sandbox; each is a process in it. Chosen.
 const WATCHERS_MAX: usize = 64;
-/// Most events kept for one watcher, and most bytes of their names. Chosen: beyond that nobody asks.
+/// Most events kept for one watcher, and most bytes of them, as far as there is room. Chosen: beyond that nobody asks.
 const EVENTS_MAX: usize = 10_000;
 const BYTES_MAX: usize = 4 << 20;
 /// How long a sandbox may take to tell what happened so far. Chosen.
@@ -118,15 +119,16 @@ impl Watchers {
 
 impl Vacancy {
     /// Keeps a watch; its id.
-    pub(super) fn keep(mut self, watching: Watching, place: Arc<SandboxPlace>) -> String {
+    pub(super) fn keep(mut self, watching: Watching, place: Arc<SandboxPlace>, room: &Room) -> String {
         self.used = true;
         let (questions, asked) = mpsc::channel(4);
         let (watchers, key) = (self.watchers.clone(), self.key.clone());
+        let kept = Kept::new(watching, room.clone());
         let mut map = self.watchers.lock();
         // Begun under the lock, so that its end finds it in the map.
         let task = tokio::spawn(async move {
             tokio::select! {
-                () = Kept::new(watching).serve(asked) => {}
+                () = kept.serve(asked) => {}
                 // With its sandbox.
                 _ = place.gone() => {
                     watchers.lock().remove(&key);
@@ -147,12 +149,15 @@ struct Kept {
     bytes: usize,
     lost: bool,
     ended: Option<Fault>,
+    room: Room,
+    share: Share,
 }
 
 impl Kept {
-    fn new(watching: Watching) -> Self {
+    fn new(watching: Watching, room: Room) -> Self {
         let top = clean(&watching.top.stat.path);
-        Self { watching, top, events: Vec::new(), bytes: 0, lost: false, ended: None }
+        let share = room.share();
+        Self { watching, top, events: Vec::new(), bytes: 0, lost: false, ended: None, room, share }
     }
 
     /// Answers until nobody can ask any more.
@@ -196,7 +201,7 @@ impl Kept {
 
     fn keep(&mut self, event: FilesystemEvent) {
         let bytes = event.name.len() + event.entry.as_option().map_or(0, |entry| entry.path.len() * 2 + 256) + 64;
-        if self.events.len() >= EVENTS_MAX || self.bytes + bytes > BYTES_MAX {
+        if self.events.len() >= EVENTS_MAX || self.bytes + bytes > BYTES_MAX || !self.share.grow(self.bytes + bytes) {
             self.lost = true;
             return;
         }
@@ -209,6 +214,7 @@ impl Kept {
             Some(fault) if self.events.is_empty() => Err(fault.clone()),
             Some(_) | None => {
                 self.bytes = 0;
+                self.share = self.room.share();
                 let events = std::mem::take(&mut self.events);
                 Ok(if std::mem::take(&mut self.lost) { None } else { Some(events) })
             }
