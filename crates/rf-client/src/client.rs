@@ -69,6 +69,20 @@ pub(crate) struct FaultBody {
     pub(crate) request_id: Option<String>,
 }
 
+/// The connections of a client.
+fn http(
+    tls: &rustls::ClientConfig,
+    more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> Result<reqwest::Client, ClientError> {
+    let builder = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")))
+        .tls_backend_preconfigured(tls.clone());
+    more(builder).build().map_err(|error| ClientError::Unusable(format!("no client can be made: {error}")))
+}
+
 impl Client {
     /// Makes a client. No connection is opened yet.
     ///
@@ -80,14 +94,14 @@ impl Client {
             return Err(ClientError::Unusable(format!("`{url}` is no address: it starts with http:// or https://")));
         }
         let tls = Arc::new(tls::config(url.starts_with("https://"), options.certificate.as_deref())?);
-        let builder = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .tcp_nodelay(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured((*tls).clone());
-        let http = builder.build().map_err(|error| ClientError::Unusable(format!("no client can be made: {error}")))?;
+        let http = http(&tls, |builder| builder)?;
         Ok(Self { http, url, key: options.key, tls })
+    }
+
+    /// The same client on connections of its own, of HTTP/1.1 alone.
+    pub(crate) fn with_http_1(&self) -> Result<Self, ClientError> {
+        let http = http(&self.tls(), reqwest::ClientBuilder::http1_only)?;
+        Ok(Self { http, ..self.clone() })
     }
 
     /// How TLS is spoken, for streams.
@@ -122,12 +136,17 @@ impl Client {
         if answer.status().is_success() { Ok(answer) } else { Err(self.refusal(answer).await) }
     }
 
-    fn unreachable(&self, source: reqwest::Error) -> ClientError {
+    /// Sends a request; every answer is one.
+    pub(crate) async fn send_any(&self, builder: RequestBuilder) -> Result<Response, ClientError> {
+        builder.send().await.map_err(|source| self.unreachable(source))
+    }
+
+    pub(crate) fn unreachable(&self, source: reqwest::Error) -> ClientError {
         // Without its address: the text that shows it names it already.
         ClientError::Unreachable { url: self.url.clone(), source: Box::new(source.without_url()) }
     }
 
-    async fn refusal(&self, answer: Response) -> ClientError {
+    pub(crate) async fn refusal(&self, answer: Response) -> ClientError {
         let status = answer.status().as_u16();
         let path = answer.url().path().to_owned();
         match self.read(answer).await {

@@ -15,8 +15,10 @@ mod files;
 mod sandboxes;
 pub mod stream;
 mod tls;
+mod tunnel;
 pub mod types;
 
 pub use client::{Client, Key, Options};
 pub use error::ClientError;
 pub use files::{ByteStream, FilePath, Target};
+pub use tunnel::{Tunnel, Tunnels};

@@ -593,3 +593,37 @@ async fn what_the_maker_of_a_sandbox_allows_is_what_visitors_may() {
     assert_eq!(visits.filter(|item| item["username"] == "admin").count(), 2, "one intent and one result");
     world.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_carries_whatever_a_program_speaks() {
+    let world = World::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let path = format!("/v1/sandboxes/{}/tunnels/{port}", world.id);
+    let plain = call(&world.server, "GET", &path, &world.server.admin, "").await;
+    assert!(plain.starts_with("HTTP/1.1 426 "), "{plain}");
+    let ask = |key: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: upgrade\r\nupgrade: tcp\r\n\r\n"
+        )
+    };
+    let mut stream = TcpStream::connect(world.server.address).await.unwrap();
+    stream.write_all(ask(&world.server.admin).as_bytes()).await.unwrap();
+    let answer = until(&mut stream, "\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    let (mut program, _) = listener.accept().await.unwrap();
+    program.write_all(b"220 who speaks first\r\n").await.unwrap();
+    until(&mut stream, "first\r\n").await;
+    stream.write_all(b"QUIT").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = String::new();
+    program.read_to_string(&mut heard).await.unwrap();
+    assert_eq!(heard, "QUIT", "nothing of the request itself");
+    drop(program);
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    // Nobody else, and nothing where nothing listens.
+    drop(listener);
+    assert!(world.talk(&ask(&world.server.admin)).await.starts_with("HTTP/1.1 404 "));
+    assert!(world.talk(&ask("rf_wrong")).await.starts_with("HTTP/1.1 401 "));
+    world.server.stop().await;
+}

@@ -101,6 +101,8 @@ pub(crate) enum Command {
     Snapshots(commands::life::SnapshotsArgs),
     /// Make sandboxes that begin with the files of another one as they are now.
     Fork(commands::life::ForkArgs),
+    /// Reach ports of a sandbox on this computer, until interrupted.
+    PortForward(commands::forward::ForwardArgs),
     /// Destroy sandboxes, remove snapshots, forget machines.
     Rm(commands::sandbox::RmArgs),
     /// Join this computer to a server as a user's own machine.

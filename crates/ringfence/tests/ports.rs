@@ -173,3 +173,31 @@ fn a_websocket_goes_through_and_is_reset_at_the_sandboxs_end() {
     assert!(status == 502 && String::from_utf8_lossy(&body).contains("The sandbox was not found"));
     system.stop();
 }
+
+#[test]
+fn a_port_is_forwarded_to_this_computer() {
+    let system = System::start();
+    let id = sandbox(&system);
+    let missing = "sbx_00000000000000000000000000000007";
+    assert_eq!(system.run(&["port-forward", "-s", missing, "8000:0"]).code, 1);
+    let mut forward = system.command(&["--json", "port-forward", "-s", &id, "8000:0", "8001:0"]);
+    let mut forward = forward.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let told = serde_json::Deserializer::from_reader(forward.stdout.take().unwrap()).into_iter::<Value>().next();
+    let told = told.unwrap().unwrap();
+    let (open, closed) = (told[0]["local"].as_str().unwrap(), told[1]["local"].as_str().unwrap());
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(open).unwrap();
+        stream.write_all(b"GET /big HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(b"HTTP/1.") && answer.len() > 8 << 20, "{}", answer.len());
+    }
+    // Nothing listens there: the connection ends without a byte.
+    let mut stream = TcpStream::connect(closed).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    assert!(answer.is_empty());
+    support::signal(forward.id(), "INT");
+    assert!(forward.wait().unwrap().success());
+    system.stop();
+}

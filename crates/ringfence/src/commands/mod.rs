@@ -16,6 +16,7 @@ pub(crate) mod cp;
 pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod exec;
+pub(crate) mod forward;
 pub(crate) mod join;
 pub(crate) mod life;
 pub(crate) mod run;
@@ -45,6 +46,7 @@ pub(crate) fn run(cli: Cli, out: &Output) -> Result<ExitCode> {
         Command::Cp(args) => cp::cp(global, &args, out),
         Command::Ps(args) => sandbox::ps(global, &args, out),
         Command::Logs(args) => exec::logs(global, &args, out),
+        Command::PortForward(args) => forward::forward(global, &args, out),
         Command::Rm(args) => sandbox::rm(global, &args, out),
         Command::Join(args) => join::join(global, args, out),
         Command::User(command) => account::user(global, command, out),

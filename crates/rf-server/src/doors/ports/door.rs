@@ -1,17 +1,25 @@
-//! Our own door to ports: `/v1/sandboxes/{id}/ports/{port}/…` with an API key, for every method and for WebSockets.
+//! Our own door to ports: `/v1/sandboxes/{id}/ports/{port}/…` with an API key, for every method and for WebSockets; and
+//! `/v1/sandboxes/{id}/tunnels/{port}`, which goes over (RFC 9110, section 7.8) to the bytes of a TCP connection, for
+//! programs that speak something else.
+
+use std::sync::Arc;
 
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::Response,
-    routing::any,
+    http::{
+        HeaderValue, Response, StatusCode, Version,
+        header::{CONNECTION, UPGRADE},
+    },
+    routing::{any, get},
 };
 use rf_e2b::{CODE_INTERPRETER_PORT, ENVD_PORT};
+use rf_places::sandbox::SandboxPlace;
 use rf_policy::Action;
 use rf_types::{Code, Fault, MachineId, PlaceRef, SandboxId};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{NotPassed, Passage};
+use super::{NotPassed, Passage, head};
 use crate::{
     app::{App, Caller, Named, Peer},
     edge::Line,
@@ -26,6 +34,7 @@ pub fn routes() -> OpenApiRouter<App> {
         .route("/v1/sandboxes/{id}/ports/{port}", any(port))
         .route("/v1/sandboxes/{id}/ports/{port}/{*path}", any(port))
         .route("/v1/sandboxes/{id}/ports/{port}/", any(port))
+        .route("/v1/sandboxes/{id}/tunnels/{port}", get(tunnel))
         .route("/v1/machines/{id}/ports/{port}", any(port_on_machine))
         .route("/v1/machines/{id}/ports/{port}/{*path}", any(port_on_machine))
 }
@@ -45,15 +54,7 @@ async fn port(
     mut request: Request,
 ) -> Result<Response<Body>, Refusal> {
     let prefix = format!("/v1/sandboxes/{id}/ports/{port}");
-    let sandbox: SandboxId = input::id("sandbox", &id)?;
-    let port = number(&port)?;
-    let place = match app.places().sandboxes().awake(caller.who.principal().user, sandbox).await {
-        Ok(place) => place,
-        Err(fault) => {
-            let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).detail("port", port);
-            return Err(app.begin(&caller, ask).await?.fail(fault).await);
-        }
-    };
+    let (sandbox, port, place) = find(&app, &caller, &id, &port).await?;
     // The credential of this call, whatever its form: what the program gets is the user's request without it.
     for name in ["authorization", "x-api-key", crate::app::ACT_FOR] {
         request.headers_mut().remove(name);
@@ -64,6 +65,66 @@ async fn port(
     let passage =
         Passage { caller: &caller, sandbox, place: &place, port, prefix: &prefix, mask_host: None, peer, line, secure };
     app.ports().pass(&app, passage, request).await.map_err(|why| refusal(why, port))
+}
+
+/// What a client of tunnels asks to go over to.
+const TUNNEL: &str = "tcp";
+
+/// A connection to a port of one of the user's sandboxes, as bytes.
+async fn tunnel(
+    State(app): State<App>,
+    caller: Caller,
+    Named(At { id, port }): Named<At>,
+    mut request: Request,
+) -> Result<Response<Body>, Refusal> {
+    let (sandbox, port, place) = find(&app, &caller, &id, &port).await?;
+    let asked = head::upgrade(request.headers()).filter(|_| request.version() < Version::HTTP_2);
+    if asked.is_none_or(|asked| asked != TUNNEL) {
+        let fault = Fault::new(
+            Code::InvalidRequest,
+            "this endpoint is a tunnel",
+            "connect with `Connection: upgrade` and `Upgrade: tcp` over HTTP/1.1",
+        );
+        return Err(Refusal::with_status(fault, StatusCode::UPGRADE_REQUIRED));
+    }
+    let client = hyper::upgrade::on(&mut request);
+    let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let passage = Passage {
+        caller: &caller,
+        sandbox,
+        place: &place,
+        port,
+        prefix: "",
+        mask_host: None,
+        peer,
+        secure: line.tls,
+        line,
+    };
+    app.ports().tunnel(&app, passage, client).await.map_err(|why| refusal(why, port))?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(TUNNEL));
+    Ok(response)
+}
+
+/// The user's sandbox and the port in a path; where there is no such sandbox that is on the record.
+async fn find(
+    app: &App,
+    caller: &Caller,
+    id: &str,
+    port: &str,
+) -> Result<(SandboxId, u16, Arc<SandboxPlace>), Refusal> {
+    let sandbox: SandboxId = input::id("sandbox", id)?;
+    let port = number(port)?;
+    match app.places().sandboxes().awake(caller.who.principal().user, sandbox).await {
+        Ok(place) => Ok((sandbox, port, place)),
+        Err(fault) => {
+            let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).detail("port", port);
+            Err(app.begin(caller, ask).await?.fail(fault).await)
+        }
+    }
 }
 
 /// A machine's ports are not reached: its owner shares commands and files.

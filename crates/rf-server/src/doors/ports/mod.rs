@@ -28,6 +28,7 @@ use hyper_util::rt::TokioIo;
 use rf_places::sandbox::SandboxPlace;
 use rf_policy::Permit;
 use rf_types::{Code, Fault, SandboxId};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use self::body::cut;
 pub use self::door::routes;
@@ -137,12 +138,37 @@ impl Ports {
                 return Err(NotPassed::NoAnswer("it went over to another protocol that nobody asked for"));
             };
             let program = hyper::upgrade::on(&mut response);
-            tokio::spawn(carry(client, program, Arc::clone(place), line.clone(), under_way));
+            let (place, line) = (Arc::clone(place), line.clone());
+            tokio::spawn(async move {
+                // One of them that breaks off before takes the other along.
+                if let Ok((client, program)) = tokio::try_join!(client, program) {
+                    carry(TokioIo::new(client), TokioIo::new(program), &place, &line, under_way).await;
+                }
+            });
             return incoming(response.map(|_| Body::empty()), true);
         }
         self.pool.keep(sandbox, port, sender);
         let response = incoming(response.map(Body::new), false)?;
         Ok(cut(response, place, Some(under_way.fallen()), line, version, under_way))
+    }
+
+    /// Carries the bytes of a client that goes over to them to a program and back, whatever they speak.
+    ///
+    /// # Errors
+    /// See [`NotPassed`].
+    pub async fn tunnel(&self, app: &App, passage: Passage<'_>, client: OnUpgrade) -> Result<(), NotPassed> {
+        let Passage { caller, sandbox, place, port, peer, line, .. } = passage;
+        let (permit, under_way) = self.visits.enter(app, caller, sandbox, port, peer).await?;
+        let (program, seat) = self.pool.connect(place, sandbox, &permit, port).await.map_err(not_connected)?;
+        let place = Arc::clone(place);
+        tokio::spawn(async move {
+            // Nobody is there any more where it fails.
+            if let Ok(client) = client.await {
+                carry(TokioIo::new(client), program, &place, &line, under_way).await;
+            }
+            drop(seat);
+        });
+        Ok(())
     }
 
     /// Sends a request over a connection that was kept, else over a new one.
@@ -166,15 +192,19 @@ impl Ports {
                 },
             }
         }
-        let mut sender = self.pool.open(place, sandbox, permit, port).await.map_err(|fault| match fault.code {
-            Code::NotFound => NotPassed::Closed,
-            Code::PlaceLost => NotPassed::Gone,
-            _ => NotPassed::NoRoom(fault),
-        })?;
+        let mut sender = self.pool.open(place, sandbox, permit, port).await.map_err(not_connected)?;
         match sender.try_send_request(request).await {
             Ok(response) => Ok(Answered { response, sender }),
             Err(error) => Err(broken(place, error.error())),
         }
+    }
+}
+
+fn not_connected(fault: Fault) -> NotPassed {
+    match fault.code {
+        Code::NotFound => NotPassed::Closed,
+        Code::PlaceLost => NotPassed::Gone,
+        _ => NotPassed::NoRoom(fault),
     }
 }
 
@@ -245,15 +275,16 @@ fn incoming(response: Response<Body>, switching: bool) -> Result<Response<Body>,
 }
 
 /// Carries bytes both ways after an upgrade, until both sides have ended, or the sandbox has.
-async fn carry(client: OnUpgrade, program: OnUpgrade, place: Arc<SandboxPlace>, line: Line, held: UnderWay) {
-    // One of them that breaks off before takes the other along.
-    let Ok((client, program)) = tokio::try_join!(client, program) else { return };
-    let (mut client, mut program) = (TokioIo::new(client), TokioIo::new(program));
+async fn carry<C, P>(mut client: C, mut program: P, place: &SandboxPlace, line: &Line, held: UnderWay)
+where
+    C: AsyncRead + AsyncWrite + Unpin,
+    P: AsyncRead + AsyncWrite + Unpin,
+{
     let fallen = held.fallen();
     tokio::select! {
         // How it ends is for the two ends to see.
         _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut program, COPY_BYTES, COPY_BYTES) => {}
-        () = body::over(&place, Some(&fallen)) => line.reset_at_end(),
+        () = body::over(place, Some(&fallen)) => line.reset_at_end(),
     }
     drop(held);
 }

@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use rf_places::sandbox::SandboxPlace;
 use rf_policy::Permit;
 use rf_types::{Code, Fault, SandboxId};
+use tokio::net::TcpStream;
 
 /// How long a connection waits for its next request. Chosen: servers of the usual frameworks close idle ones after five
 /// seconds, and one that we close first cannot be closed under a request.
@@ -54,7 +55,7 @@ struct Kept {
 }
 
 /// One open connection; counts until it is dropped.
-struct Seat {
+pub(super) struct Seat {
     pool: Pool,
     sandbox: SandboxId,
 }
@@ -113,10 +114,7 @@ impl Pool {
         permit: &Permit,
         port: u16,
     ) -> Result<Sender, Fault> {
-        let seat = self.seat(sandbox)?;
-        let stream = place.connect(permit, port).await?;
-        // A proxy must not hold small pieces back; where it cannot be set they are only later.
-        let _ = stream.set_nodelay(true);
+        let (stream, seat) = self.connect(place, sandbox, permit, port).await?;
         let mut builder = Builder::new();
         // As most clients of HTTP/1.1 write them: what listens here may be a few lines that never heard of another way.
         builder.title_case_headers(true).max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX);
@@ -134,6 +132,24 @@ impl Pool {
             drop(seat);
         });
         Ok(sender)
+    }
+
+    /// A connection as it is, counted until its seat is dropped.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub(super) async fn connect(
+        &self,
+        place: &Arc<SandboxPlace>,
+        sandbox: SandboxId,
+        permit: &Permit,
+        port: u16,
+    ) -> Result<(TcpStream, Seat), Fault> {
+        let seat = self.seat(sandbox)?;
+        let stream = place.connect(permit, port).await?;
+        // A proxy must not hold small pieces back; where it cannot be set they are only later.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, seat))
     }
 
     fn seat(&self, sandbox: SandboxId) -> Result<Seat, Fault> {
