@@ -247,13 +247,11 @@ pub(super) struct Source {
     body: Body,
     idle: Duration,
     packed: Option<(MultiGzDecoder<Vec<u8>>, Bytes)>,
-    /// Whether anything came: of nothing nothing is unpacked, and nothing is broken off.
-    begun: bool,
 }
 
 impl Source {
     pub(super) fn new(body: Body, idle: Duration, gzip: bool) -> Self {
-        Self { body, idle, packed: gzip.then(|| (MultiGzDecoder::new(Vec::new()), Bytes::new())), begun: false }
+        Self { body, idle, packed: gzip.then(|| (MultiGzDecoder::new(Vec::new()), Bytes::new())) }
     }
 
     /// The next bytes; `None` at the end.
@@ -266,11 +264,7 @@ impl Source {
         loop {
             if rest.is_empty() {
                 match next_piece(&mut self.body, self.idle).await? {
-                    Some(piece) => {
-                        self.begun |= !piece.is_empty();
-                        *rest = piece;
-                    }
-                    None if !self.begun => return Ok(None),
+                    Some(piece) => *rest = piece,
                     None => {
                         decoder.try_finish().map_err(broken)?;
                         let last = std::mem::take(decoder.get_mut());
