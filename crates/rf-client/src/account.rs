@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     client::{Client, escape, query},
     error::ClientError,
-    types::{ApiKey, Enrolment, KeyForm, Machine, Me, NewKey, Template, User, UserLimitsRequest},
+    types::{ApiKey, Enrolment, Import, KeyForm, Machine, Me, NewKey, Template, User, UserLimitsRequest},
 };
 
 impl Client {
@@ -155,6 +155,22 @@ impl Client {
     /// See [`ClientError`].
     pub async fn templates(&self) -> Result<Vec<Template>, ClientError> {
         self.list("/v1/templates", &[]).await
+    }
+
+    /// One template.
+    ///
+    /// # Errors
+    /// `not_found`; see [`ClientError`].
+    pub async fn template(&self, name: &TemplateName) -> Result<Template, ClientError> {
+        self.get(&format!("/v1/templates/{}", escape(name.as_str()))).await
+    }
+
+    /// How far the import of a template is.
+    ///
+    /// # Errors
+    /// `not_found` when none goes on, `forbidden`; see [`ClientError`].
+    pub async fn template_import(&self, name: &TemplateName) -> Result<Import, ClientError> {
+        self.get(&format!("/v1/templates/{}/import", escape(name.as_str()))).await
     }
 
     /// Makes a template from an image of a registry.

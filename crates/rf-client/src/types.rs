@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use rf_types::{
     Enforcement, ExecId, ExecState, KeyId, Layer, MachineId, OnLeaseEnd, PauseKind, PlaceRef, Preference, Program, Pty,
-    Rlimits, SandboxEnv, SandboxId, SandboxSpec, SessionId, SignalScope, SnapshotId, TemplateName, UserId, UserLimits, Username, units::UnixMs,
+    Rlimits, SandboxEnv, SandboxId, SandboxSpec, SessionId, SignalScope, SnapshotId, TemplateConfig, TemplateName,
+    UserId, UserLimits, Username, units::UnixMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -173,9 +174,9 @@ pub struct Fork {
 /// A command to run.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ExecRequest {
-    /// What to run.
+    /// What to run; `None`, in a one-shot alone, is what the template's image starts by itself.
     #[serde(flatten)]
-    pub program: Program,
+    pub program: Option<Program>,
     /// The environment on top of the place's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
@@ -232,9 +233,9 @@ impl Stdin {
 impl ExecRequest {
     /// A command with nothing else said.
     #[must_use]
-    pub fn new(program: Program) -> Self {
+    pub fn new(program: impl Into<Option<Program>>) -> Self {
         Self {
-            program,
+            program: program.into(),
             env: BTreeMap::new(),
             cwd: None,
             user: None,
@@ -471,6 +472,29 @@ pub struct Template {
     /// Its layers, lowest first.
     #[serde(default)]
     pub layers: Vec<String>,
+    /// What it was made from.
+    #[serde(default)]
+    pub source: String,
+    /// The digest that names its content.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// When it was imported.
+    #[serde(default)]
+    pub created_at: Option<UnixMs>,
+    /// How programs are started in it.
+    #[serde(default)]
+    pub config: TemplateConfig,
+}
+
+/// How far an import is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Import {
+    /// `waiting`, `fetching` or `unpacking`.
+    pub step: String,
+    /// Bytes that are there.
+    pub bytes_done: u64,
+    /// Bytes in all; 0 while that is not known.
+    pub bytes_total: u64,
 }
 
 /// A user's session.

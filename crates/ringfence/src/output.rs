@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use rf_client::ClientError;
-use rf_types::Fault;
+use rf_types::{Code, Fault};
 use serde::Serialize;
 use serde_json::json;
 
@@ -83,7 +83,9 @@ impl Output {
         let mut code = "failed".to_owned();
         let mut hint = String::new();
         let mut request = None;
+        let mut ours = false;
         for cause in error.chain() {
+            ours |= cause.downcast_ref::<Fault>().is_some();
             let fault = cause.downcast_ref::<Fault>().or_else(|| match cause.downcast_ref::<ClientError>() {
                 Some(ClientError::Refused { fault, request_id, .. }) => {
                     request = request_id.clone();
@@ -97,6 +99,10 @@ impl Output {
                     .and_then(|value| value.as_str().map(str::to_owned))
                     .unwrap_or(code);
                 hint.clone_from(&fault.hint);
+                if ours && fault.code == Code::InvalidRequest && hint.contains("/v1/openapi.json") {
+                    // Nobody was asked: it is the command line that is wrong.
+                    hint = "see the command's --help".to_owned();
+                }
                 break;
             }
             if matches!(cause.downcast_ref::<ClientError>(), Some(ClientError::Unreachable { .. })) {

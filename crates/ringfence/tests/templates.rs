@@ -174,7 +174,9 @@ fn a_layer_that_breaks_out_is_refused_and_leaves_nothing() {
         assert!(refused.stderr.contains(why), "{name}: {}", refused.stderr);
         assert_eq!((layers_kept(&system), blobs_kept(&system)), (0, 0), "{name}");
     }
-    assert_eq!(system.json(&["template", "list"]).as_array().unwrap().len(), 1);
+    let there = system.json(&["template", "list"]);
+    let names: Vec<_> = there.as_array().unwrap().iter().map(|template| template["name"].clone()).collect();
+    assert_eq!(names, ["host", "base"]);
     // Control: without the bad entry it is a template.
     let tarball = system.dir().join("good.tar");
     fs::write(&tarball, tar_of(&[("fine", "text")])).unwrap();
@@ -286,5 +288,148 @@ fn base_has_what_programs_for_e2b_expect() {
     assert_ne!(taken.code, 0);
     assert!(taken.stderr.contains("\"conflict\""), "{}", taken.stderr);
     assert_ne!(system.run(&["template", "rm", "base"]).code, 0);
+    system.stop();
+}
+
+/// A registry on this machine that lets in one user, and gives out blobs slowly.
+struct Registry {
+    address: std::net::SocketAddr,
+    asked: std::sync::Arc<std::sync::Mutex<Vec<String>>>,
+}
+
+impl Registry {
+    /// Serves the image of an `oci-layout` folder as `a/b:1` to who sends `authorization`; ends with the test.
+    fn start(folder: PathBuf, authorization: &'static str) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = std::sync::Arc::<std::sync::Mutex<Vec<String>>>::default();
+        let noted = std::sync::Arc::clone(&asked);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (folder, noted) = (folder.clone(), std::sync::Arc::clone(&noted));
+                std::thread::spawn(move || Self::serve(stream, &folder, authorization, &noted));
+            }
+        });
+        Self { address, asked }
+    }
+
+    /// Answers one request after the other. A client that goes away ends it.
+    fn serve(
+        stream: std::net::TcpStream,
+        folder: &Path,
+        authorization: &str,
+        noted: &std::sync::Mutex<Vec<String>>,
+    ) -> Option<()> {
+        use std::io::{BufRead as _, BufReader, Write as _};
+        let mut reader = BufReader::new(stream.try_clone().ok()?);
+        let mut stream = stream;
+        loop {
+            let mut lines = Vec::new();
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).ok()? == 0 {
+                    return None;
+                }
+                if line.trim().is_empty() {
+                    break;
+                }
+                lines.push(line.trim().to_owned());
+            }
+            let path = lines.first()?.split(' ').nth(1)?.to_owned();
+            noted.lock().unwrap().push(path.clone());
+            let known = lines.iter().any(|line| line.eq_ignore_ascii_case(&format!("authorization: {authorization}")));
+            let blob = |digest: &str| fs::read(folder.join("blobs/sha256").join(digest.trim_start_matches("sha256:")));
+            let body = match path.strip_prefix("/v2/a/b/").and_then(|rest| rest.split_once('/')) {
+                _ if !known => None,
+                Some(("manifests", "1")) => {
+                    let index = fs::read(folder.join("index.json")).unwrap();
+                    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+                    Some(blob(index["manifests"][0]["digest"].as_str().unwrap()).unwrap())
+                }
+                Some(("blobs", digest)) => blob(digest).ok(),
+                _ => None,
+            };
+            let Some(body) = body else {
+                let status = if known { "404 Not Found" } else { "401 Unauthorized" };
+                let challenge = "WWW-Authenticate: Basic realm=\"r\"\r\n";
+                write!(stream, "HTTP/1.1 {status}\r\n{challenge}Content-Length: 0\r\n\r\n").ok()?;
+                continue;
+            };
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).ok()?;
+            for piece in body.chunks(body.len().div_ceil(20).max(1)) {
+                stream.write_all(piece).ok()?;
+                if path.contains("/blobs/") {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_of_a_registry_with_credentials_says_how_far_it_is_and_runs_its_own_command() {
+    let dir = support::fresh_dir();
+    let run = serde_json::json!({
+        "Entrypoint": ["/bin/sh", "-c"], "Cmd": ["echo $GREETING from the image; exit 5"], "Env": ["GREETING=hello"],
+    });
+    let folder = layout_of(dir.path(), &[tar_of_directory(&root(dir.path()))], &run);
+    // "ann:hunter2".
+    let registry = Registry::start(folder, "Basic YW5uOmh1bnRlcjI=");
+    let image = format!("{}/a/b:1", registry.address);
+
+    // Without credentials it is said what the configuration lacks.
+    let system = System::start();
+    let refused = system.run(&["template", "import", "mine", "--image", &image]);
+    refused.expect(1);
+    assert!(refused.stderr.contains("[[registries]]"), "{}", refused.stderr);
+    system.stop();
+
+    let secret = dir.path().join("password");
+    fs::write(&secret, "hunter2\n").unwrap();
+    let config = dir.path().join("server.toml");
+    let text = format!(
+        "[[registries]]\nhost = '{}'\nuser = 'ann'\npassword_file = '{}'\n",
+        registry.address,
+        secret.display()
+    );
+    fs::write(&config, text).unwrap();
+    // Only who starts it may read it.
+    fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let system =
+        System::start_with(support::fresh_dir(), &["--listen", "127.0.0.1:0", "--config", config.to_str().unwrap()]);
+    let key = fs::read_to_string(system.state().join("first-key")).unwrap();
+    let progress = || {
+        let url = format!("{}/v1/templates/mine/import", system.url);
+        let told = Command::new("curl").args(["-sS", "-H", &format!("X-API-Key: {}", key.trim()), &url]).output();
+        serde_json::from_slice::<serde_json::Value>(&told.unwrap().stdout).unwrap()
+    };
+    assert_eq!(progress()["code"], "not_found");
+    let mut importing = system.command(&["template", "import", "mine", "--image", &image]).spawn().unwrap();
+    let mut seen = Vec::new();
+    support::eventually("the import is half way", || {
+        let told = progress();
+        let (done, total) = (told["bytes_done"].as_u64().unwrap_or(0), told["bytes_total"].as_u64().unwrap_or(0));
+        seen.push((told["step"].clone(), done));
+        told["step"] == "fetching" && done > 0 && done < total
+    });
+    assert!(importing.wait().unwrap().success(), "{seen:?}");
+    assert_eq!(progress()["code"], "not_found");
+    assert!(registry.asked.lock().unwrap().iter().any(|path| path.contains("/blobs/")));
+
+    let template = system.json(&["template", "show", "mine"]);
+    assert_eq!(template["config"]["entrypoint"], serde_json::json!(["/bin/sh", "-c"]));
+    let shown = system.ok(&["template", "show", "mine"]);
+    assert!(shown.contains("GREETING=hello") && shown.contains(&image), "{shown}");
+    assert!(system.ok(&["template", "ls"]).contains("/bin/sh -c echo"));
+    // Without a command it is the image's own; with one, that alone.
+    assert_eq!(system.run(&["run", "--template", "mine"]).expect(5), "hello from the image");
+    assert_eq!(system.ok(&["run", "--template", "mine", "--", "/bin/sh", "-c", "echo $GREETING"]), "hello");
+    let none = system.run(&["run"]);
+    none.expect(125);
+    assert!(none.stderr.contains("has none of its own"), "{}", none.stderr);
+    let records = system.ok(&["audit", "export"]);
+    assert!(records.contains("\"command_of\":\"template\""));
+    // The password is nowhere: not in the ledger, not in what was logged.
+    assert!(!records.contains("hunter2") && !system.log().contains("hunter2") && !records.contains("YW5uOmh1bnRlcjI"));
     system.stop();
 }

@@ -178,7 +178,13 @@ async fn template_read(
     let operation = app.begin(&caller, Ask::of(Action::TemplateRead).subject(&name)).await?;
     let found = match TemplateAnswer::all_made().into_iter().find(|made| made.name == name) {
         Some(made) => Ok(made),
-        None => app.store().template_get(caller.who.scope(), &name).map(TemplateAnswer::from).map_err(Fault::from),
+        None => app.store().template_get(caller.who.scope(), &name).map(TemplateAnswer::from).map_err(|error| {
+            let fault = Fault::from(error);
+            // Templates are everybody's, so there is no other user whose it could be.
+            let hint =
+                if fault.code == Code::NotFound { "see GET /v1/templates".to_owned() } else { fault.hint.clone() };
+            Fault { hint, ..fault }
+        }),
     };
     Ok(json(StatusCode::OK, &operation.finish(found).await?))
 }
@@ -198,8 +204,9 @@ impl App {
         };
         let command = config.command();
         if command.is_empty() {
-            let what = format!("give either `argv` or `shell`: the template `{name}` has no command of its own");
-            return Err(Fault::invalid(what));
+            let what = format!("there is no command, and the template `{name}` has none of its own");
+            let hint = "give a command (`argv` or `shell`), or a template whose image has one";
+            return Err(Fault::new(Code::InvalidRequest, what, hint));
         }
         Ok(command)
     }

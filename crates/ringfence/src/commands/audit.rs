@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
-use rf_ledger::{Anchor, LedgerKey, Records, verify};
+use rf_ledger::{Anchor, LedgerKey, Records, verify_with_archive};
 use rf_types::Fault;
 
 use crate::{
@@ -70,6 +70,9 @@ pub(crate) struct VerifyArgs {
     /// A record's number and hash that were kept elsewhere: the ledger must still hold it.
     #[arg(long, value_name = "NUMBER:HASH", value_parser = parse_anchor)]
     anchor: Option<Anchor>,
+    /// Where records were moved that the ledger let go: checked with the rest, from the oldest on.
+    #[arg(long, value_name = "DIR")]
+    archive: Option<PathBuf>,
 }
 
 fn parse_anchor(text: &str) -> Result<Anchor, String> {
@@ -135,16 +138,21 @@ fn check(global: &Global, args: &VerifyArgs, out: &Output) -> Result<ExitCode> {
         },
     };
     let bar = out.spinner("reading the ledger");
-    let report = verify(&dir, key.as_ref(), args.anchor.as_ref())?;
+    let report = verify_with_archive(&dir, args.archive.as_deref(), key.as_ref(), args.anchor.as_ref())?;
     bar.finish_and_clear();
     out.value(&report, |report| match &report.problem {
         Some(problem) => format!("BROKEN: {problem}\n{} records before it are whole", report.records),
         None => format!(
-            "whole: {} records in {} segments{}\nlast: {}:{}",
+            "whole: {} records in {} segment{}{}{}\nlast: {}:{}",
             report.records,
             report.segments,
+            if report.segments == 1 { "" } else { "s" },
             if report.sealed { ", every seal checked" } else { ", seals not checked (no key)" },
-            report.records,
+            match report.first_seq {
+                1 => String::new(),
+                first => format!("; those before {first} were let go, as a note in the chain says"),
+            },
+            report.last_seq,
             report.last_hash
         ),
     })?;

@@ -32,6 +32,22 @@ const GATHERED_MAX: usize = 64 * 1024 * 1024;
 /// What to run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CommandArgs {
+    #[command(flatten)]
+    how: HowArgs,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl CommandArgs {
+    pub(crate) fn request(&self) -> Result<ExecRequest> {
+        self.how.request(&self.command)
+    }
+}
+
+/// How to run it.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct HowArgs {
     /// A variable of its environment; may be repeated.
     #[arg(short, long, value_name = "NAME=VALUE", help_heading = "Command")]
     env: Vec<String>,
@@ -50,13 +66,11 @@ pub(crate) struct CommandArgs {
     /// Give the command to a shell as one line.
     #[arg(long, help_heading = "Command")]
     sh: bool,
-    /// The command and its arguments.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    command: Vec<String>,
 }
 
-impl CommandArgs {
-    pub(crate) fn request(&self) -> Result<ExecRequest> {
+impl HowArgs {
+    /// Without a command: what the template's image starts by itself.
+    pub(crate) fn request(&self, command: &[String]) -> Result<ExecRequest> {
         let mut env = BTreeMap::new();
         for pair in &self.env {
             match pair.split_once('=') {
@@ -64,8 +78,12 @@ impl CommandArgs {
                 _ => bail!(Fault::invalid(format!("`{pair}` is no variable, such as NAME=VALUE"))),
             };
         }
-        let program =
-            if self.sh { Program::Shell(self.command.join(" ")) } else { Program::Argv(self.command.clone()) };
+        let program = match (command, self.sh) {
+            ([], true) => bail!(Fault::invalid("there is no line for the shell")),
+            ([], false) => None,
+            (_, true) => Some(Program::Shell(command.join(" "))),
+            (_, false) => Some(Program::Argv(command.to_vec())),
+        };
         Ok(ExecRequest {
             env,
             cwd: self.cwd.clone(),

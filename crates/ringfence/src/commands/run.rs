@@ -14,7 +14,7 @@ use rf_types::{Code, Fault};
 use crate::{
     cli::Global,
     commands::{
-        exec::{self, CommandArgs},
+        exec::{self, HowArgs},
         sandbox::SpecArgs,
     },
     connect,
@@ -26,10 +26,13 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     spec: SpecArgs,
     #[command(flatten)]
-    command: CommandArgs,
+    how: HowArgs,
     /// Send our standard input to it, up to 4 MiB.
     #[arg(short, long, help_heading = "Command")]
     interactive: bool,
+    /// The command and its arguments [default: what the template's image starts by itself].
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
 }
 
 /// Longest standard input of a one-shot, bytes: it goes with the request, as base64 within its bound of 8 MiB.
@@ -51,7 +54,7 @@ fn stdin() -> Result<Stdin> {
 
 pub(crate) fn run(global: &Global, args: RunArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
-    let mut request = args.command.request()?;
+    let mut request = args.how.request(&args.command)?;
     if args.interactive {
         request.stdin = stdin()?;
     }

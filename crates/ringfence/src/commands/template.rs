@@ -1,17 +1,32 @@
 //! `ringfence template`: what roots are made from.
 
-use std::{fs::File, path::PathBuf, process::ExitCode};
+use std::{convert::Infallible, fs::File, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
+use rf_client::{Client, types::Template};
 use rf_types::TemplateName;
 
-use crate::{cli::Global, connect, output::Output, transfer};
+use crate::{
+    cli::Global,
+    connect,
+    output::{Output, now_ms, span},
+    transfer,
+};
+
+/// How often an import is asked how far it is. Chosen: each question is recorded.
+const ASK_PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TemplateCommand {
     /// List templates.
+    #[command(visible_alias = "ls")]
     List,
+    /// Show one template: what it is made of, and how its image says that programs are started.
+    Show {
+        /// Its name.
+        name: TemplateName,
+    },
     /// Make a template from an image, an `oci-layout` folder, a directory or a tarball.
     Import(ImportArgs),
     /// Remove a template.
@@ -41,14 +56,27 @@ pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) 
     match command {
         TemplateCommand::List => {
             let templates = runtime.block_on(client.templates())?;
-            out.rows(&templates, &["template", "layers"], |template| {
-                vec![template.name.to_string(), template.layers.len().to_string()]
+            let now = now_ms();
+            out.rows(&templates, &["template", "layers", "imported", "user", "command", "source"], |template| {
+                let ago = template.created_at.map(|at| format!("{} ago", span(now.saturating_sub(at))));
+                let command = template.config.command().join(" ");
+                let or_none = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+                vec![
+                    template.name.to_string(),
+                    template.layers.len().to_string(),
+                    or_none(ago.unwrap_or_default()),
+                    or_none(template.config.user.clone()),
+                    or_none(shortened(&command.escape_debug().to_string())),
+                    template.source.clone(),
+                ]
             })?;
         }
+        TemplateCommand::Show { name } => {
+            let template = runtime.block_on(client.template(&name))?;
+            out.value(&template, shown)?;
+        }
         TemplateCommand::Import(ImportArgs { name, image: Some(image), .. }) => {
-            let bar = out.spinner(&format!("pulling {image}"));
-            let template = runtime.block_on(client.template_pull(&name, &image))?;
-            bar.finish_and_clear();
+            let template = runtime.block_on(pull(&client, &name, &image, out))?;
             out.value(&template, |template| template.name.to_string())?;
         }
         TemplateCommand::Import(ImportArgs { name, path, saved, .. }) => {
@@ -67,4 +95,63 @@ pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) 
         TemplateCommand::Rm { name } => runtime.block_on(client.template_remove(&name))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has an image imported, and shows how far that is.
+async fn pull(client: &Client, name: &TemplateName, image: &str, out: &Output) -> Result<Template> {
+    let bar = out.bytes_bar(Some(0), &format!("waiting for {image}"));
+    let watching = async {
+        if bar.is_hidden() {
+            return std::future::pending::<Infallible>().await;
+        }
+        loop {
+            tokio::time::sleep(ASK_PERIOD).await;
+            // The bar is for people alone: who may not ask, or asks too late, goes without.
+            let Ok(import) = client.template_import(name).await else { continue };
+            bar.set_message(format!("{} {image}", import.step));
+            bar.set_length(import.bytes_total);
+            bar.set_position(import.bytes_done);
+        }
+    };
+    let template = tokio::select! {
+        template = client.template_pull(name, image) => template,
+        never = watching => match never {},
+    };
+    bar.finish_and_clear();
+    Ok(template?)
+}
+
+fn shortened(text: &str) -> String {
+    const MOST: usize = 40;
+    match text.char_indices().nth(MOST) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}
+
+fn shown(template: &Template) -> String {
+    let config = &template.config;
+    let mut text = format!("{}\n\nsource      {}\n", template.name, template.source);
+    let mut line = |name: &str, value: String| {
+        if !value.is_empty() {
+            text.push_str(&format!("{name:<12}{value}\n"));
+        }
+    };
+    let ago = template.created_at.map(|at| format!("{} ago", span(now_ms().saturating_sub(at))));
+    line("imported", ago.unwrap_or_default());
+    line("digest", template.digest.clone().unwrap_or_default());
+    line("user", config.user.clone());
+    line("directory", config.cwd.clone());
+    let quoted = |words: &[String]| words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(" ");
+    line("entrypoint", quoted(&config.entrypoint));
+    line("command", quoted(&config.cmd));
+    for (at, variable) in config.env.iter().enumerate() {
+        // Whoever made the image chose it, and this goes to a terminal.
+        let tame = variable.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
+        line(if at == 0 { "environment" } else { "" }, tame.collect());
+    }
+    for (at, layer) in template.layers.iter().enumerate() {
+        line(if at == 0 { "layers" } else { "" }, layer.clone());
+    }
+    text
 }
