@@ -142,6 +142,11 @@ def files(sbx: Sandbox, me: str) -> None:
     marked = fs.write("marked", "x", metadata={"purpose": "a test"})
     assert marked.metadata == {"purpose": "a test"} == fs.get_info("marked").metadata
     assert fs.write("roots", "x", user="root").path == "/root/roots"
+    # Above the home, where the user may make nothing: it is made all the same, and theirs.
+    assert fs.write("/far/away/file", me).path == "/far/away/file"
+    assert [fs.get_info(path).owner for path in ["/far", "/far/away", "/far/away/file"]] == ["user"] * 3
+    with refused(SandboxException, "permission denied"):
+        fs.write("/etc/hostname", "mine")
     for path in ["/no/such", "/tmp/no"]:
         with refused(FileNotFoundException):
             fs.read(path)

@@ -26,7 +26,7 @@ use super::{
     filesystem::{begin_as, unexpected},
     json,
     multipart::Multipart,
-    next_piece,
+    next_piece, parents,
     range::{self, Coding, Part},
     rpc::errno,
     upload_bounds,
@@ -97,6 +97,7 @@ fn refused(why: &DetailFault, path: &str, user: Option<&str>) -> Response<Body> 
             &format!("failed to expand path '{path}': cannot expand user-specific home dir"),
         ),
         (Some(errno::EACCES), _) => failed(StatusCode::FORBIDDEN, &why.fault.message),
+        (Some(errno::ENOENT), _) => failed(StatusCode::NOT_FOUND, &why.fault.message),
         (_, Code::DiskFull) => failed(StatusCode::INSUFFICIENT_STORAGE, NO_SPACE),
         (Some(_), _) => failed(StatusCode::INTERNAL_SERVER_ERROR, &why.fault.message),
         (None, _) => fault(&why.fault),
@@ -335,7 +336,17 @@ impl Upload<'_> {
     /// Writes one file; its absolute path.
     async fn file(&mut self, path: &str, from: From<'_>) -> Result<String, Response<Body>> {
         let op = DetailOp::Write { path: path.to_owned(), attributes: self.metadata.clone() };
-        let (mut operation, sink, there) = match begin_as(self.asked, &op, self.user).await {
+        let mut begun = begin_as(self.asked, &op, self.user).await;
+        // A file that is to be made can only lack directories above it, which its user may not make.
+        if matches!(&begun, Ok((_, Err(why))) if why.errno == Some(errno::ENOENT))
+            && parents::make(self.asked, path, self.user).await
+        {
+            if let Ok((operation, Err(why))) = begun {
+                operation.fail(why.fault).await;
+            }
+            begun = begin_as(self.asked, &op, self.user).await;
+        }
+        let (mut operation, sink, there) = match begun {
             Ok((operation, Ok(DetailAnswer::Sink(there, sink)))) => (operation, sink, there),
             Ok((operation, Ok(_))) => return Err(fault(&operation.fail(unexpected()).await.fault)),
             Ok((operation, Err(why))) => {

@@ -13,6 +13,7 @@ mod files;
 mod filesystem;
 mod metrics;
 mod multipart;
+mod parents;
 mod process;
 mod range;
 mod rpc;
