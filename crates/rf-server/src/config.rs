@@ -414,6 +414,26 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_configuration_is_one() {
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/CONFIGURATION.md")).unwrap();
+        let block = text.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let config = parse(block, &[]).unwrap();
+        assert_eq!(config.ledger.keep_days, Some(400));
+        assert_eq!(config.registries[0].host, "registry.example.com");
+        // What is commented out is right too, but for the files that it names.
+        let all: String = block
+            .lines()
+            .map(|line| {
+                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('[')).unwrap_or(line)
+            })
+            .filter(|line| !line.contains("_file = ") && !line.starts_with("user = "))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        assert_eq!(parse(&all, &[]).unwrap().gate.issuers.len(), 1, "{all}");
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_at_every_level() {
         for more in ["nope = 1", "[door]\nnope = 1", "[tls]\ncertificate='/c'\nkey='/k'\nnope=1", "[log]\nnope=1"] {
             assert!(parse(more, &[]).unwrap_err().contains("nope"), "{more}");
