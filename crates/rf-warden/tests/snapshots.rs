@@ -433,6 +433,102 @@ fn names_are_taken_once_and_orders_are_checked() {
     warden.stop();
 }
 
+/// What the warden holds: descriptors, and processes below it.
+fn held(warden: &Warden) -> (usize, usize) {
+    let pid = warden.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    (fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), children.split_whitespace().count())
+}
+
+#[test]
+fn orders_in_whatever_order_leave_nothing_behind() {
+    let warden = Warden::start();
+    let mut server = warden.connect();
+    let spec = spec(DiskKind::Memory);
+    let first = server.create(&spec).id();
+    server.done(Order::Destroy { id: first });
+    let before = held(&warden);
+    assert_eq!(before.1, 0);
+
+    let seed = SnapshotId::random().bits() as u64 | 1;
+    eprintln!("seed {seed}");
+    let mut state = seed;
+    let mut random = move |below: u64| {
+        // xorshift64 of Marsaglia: its numbers need only differ.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state % below
+    };
+    let mut sandboxes: Vec<support::Sandbox> = Vec::new();
+    let mut snapshots: Vec<SnapshotId> = Vec::new();
+    let (mut good, mut refused) = (0, 0);
+    for _ in 0..40 {
+        // Several at once, of which each may meet any other half done.
+        let mut tags = Vec::new();
+        for _ in 0..=random(6) {
+            let id = match sandboxes.len() {
+                0 => first,
+                len => sandboxes[random(len as u64) as usize].id(),
+            };
+            let snapshot = match snapshots.len() {
+                0 => SnapshotId::random(),
+                len => snapshots[random(len as u64) as usize],
+            };
+            let order = match random(10) {
+                0 | 1 if sandboxes.len() < 8 => Order::Create { spec: spec.clone(), from: None, id: None },
+                2 | 3 if sandboxes.len() < 8 => Order::Create { spec: spec.clone(), from: Some(snapshot), id: None },
+                4 => Order::Pause { id },
+                5 => Order::Resume { id, lease_until: None },
+                6 | 7 => {
+                    let snapshot = SnapshotId::random();
+                    snapshots.push(snapshot);
+                    Order::Snapshot { id, snapshot }
+                }
+                8 => Order::RemoveSnapshot { snapshot },
+                9 => Order::Destroy { id },
+                _ => {
+                    // Something runs, in a directory of the root; its answer is not waited for.
+                    if let Some(sandbox) = sandboxes.first() {
+                        sandbox.try_start("cd ~; echo $RANDOM >> file; exec sleep 0.2");
+                    }
+                    continue;
+                }
+            };
+            tags.push((server.send(order), format!("{snapshot}")));
+        }
+        for (tag, _) in tags {
+            match server.answer(tag) {
+                (Ok(rf_wire::warden::Reply::Created { id, lease_until, .. }), Some(socket)) => {
+                    sandboxes.push(support::Sandbox { id, lease_until, socket });
+                    good += 1;
+                }
+                (Ok(_), _) => good += 1,
+                (Err(fault), _) => {
+                    let known = [Code::NotFound, Code::Conflict, Code::ServerBusy];
+                    assert!(known.contains(&fault.code), "{fault:?}");
+                    refused += 1;
+                }
+            }
+        }
+        // What was destroyed is not asked for any more, mostly.
+        if random(3) == 0 {
+            sandboxes = server.adopt().into_iter().map(|(sandbox, _)| sandbox).collect();
+        }
+    }
+    eprintln!("{good} done, {refused} refused");
+    assert!(good > 20);
+    for (sandbox, _) in server.adopt() {
+        server.done(Order::Destroy { id: sandbox.id() });
+    }
+    for snapshot in server.snapshots() {
+        server.done(Order::RemoveSnapshot { snapshot: snapshot.id });
+    }
+    eventually("nothing is left on disk", || kept(&warden).is_empty());
+    eventually("nothing is held", || held(&warden) == before);
+    warden.stop();
+}
+
 /// How long it takes does not depend on how much was written. For people: nothing is timed by a test.
 #[test]
 #[ignore = "takes 2 GiB of memory; run it by name"]

@@ -298,31 +298,26 @@ impl Sandbox {
     }
 
     fn order(&self, kind: u16, tag: u64, body: impl FnOnce(&mut Writer<'_>)) {
+        self.try_order(kind, tag, body).unwrap();
+    }
+
+    fn try_order(&self, kind: u16, tag: u64, body: impl FnOnce(&mut Writer<'_>)) -> Result<(), Errno> {
         let mut buffer = vec![0; INLINE_MAX];
         let mut writer = Writer::new(&mut buffer, kind, tag);
         body(&mut writer);
         let len = writer.finish().unwrap();
-        packet::send(&self.socket, &buffer[..len], &[]).unwrap();
+        packet::send(&self.socket, &buffer[..len], &[])
+    }
+
+    /// Starts a shell line in a sandbox that may be gone; nobody hears of it.
+    pub fn try_start(&self, line: &str) {
+        let _ = self.try_order(order::SPAWN, 7, |writer| spawn_shell(writer, random_exec(), line, "", None));
     }
 
     /// Sends the order to start a shell line, as `user` (empty: the default one).
     pub fn start_later(&self, line: &str, user: &str, timeout_ms: Option<u64>) -> u128 {
-        let id = rf_types::ExecId::random().bits();
-        self.order(order::SPAWN, 7, |writer| {
-            writer.u128(id);
-            writer.u32(spawn::SHELL);
-            writer.u16(0);
-            writer.u16(0);
-            writer.u64(timeout_ms.unwrap_or(UNLIMITED));
-            for _ in 0..4 {
-                writer.u64(UNLIMITED);
-            }
-            writer.string(user.as_bytes());
-            writer.string(b"");
-            writer.u32(1);
-            writer.string(line.as_bytes());
-            writer.u32(0);
-        });
+        let id = random_exec();
+        self.order(order::SPAWN, 7, |writer| spawn_shell(writer, id, line, user, timeout_ms));
         id
     }
 
@@ -420,4 +415,25 @@ impl Sandbox {
         let (bytes, _) = next(&self.socket.as_fd().try_clone_to_owned().unwrap()).expect("init is there");
         assert_eq!(Reader::message(&bytes).unwrap().0.kind, answer::DONE);
     }
+}
+
+fn random_exec() -> u128 {
+    rf_types::ExecId::random().bits()
+}
+
+/// The body of a `SPAWN` of a shell line.
+fn spawn_shell(writer: &mut Writer<'_>, id: u128, line: &str, user: &str, timeout_ms: Option<u64>) {
+    writer.u128(id);
+    writer.u32(spawn::SHELL);
+    writer.u16(0);
+    writer.u16(0);
+    writer.u64(timeout_ms.unwrap_or(UNLIMITED));
+    for _ in 0..4 {
+        writer.u64(UNLIMITED);
+    }
+    writer.string(user.as_bytes());
+    writer.string(b"");
+    writer.u32(1);
+    writer.string(line.as_bytes());
+    writer.u32(0);
 }
