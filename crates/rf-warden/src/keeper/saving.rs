@@ -39,6 +39,9 @@ const WAITING_MAX: usize = 256;
 const WAITING_TIME: Duration = Duration::from_secs(25);
 /// How long the end of the warden waits for copies. Chosen: its supervisor waits for longer.
 const STOP_TIME: Duration = Duration::from_secs(8);
+/// Most sandboxes whose files are copied while they are frozen, at once. Chosen: as for those in the background, and some
+/// more, since somebody waits.
+const COPYING_MAX: usize = 8;
 /// Most copies in the background at once. Chosen: more would only share the disk.
 const KEEPING_MAX: usize = 2;
 
@@ -163,6 +166,10 @@ impl Keeper {
     }
 
     fn begin_copy(&mut self, id: SandboxId) -> Result<(), Fault> {
+        let is_copying = |live: &&Live| matches!(&live.rest.saving, Some(Saving { step: Step::Copying(..), .. }));
+        if self.live.values().filter(is_copying).count() >= COPYING_MAX {
+            return Err(Fault::new(Code::ServerBusy, "too many sandboxes are being copied", "try again shortly"));
+        }
         let live = self.live.get(&id).ok_or_else(no_sandbox)?;
         let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned().map_err(|_| no_descriptors())?;
         let layer = LayerId::random();
