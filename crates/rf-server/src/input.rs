@@ -4,18 +4,30 @@ use std::{str::FromStr, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    extract::Query,
-    http::{HeaderMap, Uri, header},
+    extract::{FromRequest, Query},
+    http::{HeaderMap, Request, Uri, header},
 };
 use bytes::BytesMut;
 use http_body_util::BodyExt as _;
 use rf_types::{Code, Fault};
 use serde::de::DeserializeOwned;
 
-use crate::{config::DoorConfig, room::Room};
+use crate::{app::App, config::DoorConfig, refusal::Refusal, room::Room};
 
 /// Longest message about a malformed body, characters: a name in it is the client's.
 const MESSAGE_CHARS_MAX: usize = 400;
+
+/// A JSON body, read by [`Intake::json`]: as a handler's last argument, and so only for who was let in.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequest<App> for Json<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request<Body>, app: &App) -> Result<Self, Refusal> {
+        let (parts, body) = request.into_parts();
+        Ok(Self(app.intake().json(&parts.headers, body).await?))
+    }
+}
 
 /// The bounds of reading, shared by all requests.
 #[derive(Clone, Debug)]

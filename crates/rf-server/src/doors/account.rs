@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Response, StatusCode},
+    http::{Response, StatusCode},
 };
 use rf_gate::{KeyAsked, KeyForm};
 use rf_policy::{Action, Credential, Scope, UserUsage};
@@ -16,7 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::List,
     app::{App, Caller, Named, json},
-    input,
+    input::{self, Json},
     operation::Ask,
     refusal::Refusal,
 };
@@ -133,10 +133,8 @@ struct PreferenceAsk {
 async fn set_preference(
     State(app): State<App>,
     caller: Caller,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<PreferenceAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: PreferenceAsk = app.intake().json(&headers, body).await?;
     let operation = app.begin(&caller, Ask::of(Action::MachineManage).subject("preference")).await?;
     let result = app.store().set_preference(caller.who.scope(), ask.preference).map_err(Fault::from);
     operation.finish(result).await?;
@@ -230,13 +228,7 @@ pub fn whole<T>(items: impl Iterator<Item = T>) -> List<T> {
 
 /// Makes a key; the answer is the only one that shows it.
 #[utoipa::path(post, path = "/v1/keys", request_body = KeyAsk, responses((status = 201, body = KeyMadeAnswer)))]
-async fn key_make(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response<Body>, Refusal> {
-    let ask: KeyAsk = app.intake().json(&headers, body).await?;
+async fn key_make(State(app): State<App>, caller: Caller, Json(ask): Json<KeyAsk>) -> Result<Response<Body>, Refusal> {
     let mut operation = app.begin(&caller, Ask::of(Action::KeyManage).detail("op", "make")).await?;
     let result = app.gate().key_make(operation.permit(), &caller.who, &ask.asked(), app.now());
     if let Ok((key, _)) = &result {
@@ -314,10 +306,8 @@ async fn sessions(State(app): State<App>, caller: Caller) -> Result<Response<Bod
 async fn session_begin(
     State(app): State<App>,
     caller: Caller,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<SessionAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: SessionAsk = app.intake().json(&headers, body).await?;
     let mut operation = app.begin(&caller, Ask::of(Action::SessionManage).detail("op", "begin")).await?;
     let ttl_ms = ask.ttl_ms.unwrap_or(SESSION_MS_STANDARD);
     let result = app.gate().session_begin(operation.permit(), &caller.who, ask.scopes.as_deref(), ttl_ms, app.now());

@@ -28,7 +28,7 @@ use crate::{
         frames::frames_of,
         sandboxes::{self, paged},
     },
-    input,
+    input::{self, Json},
     operation::{Ask, Operation},
     output::Output,
     refusal::Refusal,
@@ -376,9 +376,8 @@ async fn run(
     State(app): State<App>,
     caller: Caller,
     headers: HeaderMap,
-    body: Body,
+    Json(RunAsk { mut exec, mut sandbox }): Json<RunAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let RunAsk { mut exec, mut sandbox } = app.intake().json(&headers, body).await?;
     if exec.background {
         return Err(Fault::invalid("a one-shot cannot be in the background: make a sandbox for it").into());
     }
@@ -621,10 +620,8 @@ async fn exec_signal(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<SignalAsk>,
 ) -> Result<StatusCode, Refusal> {
-    let ask: SignalAsk = app.intake().json(&headers, body).await?;
     let ask = ask.check()?;
     let id: ExecId = input::id("exec", &id)?;
     app.signal(&caller, id, ask).await?;
@@ -708,10 +705,8 @@ async fn exec_resize(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<ResizeAsk>,
 ) -> Result<StatusCode, Refusal> {
-    let ask: ResizeAsk = app.intake().json(&headers, body).await?;
     let id: ExecId = input::id("exec", &id)?;
     let operation = app.begin(&caller, Ask::of(Action::ExecControl).subject(id).detail("op", "resize")).await?;
     let result = app.places().execs().resize(operation.permit(), id, ask.rows, ask.cols);

@@ -21,7 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api,
     app::{App, Caller, Where},
-    input,
+    input::{self, Json},
     operation::{Ask, Operation},
     refusal::{Refusal, to_json},
 };
@@ -541,10 +541,8 @@ async fn mkdir(
     State(app): State<App>,
     caller: Caller,
     at: Where,
-    headers: HeaderMap,
-    body: Body,
+    Json(MkdirAsk { path, permissions, parents, user }): Json<MkdirAsk>,
 ) -> Result<StatusCode, Refusal> {
-    let MkdirAsk { path, permissions, parents, user } = app.intake().json(&headers, body).await?;
     let permissions = api::permissions(permissions.as_deref(), 0o755)?;
     done(begin(&app, &caller, &at, FileOp::MakeDir { path, permissions, parents }, user.as_deref()).await?).await
 }
@@ -556,10 +554,8 @@ async fn rename(
     State(app): State<App>,
     caller: Caller,
     at: Where,
-    headers: HeaderMap,
-    body: Body,
+    Json(MoveAsk { from, to, replace, user }): Json<MoveAsk>,
 ) -> Result<StatusCode, Refusal> {
-    let MoveAsk { from, to, replace, user } = app.intake().json(&headers, body).await?;
     done(begin(&app, &caller, &at, FileOp::Move { from, to, replace }, user.as_deref()).await?).await
 }
 
@@ -570,10 +566,8 @@ async fn remove(
     State(app): State<App>,
     caller: Caller,
     at: Where,
-    headers: HeaderMap,
-    body: Body,
+    Json(RemoveAsk { path, recursive, user }): Json<RemoveAsk>,
 ) -> Result<StatusCode, Refusal> {
-    let RemoveAsk { path, recursive, user } = app.intake().json(&headers, body).await?;
     done(begin(&app, &caller, &at, FileOp::Remove { path, recursive }, user.as_deref()).await?).await
 }
 
@@ -584,10 +578,8 @@ async fn chmod(
     State(app): State<App>,
     caller: Caller,
     at: Where,
-    headers: HeaderMap,
-    body: Body,
+    Json(ChmodAsk { path, permissions, user }): Json<ChmodAsk>,
 ) -> Result<StatusCode, Refusal> {
-    let ChmodAsk { path, permissions, user } = app.intake().json(&headers, body).await?;
     let permissions = api::permissions(Some(&permissions), 0)?;
     done(begin(&app, &caller, &at, FileOp::Chmod { path, permissions }, user.as_deref()).await?).await
 }

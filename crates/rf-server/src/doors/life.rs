@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Response, StatusCode, Uri},
+    http::{Response, StatusCode, Uri},
 };
 use rf_places::{Making, Origin, Resume, SandboxRow, SnapshotRow};
 use rf_policy::Action;
@@ -17,7 +17,7 @@ use crate::{
     api::{ForkAsk, List, PauseAsk, ResumeAsk, SnapshotAsk, SnapshotQuery},
     app::{App, Caller, Named, json},
     doors::sandboxes::{self, SandboxAnswer},
-    input,
+    input::{self, Json},
     operation::Ask,
     refusal::Refusal,
 };
@@ -96,10 +96,8 @@ async fn sandbox_pause(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<PauseAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: PauseAsk = app.intake().json(&headers, body).await?;
     let row = pause(&app, &caller, input::id("sandbox", &id)?, ask.keep).await?;
     Ok(json(StatusCode::OK, &SandboxAnswer::from(row)))
 }
@@ -122,10 +120,8 @@ async fn sandbox_resume(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<ResumeAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: ResumeAsk = app.intake().json(&headers, body).await?;
     check_lease(ask.lease_ms)?;
     let how = Resume { lease_ms: ask.lease_ms, cold: ask.cold };
     let row = resume(&app, &caller, input::id("sandbox", &id)?, how).await?;
@@ -154,10 +150,8 @@ async fn sandbox_snapshot(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<SnapshotAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: SnapshotAsk = app.intake().json(&headers, body).await?;
     let row = snapshot_of(&app, &caller, input::id("sandbox", &id)?, ask.name).await?;
     Ok(json(StatusCode::CREATED, &SnapshotAnswer::from(row)))
 }
@@ -196,10 +190,8 @@ async fn sandbox_fork(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<ForkAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: ForkAsk = app.intake().json(&headers, body).await?;
     let id = input::id("sandbox", &id)?;
     let count = ask.count.unwrap_or(1);
     check_lease(ask.lease_ms)?;

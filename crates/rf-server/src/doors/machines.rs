@@ -33,7 +33,7 @@ use crate::{
     api::List,
     app::{App, Caller, Named, json, now},
     doors::{account::whole, stream::Socket},
-    input,
+    input::{self, Json},
     operation::Ask,
     refusal::Refusal,
 };
@@ -141,9 +141,8 @@ async fn machine_enrol(
     State(app): State<App>,
     caller: Caller,
     headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<EnrolAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: EnrolAsk = app.intake().json(&headers, body).await?;
     let operation = app.begin(&caller, Ask::of(Action::MachineManage).detail("op", "enrol")).await?;
     let (at, ttl_ms) = (app.now(), ask.ttl_ms.unwrap_or(ENROLMENT_MS_STANDARD));
     let result = app.gate().enrolment_token_make(operation.permit(), &caller.who, ttl_ms, at);

@@ -19,7 +19,7 @@ use crate::{
     api::{List, Order, PageQuery, SandboxAsk, SandboxPatch, SandboxQuery},
     app::{App, Caller, Named, json},
     doors::life,
-    input,
+    input::{self, Json},
     operation::Ask,
     refusal::Refusal,
     rows::DEFAULT_NAME,
@@ -304,10 +304,8 @@ async fn sandbox_change(
     State(app): State<App>,
     caller: Caller,
     Named(id): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(patch): Json<SandboxPatch>,
 ) -> Result<Response<Body>, Refusal> {
-    let patch: SandboxPatch = app.intake().json(&headers, body).await?;
     let id: SandboxId = input::id("sandbox", &id)?;
     let user = caller.who.principal().user;
     let mut row = None;

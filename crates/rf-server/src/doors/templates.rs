@@ -14,7 +14,7 @@ use std::{
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Response, StatusCode, Uri},
+    http::{Response, StatusCode, Uri},
 };
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
@@ -31,7 +31,7 @@ use crate::{
     api::List,
     app::{App, Caller, Named, json},
     doors::account::whole,
-    input,
+    input::{self, Json},
     operation::{Ask, Operation},
     refusal::Refusal,
     registries::{Registries, RegistryConfig},
@@ -304,10 +304,8 @@ fn check_name(name: &TemplateName) -> Result<(), Fault> {
 async fn template_import(
     State(app): State<App>,
     caller: Caller,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<TemplateAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: TemplateAsk = app.intake().json(&headers, body).await?;
     let named = Ask::of(Action::TemplateManage).subject(&ask.name).detail("op", "import");
     let operation = app.begin(&caller, named.detail("image", app.redactor().text(&ask.image, &[]))).await?;
     // It goes on when the client does not wait: what came in is not fetched twice.

@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Response, StatusCode, Uri},
+    http::{Response, StatusCode, Uri},
 };
 use rf_policy::Action;
 use rf_store::{NewUser, PageAsk, User};
@@ -19,7 +19,7 @@ use crate::{
         self,
         account::{KeyAnswer, KeyAsk, KeyMadeAnswer, UserLimitsSchema, whole},
     },
-    input,
+    input::{self, Json},
     operation::Ask,
     refusal::Refusal,
 };
@@ -149,10 +149,8 @@ async fn users(State(app): State<App>, caller: Caller, uri: Uri) -> Result<Respo
 async fn user_make(
     State(app): State<App>,
     caller: Caller,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<UserAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: UserAsk = app.intake().json(&headers, body).await?;
     let named = Ask::of(Action::Operate).subject(&ask.name).detail("op", "user_make");
     let operation = app.begin(&caller, named.detail("operator", ask.operator)).await?;
     let new = NewUser { name: ask.name, operator: ask.operator, limits: ask.limits.over(UserLimits::STANDARD) };
@@ -176,10 +174,8 @@ async fn user_change(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(patch): Json<UserPatch>,
 ) -> Result<Response<Body>, Refusal> {
-    let patch: UserPatch = app.intake().json(&headers, body).await?;
     let ask = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_change");
     let operation = app.begin(&caller, ask).await?;
     let change = || {
@@ -262,10 +258,8 @@ async fn user_key_make(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<KeyAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: KeyAsk = app.intake().json(&headers, body).await?;
     let named = Ask::of(Action::Operate).subject(app.redactor().text(&text, &[])).detail("op", "user_key_make");
     let mut operation = app.begin(&caller, named).await?;
     let make = || {
