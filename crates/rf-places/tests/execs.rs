@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use rf_places::{ExecEvent, Place, Places, Which};
-use rf_policy::Action;
-use rf_types::{Code, ExecId, ExecState, SandboxId, SignalScope, UserId};
+use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
+use rf_types::{Code, ExecId, ExecState, RequestId, SandboxId, SignalScope, UserId, UserLimits};
 use support::{Behaviour, Field, claim_exec, claim_sandbox, permit_of, shell, spec_of, user};
 
 const MAX: usize = 1 << 20;
@@ -402,4 +402,67 @@ fn an_exec_whose_sandbox_ended_while_no_server_was_there_is_lost() {
         assert_eq!(out, b"before\n");
         assert_eq!(rest, [ExecEvent::Ended(ExecState::Lost)]);
     });
+}
+
+/// A permit that is good in one sandbox alone, as the sandbox's own token gives one.
+fn permit_within(user: UserId, sandbox: SandboxId, action: Action) -> Permit {
+    let principal = Principal {
+        user,
+        username: "ann".parse().unwrap(),
+        credential: Credential::Sandbox { id: sandbox },
+        scopes: vec![Scope::Read, Scope::Run],
+    };
+    let (limits, usage) = (UserLimits::STANDARD, UserUsage::default());
+    let (request, asked) = (RequestId::random(), Asked::Nothing);
+    judge(&Question { principal: &principal, action, request, limits: &limits, usage: &usage, asked }).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permit_for_one_sandbox_finds_nothing_in_another() {
+    let field = Field::new();
+    let places = field.places().await;
+    let (one, other) = (sandbox(&places, user(1)).await, sandbox(&places, user(1)).await);
+    let exec = ExecId::random();
+    places.execs().run_background(claim_exec(&places, user(1)), &one, exec, &shell("sleep 1000")).await.unwrap();
+    let permit = |place: &Arc<dyn Place>, action| permit_within(user(1), id_of(place), action);
+    let live = ExecId::random();
+    let (note, ended) = (rf_places::LiveNote::default(), Box::new(|_| Box::pin(async {}) as _));
+    let started =
+        places.execs().run_live(claim_exec(&places, user(1)), &one, live, &shell("sleep 1000"), note, ended).await;
+    started.map(drop).unwrap();
+    // Of the same user's, and as if it did not exist.
+    let wrong = permit(&other, Action::ExecControl);
+    let mut refused = Vec::new();
+    for exec in [exec, live] {
+        let execs = places.execs();
+        refused.extend([
+            execs.signal(&wrong, exec, 9, SignalScope::Tree).await.unwrap_err(),
+            execs.write_stdin(&wrong, exec, b"x").await.unwrap_err(),
+            execs.remove(&wrong, exec).unwrap_err(),
+            execs.wait(&permit(&other, Action::ExecRead), exec).await.unwrap_err(),
+            execs.follow(&permit(&other, Action::ExecRead), exec).err().unwrap(),
+            execs.feed(&wrong, exec, b"x").await.unwrap_err(),
+            execs.end_input(&wrong, exec).await.unwrap_err(),
+            execs.set_size(&wrong, exec, 1, 1).unwrap_err(),
+            execs.stop(&wrong, exec, 9).await.unwrap_err(),
+        ]);
+    }
+    let none = places.execs().signal(&wrong, ExecId::random(), 9, SignalScope::Tree).await.unwrap_err();
+    assert!(refused.iter().all(|fault| *fault == none), "{refused:?}");
+    let op = rf_types::FileOp::Stat { path: "/".to_owned(), follow: true };
+    let file = |permit: Permit| {
+        let (one, op) = (Arc::clone(&one), op.clone());
+        async move { one.file(&permit, &op, None).await.map(drop) }
+    };
+    assert_eq!(file(permit(&other, Action::FileRead)).await.unwrap_err().code, Code::NotFound);
+    let port = one.sandbox().unwrap().connect(&permit(&other, Action::PortConnect), 1).await.unwrap_err();
+    assert_eq!(port.message, "no such sandbox");
+    // Control: in its own sandbox each of them is let in.
+    file(permit(&one, Action::FileRead)).await.unwrap();
+    let port = one.sandbox().unwrap().connect(&permit(&one, Action::PortConnect), 1).await.unwrap_err();
+    assert!(port.message.contains("nothing listens"), "{port:?}");
+    for exec in [exec, live] {
+        places.execs().follow(&permit(&one, Action::ExecRead), exec).map(drop).unwrap();
+        places.execs().signal(&permit(&one, Action::ExecControl), exec, 9, SignalScope::Tree).await.unwrap();
+    }
 }

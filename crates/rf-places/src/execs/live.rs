@@ -226,16 +226,21 @@ impl Execs {
         lock(&self.inner.live.0).get(&(user, exec)).cloned()
     }
 
+    /// As [`Self::live_of`], for a permit that may be good in one sandbox only: what runs elsewhere is not there for it.
+    fn live_for(&self, permit: &Permit, exec: ExecId) -> Option<Arc<Live>> {
+        self.live_of(permit.user(), exec).filter(|live| permit.reaches(live.place))
+    }
+
     /// What an exec prints from now on, and its end; its pid.
     ///
     /// # Errors
     /// `not_found`, also when it is another user's; `limit_reached` when too many follow it.
     pub fn follow(&self, permit: &Permit, exec: ExecId) -> Result<(u32, LiveEvents), Fault> {
         permit.require(Action::ExecRead)?;
-        if let Some(live) = self.live_of(permit.user(), exec) {
+        if let Some(live) = self.live_for(permit, exec) {
             return Ok((live.pid, live.follow()?));
         }
-        let entry = self.find(permit.user(), exec)?;
+        let entry = self.find_for(permit, exec)?;
         let kept = entry.kept()?;
         let [out, err] = [Which::Stdout, Which::Stderr].map(|which| kept.progress(which).borrow().len);
         let pid = lock(&entry.info).pid;
@@ -261,7 +266,7 @@ impl Execs {
     /// `not_found`; `conflict` when it has no standard input, or that is closed.
     pub async fn feed(&self, permit: &Permit, exec: ExecId, bytes: &[u8]) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let Some(live) = self.live_of(permit.user(), exec) else { return self.write_stdin(permit, exec, bytes).await };
+        let Some(live) = self.live_for(permit, exec) else { return self.write_stdin(permit, exec, bytes).await };
         let mut stdin = live.stdin.lock().await;
         let writer = stdin.as_mut().ok_or_else(no_stdin)?;
         if writer.write_all(bytes).await.is_err() {
@@ -277,7 +282,7 @@ impl Execs {
     /// `not_found`; `conflict` when it has none, or that is closed.
     pub async fn end_input(&self, permit: &Permit, exec: ExecId) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let Some(live) = self.live_of(permit.user(), exec) else { return self.close_stdin(permit, exec).await };
+        let Some(live) = self.live_for(permit, exec) else { return self.close_stdin(permit, exec).await };
         let mut writer = live.stdin.lock().await.take().ok_or_else(no_stdin)?;
         // It is gone either way.
         let _ = writer.shutdown().await;
@@ -290,7 +295,7 @@ impl Execs {
     /// `not_found`; `conflict` when it has no terminal.
     pub fn set_size(&self, permit: &Permit, exec: ExecId, rows: u16, cols: u16) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
-        let Some(live) = self.live_of(permit.user(), exec) else { return self.resize(permit, exec, rows, cols) };
+        let Some(live) = self.live_for(permit, exec) else { return self.resize(permit, exec, rows, cols) };
         let no_terminal = || Fault::new(Code::Conflict, "the exec has no terminal", "start it with `pty`");
         live.resize.as_ref().ok_or_else(no_terminal)?.resize(rows, cols)
     }
@@ -301,14 +306,14 @@ impl Execs {
     /// # Errors
     /// `not_found` when there is no such exec or it has ended; what the place says.
     pub async fn stop(&self, permit: &Permit, exec: ExecId, signal: i32) -> Result<(), Fault> {
-        if let Some(live) = self.live_of(permit.user(), exec) {
+        if let Some(live) = self.live_for(permit, exec) {
             live.hurried.store(true, Ordering::Release);
             live.hurry.notify_one();
         }
         self.signal(permit, exec, signal, SignalScope::Process).await?;
         if signal == SIGKILL {
             // Who looks for the process now must not find it.
-            let mut state = self.find(permit.user(), exec)?.state();
+            let mut state = self.find_for(permit, exec)?.state();
             let ended = state.wait_for(|state| *state != ExecState::Running);
             let _still_dying = tokio::time::timeout(DEATH_TIME, ended).await;
         }
