@@ -341,6 +341,7 @@ async fn our_own_door_reaches_the_users_ports_and_nobody_elses() {
     let base = format!("/v1/sandboxes/{id}/ports/{port}");
     let answer = call(server, "GET", &format!("{base}/x/y?z=1"), &server.admin, "").await;
     assert!(answer.ends_with("hello"), "{answer}");
+    assert!(answer.contains("content-security-policy: sandbox"), "no page of ours: {answer}");
     let asked = program.only();
     assert!(asked.starts_with("get /x/y?z=1 http/1.1\r\n"), "{asked}");
     assert!(asked.contains(&format!("x-forwarded-prefix: {base}\r\n")) && !asked.contains("authorization"), "{asked}");
@@ -602,13 +603,14 @@ async fn a_tunnel_carries_whatever_a_program_speaks() {
     let path = format!("/v1/sandboxes/{}/tunnels/{port}", world.id);
     let plain = call(&world.server, "GET", &path, &world.server.admin, "").await;
     assert!(plain.starts_with("HTTP/1.1 426 "), "{plain}");
-    let ask = |key: &str| {
+    let ask = |key: &str, more: &str| {
         format!(
-            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: upgrade\r\nupgrade: tcp\r\n\r\n"
+            "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: upgrade{more}\r\n\
+             upgrade: tcp\r\n\r\n"
         )
     };
     let mut stream = TcpStream::connect(world.server.address).await.unwrap();
-    stream.write_all(ask(&world.server.admin).as_bytes()).await.unwrap();
+    stream.write_all(ask(&world.server.admin, "").as_bytes()).await.unwrap();
     let answer = until(&mut stream, "\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
     let (mut program, _) = listener.accept().await.unwrap();
@@ -623,7 +625,7 @@ async fn a_tunnel_carries_whatever_a_program_speaks() {
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
     // Nobody else, and nothing where nothing listens.
     drop(listener);
-    assert!(world.talk(&ask(&world.server.admin)).await.starts_with("HTTP/1.1 404 "));
-    assert!(world.talk(&ask("rf_wrong")).await.starts_with("HTTP/1.1 401 "));
+    assert!(world.talk(&ask(&world.server.admin, ", close")).await.starts_with("HTTP/1.1 404 "));
+    assert!(world.talk(&ask("rf_wrong", ", close")).await.starts_with("HTTP/1.1 401 "));
     world.server.stop().await;
 }
