@@ -195,10 +195,7 @@ fn work(field: &Field, sandbox: &str, lane: &str, count: usize, ended: &AtomicBo
             Said::Answer { body, .. } if contains(body, OUTSIDE.as_bytes()) => bad = true,
             Said::Answer { status: 200..=299, whole: true, .. } => slot[0] += 1,
             // A tree that vanished while it was being sent.
-            Said::Answer { status: 200, whole: false, .. } => {
-                slot[1] += 1;
-                call = field.open().unwrap();
-            }
+            Said::Answer { status: 200, whole: false, .. } => slot[1] += 1,
             said => {
                 slot[1] += 1;
                 match said.code() {
@@ -206,6 +203,9 @@ fn work(field: &Field, sandbox: &str, lane: &str, count: usize, ended: &AtomicBo
                     None => bad = true,
                 }
             }
+        }
+        if call.last || matches!(said, Said::Answer { whole: false, .. }) {
+            call = field.open().unwrap();
         }
         if bad {
             came.wrong.push(format!("{lane}: {method} {path} after {:?}: {said}", since.elapsed()));

@@ -68,6 +68,8 @@ pub struct Call {
     stream: TcpStream,
     /// Bytes that came and belong to no answer yet.
     seen: Vec<u8>,
+    /// Whether the last answer said that no other follows on this connection.
+    pub last: bool,
 }
 
 /// The head of an answer that was read.
@@ -84,7 +86,7 @@ impl Call {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, seen: Vec::new() })
+        Ok(Self { stream, seen: Vec::new(), last: false })
     }
 
     /// Sends these bytes.
@@ -119,11 +121,13 @@ impl Call {
         let header = |name: &str| {
             text.lines().find_map(|line| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(':'))).map(str::trim)
         };
+        self.last = header("connection") == Some("close");
         let length = if status == 204 { Some(0) } else { header("content-length").and_then(|n| n.parse().ok()) };
         Ok(Head { status, length, chunked: header("transfer-encoding") == Some("chunked") })
     }
 
-    /// Reads the next answer, as far as it comes. The connection can be used on after a whole one.
+    /// Reads the next answer, as far as it comes. The connection can be used on after a whole one
+    /// that does not say that it is the last.
     pub fn answer(&mut self) -> Said {
         match self.head() {
             Ok(head) => self.body(&head),
