@@ -173,7 +173,7 @@ impl Execs {
             life: Mutex::new(Life { link, end: None }),
         });
         // From the beginning: nobody need be told.
-        let _ = exec.hand_over(streams, Held::default());
+        drop(exec.hand_over(streams, Held::default()));
         lock(&self.table).insert(id, exec.clone());
         if !keep && lock(&exec.life).link.mux.dead().is_some() {
             // The session ended while it was being started, and with it its caller.

@@ -315,7 +315,8 @@ async fn a_server_that_dies_again_and_again_gets_every_byte_once() {
     let mut stderr = spawned.stderr.take().unwrap();
     let read = futures::future::join(spawned.stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
     let (first, second) = within(read).await;
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     assert_eq!(within(spawned.exit).await.unwrap().code, Some(0));
     let numbers = |to: u32| (1..=to).flat_map(|n| format!("{n}\n").into_bytes());
     assert!(numbers(700_000).eq(out.iter().copied()), "{} bytes of standard output", out.len());

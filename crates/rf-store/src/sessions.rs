@@ -205,8 +205,7 @@ impl Store {
                 SessionMaker::Other => (None, None),
             };
             let (id, user) = (new.id.as_str(), blob(scope.user()));
-            let values =
-                params![id, user, new.hash.bytes(), new.scopes, int(now), int(new.expires), key, session];
+            let values = params![id, user, new.hash.bytes(), new.scopes, int(now), int(new.expires), key, session];
             transaction
                 .prepare_cached(
                     "INSERT INTO sessions (id, user, hash, scopes, created, expires, key)
