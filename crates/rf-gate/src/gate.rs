@@ -355,7 +355,13 @@ impl Gate {
         now: UnixMs,
     ) -> Result<(Permit, Sandbox), Fault> {
         self.standing(who, now)?;
-        let new = NewSandbox { id: SandboxId::random(), name, spec, about: &rf_types::SandboxAbout::default(), from_snapshot: None };
+        let new = NewSandbox {
+            id: SandboxId::random(),
+            name,
+            spec,
+            about: &rf_types::SandboxAbout::default(),
+            from_snapshot: None,
+        };
         let execs = self.0.execs.running(who.scope.user());
         let reserved = self.0.store.sandbox_reserve(&who.scope, &new, now, |limits, usage| {
             let usage = with_execs(*usage, execs);

@@ -292,6 +292,7 @@ fn every_limit_of_a_sandbox_holds() {
         disk_bytes_max: l.disk_bytes_max,
         lease_ms_max: spec.lease_ms,
         root_allowed: true,
+        ..UserLimits::STANDARD..UserLimits::STANDARD
     };
     let lower: [(&str, UserLimits, Code); 7] = [
         ("sandboxes", UserLimits { sandboxes_max: 0, ..exact }, Code::LimitReached),
@@ -484,7 +485,13 @@ fn a_sandboxs_own_token_is_its_owners_inside_it_and_ends_with_it() {
         .sandbox_insert(
             &w.system,
             ann,
-            &rf_store::NewSandbox { id, name: None, spec: &spec, about: &rf_types::SandboxAbout::default() },
+            &rf_store::NewSandbox {
+                id,
+                name: None,
+                spec: &spec,
+                about: &rf_types::SandboxAbout::default(),
+                from_snapshot: None,
+            },
             NOW,
             NOW + HOUR,
         )

@@ -99,9 +99,8 @@ async fn one_is_named_by_pid_and_tag_in_its_own_place_alone() {
     assert_eq!((live.len(), live[0].pid, live[0].note.tag.as_deref()), (1, pid, Some("name")));
     assert_eq!(live[0].argv, ["sleep", "1000"]);
     assert!(execs.live(user(2), place.place()).is_empty() && execs.live(user(1), other.place()).is_empty());
-    for theirs in [permit_of(user(2), Action::ExecRead)] {
-        assert_eq!(execs.follow(&theirs, exec).err().unwrap().code, Code::NotFound);
-    }
+    let theirs = permit_of(user(2), Action::ExecRead);
+    assert_eq!(execs.follow(&theirs, exec).err().unwrap().code, Code::NotFound);
     let control = permit_of(user(1), Action::ExecControl);
     assert_eq!(execs.stop(&permit_of(user(2), Action::ExecControl), exec, 9).await.unwrap_err().code, Code::NotFound);
     execs.stop(&control, exec, 9).await.unwrap();

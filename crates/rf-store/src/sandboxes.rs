@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 
 use rf_types::{
-    PauseKind, SandboxAbout, SandboxEnv, SandboxId, SandboxSpec, SandboxState, SnapshotId, TemplateName, UserId, UserLimits,
-    units::UnixMs,
+    PauseKind, SandboxAbout, SandboxEnv, SandboxId, SandboxSpec, SandboxState, SnapshotId, TemplateName, UserId,
+    UserLimits, units::UnixMs,
 };
 use rusqlite::{OptionalExtension, Row, params, types::Type};
 use serde::{Deserialize, Serialize};

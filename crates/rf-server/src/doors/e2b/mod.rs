@@ -31,12 +31,7 @@ impl E2b {
     /// When the key of the tokens cannot be read or made.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let tokens = Tokens::load_or_create(&state_dir.join("e2b.key"))?;
-        Ok(Self {
-            tokens,
-            meters: Meters::default(),
-            watchers: Watchers::default(),
-            kernels: Kernels::default(),
-        })
+        Ok(Self { tokens, meters: Meters::default(), watchers: Watchers::default(), kernels: Kernels::default() })
     }
 
     /// What sandboxes used over time.
