@@ -292,7 +292,7 @@ fn every_limit_of_a_sandbox_holds() {
         disk_bytes_max: l.disk_bytes_max,
         lease_ms_max: spec.lease_ms,
         root_allowed: true,
-        ..UserLimits::STANDARD..UserLimits::STANDARD
+        ..UserLimits::STANDARD
     };
     let lower: [(&str, UserLimits, Code); 7] = [
         ("sandboxes", UserLimits { sandboxes_max: 0, ..exact }, Code::LimitReached),
