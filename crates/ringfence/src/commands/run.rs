@@ -31,7 +31,12 @@ pub(crate) struct RunArgs {
     #[arg(short, long, help_heading = "Command")]
     interactive: bool,
     /// The command and its arguments [default: what the template's image starts by itself].
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND",
+        required_unless_present = "template"
+    )]
     command: Vec<String>,
 }
 
