@@ -36,6 +36,9 @@ use crate::{app::Peer, config::DoorConfig, refusal::Refusal, service::Door, tls:
 const CERTIFICATE_PERIOD: Duration = Duration::from_secs(5);
 /// How long the listener rests when the process has no descriptors left. Chosen: one connection may end meanwhile.
 const ACCEPT_REST: Duration = Duration::from_millis(20);
+/// How long is read on what a client still sends of a request that was answered before its end. Chosen: a local client has
+/// read the answer by then, and another one will have begun to.
+const LINGER: Duration = Duration::from_millis(500);
 /// Header list and streams of one HTTP/2 connection. Chosen: some clients keep one connection for all they do.
 const H2_HEADER_BYTES_MAX: u32 = 64 << 10;
 const H2_STREAMS_MAX: u32 = 128;
@@ -89,8 +92,8 @@ pub async fn serve(
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let line = Line { tls: acceptor.is_some(), reset: Arc::default() };
-        let stream = Impatient { stream, stall, waiting: None, line: line.clone() };
+        let line = Line { tls: acceptor.is_some(), ..Line::none() };
+        let stream = Impatient { stream, stall, waiting: None, lingering: None, line: line.clone() };
         let watcher = graceful.watcher();
         let (door, builder, acceptor) = (door.clone(), builder.clone(), acceptor.clone());
         tokio::spawn(async move {
@@ -121,19 +124,26 @@ pub struct Line {
     /// Whether it is under TLS.
     pub tls: bool,
     reset: Arc<AtomicBool>,
+    linger: Arc<AtomicBool>,
 }
 
 impl Line {
     /// A line of its own, for requests that came over none.
     #[must_use]
     pub fn none() -> Self {
-        Self { tls: false, reset: Arc::default() }
+        Self { tls: false, reset: Arc::default(), linger: Arc::default() }
     }
 
     /// Has the connection end with a reset (RST) instead of an orderly end, once it is given up: what was under way on
     /// it is not to be taken for whole. For HTTP/1.1 alone, where one request at a time has the connection.
     pub fn reset_at_end(&self) {
         self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the connection end only when its client has ended it as well, or after a moment: closed with bytes unread, it
+    /// would be reset, and the client might never see the answer (RFC 9112, section 9.6).
+    fn linger_at_end(&self) {
+        self.linger.store(true, Ordering::Relaxed);
     }
 }
 
@@ -180,6 +190,7 @@ struct Impatient {
     stream: TcpStream,
     stall: Duration,
     waiting: Option<Pin<Box<tokio::time::Sleep>>>,
+    lingering: Option<Pin<Box<tokio::time::Sleep>>>,
     line: Line,
 }
 
@@ -203,6 +214,26 @@ impl Impatient {
         match waiting.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing"))),
             Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Impatient {
+    /// Reads and drops what still comes, until the client's end or the end of [`LINGER`].
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let over = self.lingering.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        if over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut dropped = [0; 16 * 1024];
+        loop {
+            let mut buffer = ReadBuf::new(&mut dropped);
+            match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                // The answer is out; how the client ends is its own affair.
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     }
 }
@@ -245,7 +276,13 @@ impl AsyncWrite for Impatient {
             // An orderly end would come before the reset.
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.lingering.is_none() {
+            let ended = Pin::new(&mut self.stream).poll_shutdown(context);
+            if !matches!(ended, Poll::Ready(Ok(()))) || !self.line.linger.load(Ordering::Relaxed) {
+                return ended;
+            }
+        }
+        self.poll_linger(context)
     }
 }
 
@@ -290,11 +327,13 @@ async fn connection<S>(
             seen.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(Peer(peer.ip()));
             request.extensions_mut().insert(line.clone());
-            let door = door.clone();
+            let (door, line) = (door.clone(), line.clone());
             async move {
                 let (request, unread) = unread::watch(request);
                 let mut response = door.answer(request).await;
-                unread.say(&mut response);
+                if unread.say(&mut response) {
+                    line.linger_at_end();
+                }
                 Ok::<_, Infallible>(response)
             }
         }

@@ -41,6 +41,26 @@ async fn a_client_that_sends_no_whole_header_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_half_way_reads_why_after_sending_the_rest() {
+    let server = Listening::with(|_| {}).await;
+    let body = vec![b'x'; 8 << 20];
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        let head = format!(
+            "PUT /v1/sandboxes/none/files?path=x HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // More than the sockets hold, so that it is still being sent when the answer is there.
+        stream.write_all(&body).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("connection: close"), "{answer}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_connection_too_many_is_told_so() {
     let server = Listening::with(|config| config.door.connections_max = 1).await;
     let mut first = TcpStream::connect(server.address).await.unwrap();

@@ -64,12 +64,14 @@ where
 }
 
 impl Unread {
-    /// Says in an answer that it is the last of its connection, where that is so.
-    pub(crate) fn say<B>(&self, response: &mut Response<B>) {
-        let Self(Some(over)) = self else { return };
-        if !over.load(Ordering::Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    /// Says in an answer that it is the last of its connection, where that is so; whether it is.
+    pub(crate) fn say<B>(&self, response: &mut Response<B>) -> bool {
+        let Self(Some(over)) = self else { return false };
+        let last = !over.load(Ordering::Relaxed) && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        if last {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        last
     }
 }
 
@@ -87,7 +89,8 @@ mod tests {
             assert_eq!(request.into_body().collect().await.unwrap().to_bytes(), body);
         }
         let mut response = Response::new(());
-        unread.say(&mut response);
+        let last = unread.say(&mut response);
+        assert_eq!(last, response.headers().contains_key(CONNECTION));
         response.headers().contains_key(CONNECTION)
     }
 
