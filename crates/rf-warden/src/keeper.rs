@@ -133,9 +133,12 @@ pub fn run(config: WardenConfig) -> Result<(), WardenError> {
         private_dir(&config.own(name))?;
     }
     let _lock = door::lock(&config.own("lock"))?;
+    // Before the first group is made: told to stop while it comes up, a warden leaves none behind either.
+    let signals =
+        rf_sandbox::watch_signals(&[Signal::TERM, Signal::INT]).map_err(WardenError::step("watch for signals"))?;
     let host = HostReport::probe(&config.base()).map_err(WardenError::step("probe the host"))?;
     let hierarchies = host.hierarchies.clone();
-    let kept = keep(config, host);
+    let kept = keep(config, host, &signals);
     if kept.is_err() {
         // One that does not come up leaves no empty group behind either.
         hierarchies.remove_base();
@@ -144,11 +147,9 @@ pub fn run(config: WardenConfig) -> Result<(), WardenError> {
 }
 
 /// Sweeps, sets up, and keeps until told to stop.
-fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
+fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(), WardenError> {
     host.hierarchies.sweep()?;
     host.hierarchies.stay_limited()?;
-    let signals =
-        rf_sandbox::watch_signals(&[Signal::TERM, Signal::INT]).map_err(WardenError::step("watch for signals"))?;
     let templates = Templates::open(&config)?;
     let snapshots = Snapshots::open(&config)?;
     let launcher = Launcher::new(host, config.own("images"), &config.own("dev"))?;
@@ -184,7 +185,7 @@ fn keep(config: WardenConfig, host: HostReport) -> Result<(), WardenError> {
     };
     keeper.collect();
     let token = keeper.token(Source::Signal);
-    watch(&keeper.epoll, &signals, token).map_err(WardenError::step("watch for signals"))?;
+    watch(&keeper.epoll, signals, token).map_err(WardenError::step("watch for signals"))?;
     let token = keeper.token(Source::Listener);
     watch(&keeper.epoll, &keeper.listener, token).map_err(WardenError::step("watch the warden's socket"))?;
     keeper.turn()?;
