@@ -424,7 +424,7 @@ fn an_image_of_a_registry_with_credentials_says_how_far_it_is_and_runs_its_own_c
     // Without a command it is the image's own; with one, that alone.
     assert_eq!(system.run(&["run", "--template", "mine"]).expect(5), "hello from the image");
     assert_eq!(system.ok(&["run", "--template", "mine", "--", "/bin/sh", "-c", "echo $GREETING"]), "hello");
-    let none = system.run(&["run"]);
+    let none = system.run(&["run", "--template", "host"]);
     none.expect(125);
     assert!(none.stderr.contains("has none of its own"), "{}", none.stderr);
     let records = system.ok(&["audit", "export"]);

@@ -15,7 +15,7 @@ from e2b import (
     TimeoutException,
 )
 
-from together import Steps, keys, say
+from together import Steps, keys, leave, say
 
 step = Steps()
 
@@ -156,3 +156,4 @@ async def main() -> None:
 
 if __name__ == "__main__":
     asyncio.run(main())
+    leave(0)

@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 
 def keys() -> dict[str, str]:
@@ -49,7 +50,19 @@ def at_once(journey: Callable[[str, str], None]) -> None:
     for thread in threads:
         thread.join()
     if failed:
-        sys.exit(f"failed for {', '.join(failed)}")
+        print(f"failed for {', '.join(failed)}", file=sys.stderr)
+    leave(1 if failed else 0)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the program without taking the interpreter down.
+
+    The client's threads (pyqwest, in Rust) may still wake up, and before Python 3.14 a foreign thread that asks for the
+    interpreter while that goes away is ended by an unwinding that Rust answers with an abort (PyO3/pyo3#4874).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def eventually(what: str, done: Callable[[], bool], within_s: float = 30) -> None:
