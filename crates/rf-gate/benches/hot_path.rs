@@ -8,9 +8,9 @@ use std::{
 };
 
 use rf_gate::{Gate, GateConfig, KeyAsked, KeyForm, Presented, Rate};
-use rf_policy::{Action, Asked};
-use rf_store::{NewUser, Store};
-use rf_types::{RequestId, SandboxSpec, UserLimits};
+use rf_policy::{Action, Asked, UserUsage};
+use rf_store::{NewSandbox, NewUser, Store};
+use rf_types::{RequestId, SandboxAbout, SandboxId, SandboxSpec, UserLimits};
 
 /// Runs `work` 20,000 times and prints the median, the 99th percentile and the mean, microseconds.
 fn measure(name: &str, mut work: impl FnMut()) {
@@ -56,31 +56,40 @@ fn main() {
         let permit = gate.permit(&root, Action::Operate, RequestId::random(), Asked::Nothing, now).expect("a permit");
         let asked = KeyAsked { name: "k", form: KeyForm::Ringfence, scopes: None, expires: None };
         let (_, key) = gate.key_make_for(&permit, operator, user.id, &asked, now).expect("a key");
-        let who = authenticate(key.reveal());
         for _ in 0..3 {
-            let (_permit, _) =
-                gate.reserve_sandbox(&who, RequestId::random(), None, &spec, now).expect("a reservation");
+            let about = SandboxAbout::default();
+            let new =
+                NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &about, from_snapshot: None };
+            store.sandbox_insert(&system, user.id, &new, now, now + spec.lease_ms).expect("a row");
         }
         secret = Some(key);
     }
     let secret = secret.expect("there are users");
     let who = authenticate(secret.reveal());
+    let usage = UserUsage { sandboxes: 3, ..UserUsage::default() };
 
     println!("microseconds:");
     measure("authenticate by key", || drop(black_box(authenticate(secret.reveal()))));
     measure("permit, without a quota", || {
         black_box(gate.permit(&who, Action::FileRead, RequestId::random(), Asked::Nothing, now)).map(drop).expect("yes")
     });
-    measure("reserve an exec and give it back", || {
-        black_box(gate.reserve_exec(&who, RequestId::random(), false, now)).map(drop).expect("yes")
+    let exec = Asked::Exec { root: false };
+    measure("permit one more exec", || {
+        black_box(gate.permit_with(&who, Action::Exec, RequestId::random(), exec.clone(), &usage, now))
+            .map(drop)
+            .expect("yes")
     });
-    measure("authenticate and reserve an exec", || {
+    measure("authenticate and permit one more exec", || {
         let who = authenticate(secret.reveal());
-        black_box(gate.reserve_exec(&who, RequestId::random(), false, now)).map(drop).expect("yes")
+        black_box(gate.permit_with(&who, Action::Exec, RequestId::random(), exec.clone(), &usage, now))
+            .map(drop)
+            .expect("yes")
     });
-    measure("reserve a sandbox and end it", || {
-        let (_permit, sandbox) = gate.reserve_sandbox(&who, RequestId::random(), None, &spec, now).expect("a slot");
-        store.sandbox_end(who.scope(), sandbox.id, "over", now).expect("an end");
+    measure("permit one more sandbox", || {
+        let asked = Asked::Sandbox(&spec);
+        black_box(gate.permit_with(&who, Action::SandboxCreate, RequestId::random(), asked, &usage, now))
+            .map(drop)
+            .expect("yes")
     });
     measure("refuse a key that is not known", || {
         let unknown = "rf_0000000000000000000000000000000000000000";

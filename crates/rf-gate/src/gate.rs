@@ -3,15 +3,11 @@
 use std::{net::IpAddr, sync::Arc};
 
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
-use rf_store::{
-    Known, NewSandbox, OperatorScope, Proof, Refused, ReserveError, Sandbox, Store, StoreError, SystemScope, Usage,
-    UserScope,
-};
-use rf_types::{Code, Fault, Preference, RequestId, SandboxId, SandboxSpec, UserId, UserLimits, units::UnixMs};
+use rf_store::{Known, OperatorScope, Proof, Refused, Store, StoreError, UserScope};
+use rf_types::{Code, Fault, Preference, RequestId, SandboxId, UserId, UserLimits, units::UnixMs};
 
 use crate::{
-    ExecSlot, GateConfig, Pepper, SecretKind,
-    execs::Execs,
+    GateConfig, Pepper, SecretKind,
     jwt::Tokens,
     rate::{Peer, Rates},
     secret,
@@ -170,7 +166,6 @@ pub(crate) struct Inner {
     /// Requests of visitors, for each sandbox: they use up nothing of its user's own rate.
     pub(crate) visits: Rates<SandboxId>,
     pub(crate) failures: Rates<Peer>,
-    execs: Arc<Execs>,
 }
 
 impl std::fmt::Debug for Gate {
@@ -195,7 +190,6 @@ impl Gate {
             requests: Rates::new(config.requests),
             visits: Rates::new(config.requests),
             failures: Rates::new(config.failures),
-            execs: Arc::default(),
             config,
         })))
     }
@@ -297,14 +291,14 @@ impl Gate {
         Ok(authenticated(known, Credential::Token { issuer: token.issuer }, token.scopes))
     }
 
-    /// Judges one action by what stands at this moment: the credential, the user, their limits and their usage.
+    /// Judges one action by what stands at this moment: the credential, the user and their limits.
     ///
-    /// A sandbox and an exec are let in by [`Gate::reserve_sandbox`] and [`Gate::reserve_exec`], which leave no moment
-    /// between the judgement and the count.
+    /// What is counted (a sandbox, an exec, a snapshot) is judged by [`Gate::permit_with`] within a claim of the places,
+    /// which leaves no moment between the judgement and the count.
     ///
     /// # Errors
     /// `forbidden`, `limit_reached`, `invalid_request` of [`judge`]; `unauthenticated` when the credential no longer
-    /// stands; `store_unavailable`.
+    /// stands; `store_unavailable`; `internal` for what is counted.
     pub fn permit(
         &self,
         who: &Authenticated,
@@ -313,18 +307,19 @@ impl Gate {
         asked: Asked<'_>,
         now: UnixMs,
     ) -> Result<Permit, Fault> {
-        let limits = self.standing(who, now)?;
-        // The sums are read where they are judged, and nowhere else.
-        let sums = match &asked {
-            Asked::Sandbox(_) => self.0.store.usage(&who.scope)?,
-            Asked::Nothing | Asked::Exec { .. } | Asked::Snapshot { .. } | Asked::Lease { .. } => Usage::default(),
-        };
-        let usage = with_execs(sums, self.0.execs.running(who.scope.user()));
-        judge(&Question { principal: &who.principal, action, request, limits: &limits, usage: &usage, asked })
+        match asked {
+            Asked::Nothing | Asked::Lease { .. } => {
+                self.permit_with(who, action, request, asked, &UserUsage::default(), now)
+            }
+            // With no count every limit of a sum would hold.
+            Asked::Sandbox(_) | Asked::Exec { .. } | Asked::Snapshot { .. } => {
+                Err(Fault::new(Code::Internal, "what is counted was judged without its count", ""))
+            }
+        }
     }
 
-    /// As [`Gate::permit`], with what the user has as the caller counts it: for one who judges and counts in one step
-    /// of their own.
+    /// As [`Gate::permit`], also for what is counted, with what the user has as the caller counts it: the caller judges
+    /// and counts in one step.
     ///
     /// # Errors
     /// As for [`Gate::permit`].
@@ -339,78 +334,6 @@ impl Gate {
     ) -> Result<Permit, Fault> {
         let limits = self.standing(who, now)?;
         judge(&Question { principal: &who.principal, action, request, limits: &limits, usage, asked })
-    }
-
-    /// Judges the making of a sandbox and inserts its row in phase `starting`, both in one transaction, so that two at
-    /// once cannot both take the last slot. When the making fails, [`Store::sandbox_end`] gives the slot back.
-    ///
-    /// # Errors
-    /// As for [`Gate::permit`]; `conflict` when the name is in use by another live sandbox of the user's.
-    pub fn reserve_sandbox(
-        &self,
-        who: &Authenticated,
-        request: RequestId,
-        name: Option<&str>,
-        spec: &SandboxSpec,
-        now: UnixMs,
-    ) -> Result<(Permit, Sandbox), Fault> {
-        self.standing(who, now)?;
-        let new = NewSandbox {
-            id: SandboxId::random(),
-            name,
-            spec,
-            about: &rf_types::SandboxAbout::default(),
-            from_snapshot: None,
-        };
-        let execs = self.0.execs.running(who.scope.user());
-        let reserved = self.0.store.sandbox_reserve(&who.scope, &new, now, |limits, usage| {
-            let usage = with_execs(*usage, execs);
-            let asked = Asked::Sandbox(spec);
-            let action = Action::SandboxCreate;
-            judge(&Question { principal: &who.principal, action, request, limits, usage: &usage, asked })
-        });
-        match reserved {
-            Ok((sandbox, permit)) => Ok((permit, sandbox)),
-            Err(ReserveError::Judged(fault)) => Err(fault),
-            Err(ReserveError::Store(error)) => Err(error.into()),
-        }
-    }
-
-    /// Judges one more exec and takes its slot, with nothing in between. Hold the slot for as long as the exec runs.
-    ///
-    /// # Errors
-    /// As for [`Gate::permit`].
-    pub fn reserve_exec(
-        &self,
-        who: &Authenticated,
-        request: RequestId,
-        root: bool,
-        now: UnixMs,
-    ) -> Result<(Permit, ExecSlot), Fault> {
-        let limits = self.standing(who, now)?;
-        self.0.execs.take(who.scope.user(), |running| {
-            let usage = with_execs(Usage::default(), running);
-            let (action, asked) = (Action::Exec, Asked::Exec { root });
-            judge(&Question { principal: &who.principal, action, request, limits: &limits, usage: &usage, asked })
-        })
-    }
-
-    /// Counts an exec that ran before this server came. It is there already, so no limit refuses it.
-    pub fn adopt_exec(&self, _system: &SystemScope, user: UserId) -> ExecSlot {
-        let taken: Result<((), ExecSlot), std::convert::Infallible> = self.0.execs.take(user, |_| Ok(()));
-        match taken {
-            Ok(((), slot)) => slot,
-            Err(never) => match never {},
-        }
-    }
-
-    /// What a user has at this moment.
-    ///
-    /// # Errors
-    /// `store_unavailable`.
-    pub fn usage(&self, who: &Authenticated) -> Result<UserUsage, Fault> {
-        let usage = self.0.store.usage(&who.scope)?;
-        Ok(with_execs(usage, self.0.execs.running(who.scope.user())))
     }
 
     /// Lets an operator act for a user, once `record` has it on the record. What comes of it is the user's, with at
@@ -491,17 +414,6 @@ impl Gate {
 
 fn not_operator() -> Fault {
     Fault::new(Code::Forbidden, "this is for operators only", "use an operator's credential with the scope `operate`")
-}
-
-fn with_execs(usage: Usage, execs: u32) -> UserUsage {
-    UserUsage {
-        sandboxes: usage.sandboxes,
-        execs,
-        cpu_milli: usage.cpu_milli,
-        memory_bytes: usage.memory_bytes,
-        disk_bytes: usage.disk_bytes,
-        ..UserUsage::default()
-    }
 }
 
 pub(crate) fn authenticated<I>(known: Known<I>, credential: Credential, mut scopes: Vec<Scope>) -> Authenticated {

@@ -1,11 +1,13 @@
 //! Who asks, may they, have they quota left: the one way in. Makes permits; runs nothing.
 //!
 //! ```text
-//! credential ─▶ authenticate ─▶ Authenticated ─▶ permit / reserve_sandbox / reserve_exec ─▶ Permit | Fault
-//!               form, hash or     scope, scopes,   reads standing, limits and usage anew,
+//! credential ─▶ authenticate ─▶ Authenticated ─▶ permit, or permit_with a count ─▶ Permit | Fault
+//!               form, hash or     scope, scopes,   reads standing and limits anew,
 //!               signature, end,   limits           then rf_policy::judge
 //!               rate
 //! ```
+//!
+//! What a user has at a moment is counted by the places, whose claims ask [`Gate::permit_with`] and count in one step.
 //!
 //! The user comes from the verified credential and from nothing else. Whatever is wrong with a credential, the client
 //! gets one and the same answer; the reason is in [`Denied::reason`], for the log and the ledger. Nothing caches a yes:
@@ -13,7 +15,6 @@
 
 mod accounts;
 mod config;
-mod execs;
 mod gate;
 mod jwks;
 mod jwt;
@@ -23,7 +24,6 @@ mod secret;
 
 pub use accounts::{Enrolled, KeyAsked, KeyForm, MachineAuthenticated};
 pub use config::{GateConfig, IssuerConfig, JwksSource, ScopesByClaim, SignatureAlgorithm};
-pub use execs::ExecSlot;
 pub use gate::{ActFor, Authenticated, Denied, Gate, GateError, Presented};
 pub use rate::Rate;
 pub use sandbox::SandboxOwner;

@@ -2,19 +2,13 @@
 
 mod common;
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Barrier,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::net::IpAddr;
 
 use common::{HOUR, NOW, World, asked, run, world};
 use ed25519_dalek::{Signer, SigningKey};
 use proptest::prelude::*;
 use rf_gate::{Authenticated, Gate, GateConfig, KeyAsked, KeyForm, Presented, Rate, Secret, SecretKind};
-use rf_policy::{Action, Asked, Credential, Scope};
+use rf_policy::{Action, Asked, Credential, Permit, Scope, UserUsage};
 use rf_store::NewMachine;
 use rf_types::{Code, Fault, RequestId, SandboxSpec, UserLimits};
 
@@ -28,8 +22,18 @@ fn code<T>(answer: Result<T, Fault>) -> Option<Code> {
     answer.err().map(|fault| fault.code)
 }
 
-fn permit(w: &World, who: &Authenticated, action: Action) -> Result<rf_policy::Permit, Fault> {
+fn permit(w: &World, who: &Authenticated, action: Action) -> Result<Permit, Fault> {
     w.gate.permit(who, action, RequestId::random(), Asked::Nothing, NOW)
+}
+
+/// One more sandbox for a user who has `usage`.
+fn one_sandbox(w: &World, who: &Authenticated, spec: &SandboxSpec, usage: &UserUsage) -> Result<Permit, Fault> {
+    w.gate.permit_with(who, Action::SandboxCreate, RequestId::random(), Asked::Sandbox(spec), usage, NOW)
+}
+
+/// One more exec for a user who has `usage`.
+fn one_exec(w: &World, who: &Authenticated, usage: &UserUsage) -> Result<Permit, Fault> {
+    w.gate.permit_with(who, Action::Exec, RequestId::random(), Asked::Exec { root: false }, usage, NOW)
 }
 
 #[test]
@@ -121,12 +125,13 @@ fn nothing_caches_a_yes() {
     w.store.user_set_disabled(&operator, user, None).unwrap();
     assert_eq!(code(permit(&w, &ann, Action::FileRead)), None);
 
+    let (spec, nothing) = (SandboxSpec::standard(HOUR), UserUsage::default());
+    assert_eq!(code(one_exec(&w, &ann, &nothing)), None, "control");
+    assert_eq!(code(one_sandbox(&w, &ann, &spec, &nothing)), None, "control");
     let none = UserLimits { execs_max: 0, sandboxes_max: 0, ..UserLimits::STANDARD };
     w.store.user_set_limits(&operator, user, &none).unwrap();
-    assert_eq!(code(w.gate.reserve_exec(&ann, RequestId::random(), false, NOW)), Some(Code::LimitReached));
-    let spec = SandboxSpec::standard(HOUR);
-    let refused = w.gate.reserve_sandbox(&ann, RequestId::random(), None, &spec, NOW);
-    assert_eq!(code(refused), Some(Code::LimitReached));
+    assert_eq!(code(one_exec(&w, &ann, &nothing)), Some(Code::LimitReached));
+    assert_eq!(code(one_sandbox(&w, &ann, &spec, &nothing)), Some(Code::LimitReached));
 
     let keys = w.store.key_list(ann.scope()).unwrap();
     w.gate.key_revoke(&w.permit(&ann, Action::KeyManage), &ann, keys[0].id, NOW).unwrap();
@@ -136,8 +141,28 @@ fn nothing_caches_a_yes() {
 
     w.store.user_delete(&operator, user).unwrap();
     assert_eq!(code(permit(&w, &ann, Action::FileRead)), Some(Code::Unauthenticated));
-    let refused = w.gate.reserve_sandbox(&ann, RequestId::random(), None, &spec, NOW);
-    assert_eq!(code(refused), Some(Code::Unauthenticated));
+    assert_eq!(code(one_sandbox(&w, &ann, &spec, &nothing)), Some(Code::Unauthenticated));
+    assert_eq!(code(one_exec(&w, &ann, &nothing)), Some(Code::Unauthenticated));
+}
+
+#[test]
+fn what_is_counted_is_never_judged_without_its_count() {
+    let w = plain();
+    let ann = w.ann();
+    let spec = SandboxSpec::standard(HOUR);
+    for (action, asked) in [
+        (Action::SandboxCreate, Asked::Sandbox(&spec)),
+        (Action::Exec, Asked::Exec { root: false }),
+        (Action::SnapshotCreate, Asked::Snapshot { bytes: 1 }),
+    ] {
+        let judged = |asked| w.gate.permit_with(&ann, action, RequestId::random(), asked, &UserUsage::default(), NOW);
+        assert_eq!(code(judged(asked.clone())), None, "control: {action}");
+        assert_eq!(
+            code(w.gate.permit(&ann, action, RequestId::random(), asked, NOW)),
+            Some(Code::Internal),
+            "{action}"
+        );
+    }
 }
 
 #[test]
@@ -182,10 +207,13 @@ fn acting_for_a_user_is_recorded_first_and_is_no_more_than_the_user() {
     assert_eq!(permit(&w, &acting, Action::SandboxRead).unwrap().user(), user);
     assert_eq!(code(permit(&w, &acting, Action::Operate)), Some(Code::Forbidden));
     // The user's limits hold, and what is made is the user's.
-    let spec = SandboxSpec::standard(HOUR);
-    let (_permit, _) = w.gate.reserve_sandbox(&acting, request, None, &spec, NOW).unwrap();
-    assert_eq!(w.gate.usage(&ann).unwrap().sandboxes, 1);
-    assert_eq!(w.gate.usage(&root).unwrap().sandboxes, 0);
+    let (spec, nothing) = (SandboxSpec::standard(HOUR), UserUsage::default());
+    assert_eq!(one_sandbox(&w, &acting, &spec, &nothing).unwrap().user(), user);
+    let operator = root.operator().unwrap();
+    w.store.user_set_limits(operator, user, &UserLimits { sandboxes_max: 0, ..UserLimits::STANDARD }).unwrap();
+    assert_eq!(code(one_sandbox(&w, &acting, &spec, &nothing)), Some(Code::LimitReached));
+    assert_eq!(code(one_sandbox(&w, &root, &spec, &nothing)), None, "the operator's own limits are others");
+    w.store.user_set_limits(operator, user, &UserLimits::STANDARD).unwrap();
 
     // Who is no operator acts for nobody, and learns nothing of who there is.
     let nobody = rf_types::UserId::random();
@@ -211,72 +239,6 @@ fn a_permit_of_another_user_or_action_is_refused() {
     let other_action = w.permit(&ann, Action::SessionManage);
     assert_eq!(code(w.gate.key_make(&other_action, &ann, &asked("k"), NOW)), Some(Code::Internal));
     assert_eq!(w.store.key_list(ann.scope()).unwrap().len(), 1);
-}
-
-#[test]
-fn two_creates_never_both_take_the_last_slot() {
-    let w = plain();
-    let limits = UserLimits { sandboxes_max: 1, ..UserLimits::STANDARD };
-    let (_, secret) = w.user("ann", limits);
-    let ann = w.bearer(secret.reveal(), NOW).unwrap();
-    let spec = SandboxSpec::standard(HOUR);
-    let (barrier, made, refused) = (Barrier::new(2), AtomicU32::new(0), AtomicU32::new(0));
-    let one = || {
-        for _ in 0..1_000 {
-            barrier.wait();
-            let answer = w.gate.reserve_sandbox(&ann, RequestId::random(), None, &spec, NOW);
-            barrier.wait();
-            match answer {
-                Ok((permit, sandbox)) => {
-                    permit.require(Action::SandboxCreate).unwrap();
-                    made.fetch_add(1, Ordering::Relaxed);
-                    w.store.sandbox_end(ann.scope(), sandbox.id, "not made", NOW).unwrap();
-                }
-                Err(fault) => {
-                    assert_eq!(fault.code, Code::LimitReached);
-                    refused.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            barrier.wait();
-        }
-    };
-    std::thread::scope(|threads| {
-        threads.spawn(one);
-        threads.spawn(one);
-    });
-    assert_eq!((made.into_inner(), refused.into_inner()), (1_000, 1_000));
-    assert_eq!(w.gate.usage(&ann).unwrap().sandboxes, 0);
-}
-
-#[test]
-fn two_execs_never_both_take_the_last_slot() {
-    let w = plain();
-    let (user, secret) = w.user("ann", UserLimits { execs_max: 2, ..UserLimits::STANDARD });
-    let ann = w.bearer(secret.reveal(), NOW).unwrap();
-    // One ran before this server came: it counts, and would also when the limit were passed.
-    let adopted = w.gate.adopt_exec(&w.system, user);
-    let (barrier, made) = (Barrier::new(2), AtomicU32::new(0));
-    let one = || {
-        for _ in 0..1_000 {
-            barrier.wait();
-            let answer = w.gate.reserve_exec(&ann, RequestId::random(), false, NOW);
-            barrier.wait();
-            if let Err(fault) = &answer {
-                assert_eq!(fault.code, Code::LimitReached);
-            }
-            made.fetch_add(u32::from(answer.is_ok()), Ordering::Relaxed);
-            drop(answer);
-            barrier.wait();
-        }
-    };
-    std::thread::scope(|threads| {
-        threads.spawn(one);
-        threads.spawn(one);
-    });
-    assert_eq!(made.into_inner(), 1_000);
-    assert_eq!(w.gate.usage(&ann).unwrap().execs, 1);
-    drop(adopted);
-    assert_eq!(w.gate.usage(&ann).unwrap().execs, 0);
 }
 
 #[test]
@@ -308,14 +270,20 @@ fn every_limit_of_a_sandbox_holds() {
     let root = w.root();
     for (name, limits, expected) in lower {
         w.store.user_set_limits(root.operator().unwrap(), user, &limits).unwrap();
-        let refused = w.gate.reserve_sandbox(&ann, RequestId::random(), None, &spec, NOW);
-        assert_eq!(code(refused), Some(expected), "{name}");
-        assert_eq!(w.gate.usage(&ann).unwrap().sandboxes, 0);
+        assert_eq!(code(one_sandbox(&w, &ann, &spec, &UserUsage::default())), Some(expected), "{name}");
     }
     w.store.user_set_limits(root.operator().unwrap(), user, &exact).unwrap();
-    let (_permit, _) = w.gate.reserve_sandbox(&ann, RequestId::random(), None, &spec, NOW).unwrap();
-    let refused = w.gate.reserve_sandbox(&ann, RequestId::random(), None, &spec, NOW);
-    assert_eq!(code(refused), Some(Code::LimitReached));
+    assert_eq!(code(one_sandbox(&w, &ann, &spec, &UserUsage::default())), None);
+    // Beside what the user has; each of the sums by itself.
+    let nothing = UserUsage::default();
+    for (name, has) in [
+        ("sandboxes", UserUsage { sandboxes: 1, ..nothing }),
+        ("cpu", UserUsage { cpu_milli: 1, ..nothing }),
+        ("memory", UserUsage { memory_bytes: 1, ..nothing }),
+        ("disk", UserUsage { disk_bytes: 1, ..nothing }),
+    ] {
+        assert_eq!(code(one_sandbox(&w, &ann, &spec, &has)), Some(Code::LimitReached), "{name}");
+    }
 }
 
 #[test]
