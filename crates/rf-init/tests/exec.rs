@@ -8,7 +8,7 @@ use std::{
 };
 
 use common::{Exec, Field, Options, peers, read_all};
-use rf_wire::init::{IN_MEMFD, Listed, Writer, answer, order, ready, spawn, stage};
+use rf_wire::init::{IN_MEMFD, Listed, VERSION, Writer, answer, order, ready, spawn, stage};
 use rustix::io::Errno;
 
 const KILLED: u32 = 9;
@@ -386,6 +386,22 @@ fn orders_in_a_memfd_are_as_good() {
     }
     field.server.order(order::SPAWN | IN_MEMFD, 5, |writer| writer.u64(1), &[]);
     assert_eq!(field.server.next().failed(), (Errno::BADF.raw_os_error(), stage::ORDER));
+}
+
+#[test]
+fn an_order_of_another_version_is_refused_and_not_carried_out() {
+    let field = Field::start();
+    let mut buffer = [0; 4096];
+    let mut writer = Writer::new(&mut buffer, order::SPAWN, 9);
+    Exec::new(1, &["true"]).write(&mut writer);
+    let len = writer.finish().unwrap();
+    for version in [VERSION - 1, VERSION + 1] {
+        buffer[2..4].copy_from_slice(&version.to_le_bytes());
+        field.server.send(&buffer[..len], &[]);
+        assert_eq!(field.server.next().failed(), (Errno::PROTO.raw_os_error(), stage::ORDER), "{version}");
+    }
+    // It would be refused as one that was started before.
+    assert_eq!(field.run(&Exec::new(1, &["true"])).code(), 0);
 }
 
 #[test]

@@ -18,8 +18,8 @@
 //! **Boundary:** init is hostile to the server once a workload has run beside it: the server checks every length,
 //! kind and descriptor count it gets back. Nothing but the server and the warden holds the other end of init's sockets.
 
-/// The version in every header. The other side refuses another.
-pub const VERSION: u16 = 1;
+/// The version in every header. The other side refuses another. 2 has the orders that tell more of a file ([`crate::detail`]).
+pub const VERSION: u16 = 2;
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 12;
 /// Longest datagram; both sides keep a buffer of this size.
@@ -675,6 +675,17 @@ mod tests {
         for cut in 0..len {
             let whole = Reader::message(&buffer[..cut]).and_then(|(_, mut reader)| Exited::read(&mut reader));
             assert!(whole.is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_message_of_another_version_is_malformed() {
+        let mut buffer = [0; 64];
+        let len = Writer::new(&mut buffer, order::PING, 1).finish().unwrap();
+        assert!(Reader::message(&buffer[..len]).is_ok());
+        for version in [VERSION - 1, VERSION + 1, 0, u16::MAX] {
+            buffer[2..4].copy_from_slice(&version.to_le_bytes());
+            assert!(Reader::message(&buffer[..len]).is_err(), "{version}");
         }
     }
 
