@@ -294,7 +294,13 @@ impl Sandboxes {
     /// # Errors
     /// `not_found`, also when it is another user's; `paused`.
     pub fn get(&self, user: UserId, id: SandboxId) -> Result<Arc<SandboxPlace>, Fault> {
-        self.look(user, id, |_, place| Arc::clone(place))
+        let mut live = self.live();
+        let entry = live.get_mut(&(user, id)).ok_or_else(|| Fault::not_found("sandbox"))?;
+        let place = Arc::clone(entry.serving()?);
+        if entry.row.about.idle_pause_ms.is_some() {
+            entry.used_at = now_ms();
+        }
+        Ok(place)
     }
 
     /// A user's sandbox as listed, running or paused.
@@ -308,23 +314,26 @@ impl Sandboxes {
         }
     }
 
-    /// Looks at a user's sandbox that runs, without copying its row. Nothing else of any sandbox goes on meanwhile.
+    /// Looks at a user's sandbox that [`Sandboxes::awake`] would give, before it is known who asks for it: it is neither
+    /// woken nor counted as used. The place is there if it runs already.
     ///
     /// # Errors
-    /// `not_found`, also when it is another user's; `paused`.
-    pub fn look<T>(
+    /// `not_found`, also when it is another user's; `paused` where a call does not wake it.
+    pub fn peek<T>(
         &self,
         user: UserId,
         id: SandboxId,
-        look: impl FnOnce(&SandboxRow, &Arc<SandboxPlace>) -> T,
+        look: impl FnOnce(&SandboxRow, Option<&Arc<SandboxPlace>>) -> T,
     ) -> Result<T, Fault> {
-        let mut live = self.live();
-        let entry = live.get_mut(&(user, id)).ok_or_else(|| Fault::not_found("sandbox"))?;
-        let place = Arc::clone(entry.serving()?);
-        if entry.row.about.idle_pause_ms.is_some() {
-            entry.used_at = now_ms();
+        let live = self.live();
+        let entry = live.get(&(user, id)).ok_or_else(|| Fault::not_found("sandbox"))?;
+        let phase = entry.phase();
+        let wakes = phase.is_passing() || phase == Phase::Paused && entry.row.about.auto_resume;
+        match entry.serving() {
+            Ok(place) => Ok(look(&entry.row, Some(place))),
+            Err(fault) if fault.code == Code::Paused && wakes => Ok(look(&entry.row, None)),
+            Err(fault) => Err(fault),
         }
-        Ok(look(&entry.row, &place))
     }
 
     /// The sandboxes of all users that are there, in no order; for finding the one that signed something.

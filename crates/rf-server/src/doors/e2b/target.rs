@@ -4,15 +4,21 @@
 //! head of a request ─ route ─▶ our own routes
 //!                        ├──▶ Address (sandbox, port): by the host's name `{port}-{id}.{domain}`, else by two headers
 //!                        └──▶ a signed link to a file without an id: the sandbox whose token signed it
-//! Address ─ Target::find ─▶ Target (owner, place, rules) ─ caller ─▶ Caller, good in that sandbox alone
+//! Address ─ Found::find ─▶ Found (owner, rules) ─ caller ─▶ Caller, good in that sandbox alone
+//!                                    └─ awake, once somebody was let in ─▶ Target (place)
 //! ```
+//!
+//! A sandbox that is paused is woken for who was let in, and for nobody else.
 //!
 //! A host's name of that form never leads to our own routes, whatever the path; and no path of ours leads to a sandbox.
 //! Where a request says two things at once it is refused: which one counts must not be a matter of who reads it.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
-use axum::http::{HeaderMap, HeaderName, Uri, header, request::Parts};
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, Response, Uri, Version, header, request::Parts},
+};
 use rf_gate::SandboxOwner;
 use rf_places::{SandboxRow, sandbox::SandboxPlace};
 use rf_types::{Code, Fault, RequestId, SandboxId, UserId};
@@ -20,6 +26,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     app::{App, Caller},
+    doors::ports,
+    edge::Line,
     refusal::Refusal,
 };
 
@@ -234,7 +242,7 @@ pub enum Proof<'a> {
 }
 
 /// One sandbox and port that a request is for. That there is one says nothing of who asks.
-pub struct Target {
+pub struct Found {
     owner: SandboxOwner,
     /// The sandbox.
     pub id: SandboxId,
@@ -242,40 +250,22 @@ pub struct Target {
     pub text: String,
     /// The port.
     pub port: u16,
-    /// The place.
-    pub place: Arc<SandboxPlace>,
     /// What its user lets others do.
     pub rules: TrafficRules,
+    /// Whether it runs; else it is paused, and wakes for who may ask something of it.
+    pub is_running: bool,
+}
+
+/// A sandbox that serves, for somebody who was let in.
+pub struct Target {
+    owner: SandboxOwner,
+    /// The sandbox.
+    pub id: SandboxId,
+    /// The place.
+    pub place: Arc<SandboxPlace>,
 }
 
 impl Target {
-    /// The living sandbox at an address.
-    ///
-    /// # Errors
-    /// See [`NoTarget`].
-    pub async fn find(app: &App, address: Address) -> Result<Self, NoTarget> {
-        let Address { text, port } = address;
-        let id = rf_e2b::id::sandbox_of(&text).ok_or(NoTarget::NotFound)?;
-        let owner = app.gate().sandbox_owner(id, app.now()).map_err(|denied| denied.fault)?;
-        let owner = owner.ok_or(NoTarget::NotFound)?;
-        let look = |row: &SandboxRow, place: &Arc<SandboxPlace>| (Arc::clone(place), TrafficRules::of(&row.about.door));
-        let sandboxes = app.places().sandboxes();
-        let mut found = sandboxes.look(owner.user(), id, look);
-        if found.as_ref().is_err_and(|fault| fault.code == Code::Paused) {
-            // Where its user asked for that, whoever comes for it wakes it; who comes for one that stays paused finds none.
-            match sandboxes.awake(owner.user(), id).await {
-                Ok(_) => found = sandboxes.look(owner.user(), id, look),
-                Err(fault) if matches!(fault.code, Code::Paused | Code::NotFound) => return Err(NoTarget::NotFound),
-                Err(fault) => return Err(fault.into()),
-            }
-        }
-        let (place, rules) = found.map_err(|_| NoTarget::NotFound)?;
-        if place.is_lost() {
-            return Err(NoTarget::NotFound);
-        }
-        Ok(Self { owner, id, text, port, place, rules })
-    }
-
     /// Whose it is.
     #[must_use]
     pub fn user(&self) -> UserId {
@@ -288,6 +278,68 @@ impl Target {
     /// `not_found` when it has just ended.
     pub fn row(&self, app: &App) -> Result<SandboxRow, Fault> {
         app.places().sandboxes().row(self.user(), self.id)
+    }
+
+    /// An answer that is cut with the sandbox, like what a program in it says.
+    #[must_use]
+    pub fn cut(&self, answer: Response<Body>, line: &Line, version: Version) -> Response<Body> {
+        ports::cut(answer, &self.place, None, line, version, ())
+    }
+}
+
+impl Found {
+    /// The living sandbox at an address, as it is: it is not woken.
+    ///
+    /// # Errors
+    /// See [`NoTarget`].
+    pub fn find(app: &App, address: Address) -> Result<Self, NoTarget> {
+        let Address { text, port } = address;
+        let id = rf_e2b::id::sandbox_of(&text).ok_or(NoTarget::NotFound)?;
+        let owner = app.gate().sandbox_owner(id, app.now()).map_err(|denied| denied.fault)?;
+        let owner = owner.ok_or(NoTarget::NotFound)?;
+        let look = |row: &SandboxRow, place: Option<&Arc<SandboxPlace>>| {
+            (TrafficRules::of(&row.about.door), place.is_some(), place.is_some_and(|place| place.is_lost()))
+        };
+        match app.places().sandboxes().peek(owner.user(), id, look) {
+            Ok((rules, is_running, false)) => Ok(Self { owner, id, text, port, rules, is_running }),
+            Ok((_, _, true)) | Err(_) => Err(NoTarget::NotFound),
+        }
+    }
+
+    /// The sandbox for somebody who was let in: it is woken where it is paused, and counts as used.
+    ///
+    /// # Errors
+    /// See [`NoTarget`].
+    pub async fn awake(&self, app: &App) -> Result<Target, NoTarget> {
+        match app.places().sandboxes().awake(self.owner.user(), self.id).await {
+            Ok(place) if place.is_lost() => Err(NoTarget::NotFound),
+            Ok(place) => Ok(Target { owner: self.owner.clone(), id: self.id, place }),
+            Err(fault) if matches!(fault.code, Code::Paused | Code::NotFound) => Err(NoTarget::NotFound),
+            Err(fault) => Err(fault.into()),
+        }
+    }
+
+    /// That the sandbox is well, which needs no token while it runs. One that is paused is woken by its token's holder;
+    /// to everybody else it is not there.
+    ///
+    /// # Errors
+    /// See [`NoTarget`].
+    pub async fn is_well(&self, app: &App, token: Option<&str>) -> Result<(), NoTarget> {
+        match self.is_running {
+            true => Ok(()),
+            false if self.is_proven(app, Proof::Token(token)) => self.awake(app).await.map(drop),
+            false => Err(NoTarget::NotFound),
+        }
+    }
+
+    /// Whether `proof` lets somebody in to commands and files. Nothing is counted or recorded: see [`Self::caller`].
+    #[must_use]
+    pub fn is_proven(&self, app: &App, proof: Proof<'_>) -> bool {
+        match proof {
+            Proof::Signature(good) => good,
+            Proof::Token(Some(token)) => app.e2b().tokens().is_envd_token(self.id, token),
+            Proof::Token(None) => !self.rules.secured && app.config().e2b.allow_unsecured,
+        }
     }
 
     /// Who asks for commands and files: a caller who may do what the owner may, inside this sandbox alone.
@@ -303,11 +355,7 @@ impl Target {
         proof: Proof<'_>,
     ) -> Result<Caller, Refusal> {
         let started = Instant::now();
-        let proven = match proof {
-            Proof::Signature(good) => good,
-            Proof::Token(Some(token)) => app.e2b().tokens().is_envd_token(self.id, token),
-            Proof::Token(None) => !self.rules.secured && app.config().e2b.allow_unsecured,
-        };
+        let proven = self.is_proven(app, proof);
         match app.gate().authenticate_sandbox(self.owner.clone(), proven, peer, app.now()) {
             Ok(who) => Ok(Caller { who, request, started }),
             Err(denied) => Err(app.not_let_in(denied, request, peer).await),
@@ -365,7 +413,7 @@ pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> 
 
 #[cfg(test)]
 mod tests {
-    use axum::http::{Request, Version};
+    use axum::http::Request;
 
     use super::*;
 

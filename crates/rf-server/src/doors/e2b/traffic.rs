@@ -3,8 +3,6 @@
 //!
 //! The control plane's ports exist outside the sandbox: a program inside that binds them takes nothing over.
 
-use std::sync::Arc;
-
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
@@ -15,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cors, envd, interpreter,
-    target::{Address, BadHead, NoPass, NoTarget, Route, SANDBOX_ID, TRAFFIC_TOKEN, Target, route, single},
+    target::{Address, BadHead, Found, NoPass, NoTarget, Route, SANDBOX_ID, TRAFFIC_TOKEN, route, single},
 };
 use crate::{
     app::{App, Peer},
-    doors::ports::{self, NotPassed, Passage},
+    doors::ports::{NotPassed, Passage},
     edge::Line,
     input,
     refusal::{Refusal, to_json},
@@ -62,66 +60,69 @@ pub async fn take(app: &App, request: Request<Body>, id: RequestId) -> Result<Re
         return Ok(answer);
     }
     let text = address.text.clone();
-    let answer = match Target::find(app, address).await {
-        Ok(target) => answer(app, target, Request::from_parts(parts, body), id, html).await,
-        Err(NoTarget::NotFound) => Said::not_found(&text).answer(html),
-        Err(NoTarget::Fault(fault)) => refused(Some(&text), &fault.into()),
+    let line = parts.extensions.get::<Line>().cloned().unwrap_or_else(Line::none);
+    let answer = match Found::find(app, address) {
+        Ok(found) => answer(app, found, Request::from_parts(parts, body), id, line, html).await,
+        Err(none) => Err(none),
     };
+    let answer = answer.unwrap_or_else(|none| match none {
+        NoTarget::NotFound => Said::not_found(&text).answer(html),
+        NoTarget::Fault(fault) => refused(Some(&text), &fault.into()),
+    });
     Ok(if port == ENVD_PORT { with_cors(answer) } else { answer })
 }
 
-async fn answer(app: &App, target: Target, request: Request<Body>, id: RequestId, html: bool) -> Response<Body> {
-    let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
-    // Both are ours, and cut with their sandbox like what a program says.
-    let (place, version) = (Arc::clone(&target.place), request.version());
-    let response = match target.port {
-        ENVD_PORT => envd::answer(app.clone(), target, request).await,
-        CODE_INTERPRETER_PORT => interpreter::answer(app.clone(), target, request).await,
-        _ => return to_port(app, &target, request, id, line, html).await,
-    };
-    ports::cut(response, &place, None, &line, version, ())
+async fn answer(
+    app: &App,
+    found: Found,
+    request: Request<Body>,
+    id: RequestId,
+    line: Line,
+    html: bool,
+) -> Result<Response<Body>, NoTarget> {
+    match found.port {
+        ENVD_PORT => envd::answer(app, &found, request, &line).await,
+        CODE_INTERPRETER_PORT => interpreter::answer(app, &found, request, &line).await,
+        _ => to_port(app, &found, request, id, line, html).await,
+    }
 }
 
 /// To the program that listens there.
 async fn to_port(
     app: &App,
-    target: &Target,
+    found: &Found,
     request: Request<Body>,
     id: RequestId,
     line: Line,
     html: bool,
-) -> Response<Body> {
+) -> Result<Response<Body>, NoTarget> {
+    let Found { text, port, rules, .. } = found;
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
     let token = single(request.headers(), &TRAFFIC_TOKEN);
-    let caller = match target.passer(app, id, peer, token).await {
+    let caller = match found.passer(app, id, peer, token).await {
         Ok(Ok(caller)) => caller,
-        Ok(Err(why)) => return Said::no_pass(&target.text, why).answer(html),
-        Err(refusal) => return refused(Some(&target.text), &refusal),
+        Ok(Err(why)) => return Ok(Said::no_pass(text, why).answer(html)),
+        Err(refusal) => return Ok(refused(Some(text), &refusal)),
     };
+    let visit = match app.ports().enter(app, &caller, found.id, *port, peer).await {
+        Ok(visit) => visit,
+        Err(refusal) => return Ok(refused(Some(text), &refusal)),
+    };
+    let target = found.awake(app).await?;
     let secure = line.tls || app.config().public_url.starts_with("https://");
-    let passage = Passage {
-        caller: &caller,
-        sandbox: target.id,
-        place: &target.place,
-        port: target.port,
-        prefix: "",
-        mask_host: target.rules.mask_host.as_deref(),
-        peer,
-        line,
-        secure,
-    };
-    match app.ports().pass(app, passage, request).await {
+    let mask_host = rules.mask_host.as_deref();
+    let passage = Passage { visit, place: &target.place, prefix: "", mask_host, peer, line, secure };
+    Ok(match app.ports().pass(passage, request).await {
         Ok(response) => response,
-        Err(NotPassed::Closed) => Said::closed(&target.text, target.port).answer(html),
-        Err(NotPassed::Gone) => Said::not_found(&target.text).answer(html),
-        Err(NotPassed::Unfit(why)) => Said::new(&target.text, why, StatusCode::BAD_REQUEST).answer(html),
+        Err(NotPassed::Closed) => Said::closed(text, *port).answer(html),
+        Err(NotPassed::Gone) => return Err(NoTarget::NotFound),
+        Err(NotPassed::Unfit(why)) => Said::new(text, why, StatusCode::BAD_REQUEST).answer(html),
         Err(NotPassed::NoAnswer(why)) => {
-            let message = format!("The program on port {} gave no answer: {why}", target.port);
-            Said { port: Some(target.port), ..Said::new(&target.text, &message, StatusCode::BAD_GATEWAY) }.answer(html)
+            let message = format!("The program on port {port} gave no answer: {why}");
+            Said { port: Some(*port), ..Said::new(text, &message, StatusCode::BAD_GATEWAY) }.answer(html)
         }
-        Err(NotPassed::NoRoom(fault)) => refused(Some(&target.text), &fault.into()),
-        Err(NotPassed::Refused(refusal)) => refused(Some(&target.text), &refusal),
-    }
+        Err(NotPassed::NoRoom(fault)) => refused(Some(text), &fault.into()),
+    })
 }
 
 /// A signed link's query.

@@ -2,7 +2,7 @@
 //! `/v1/sandboxes/{id}/tunnels/{port}`, which goes over (RFC 9110, section 7.8) to the bytes of a TCP connection, for
 //! programs that speak something else.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -19,7 +19,7 @@ use rf_policy::Action;
 use rf_types::{Code, Fault, MachineId, PlaceRef, SandboxId};
 use utoipa_axum::router::OpenApiRouter;
 
-use super::{NotPassed, Passage, head};
+use super::{NotPassed, Passage, Visit, head};
 use crate::{
     app::{App, Caller, Named, Peer},
     edge::Line,
@@ -58,17 +58,16 @@ async fn port(
     mut request: Request,
 ) -> Result<Response<Body>, Refusal> {
     let prefix = format!("/v1/sandboxes/{id}/ports/{port}");
-    let (sandbox, port, place) = find(&app, &caller, &id, &port).await?;
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let (visit, port, place) = enter(&app, &caller, (&id, &port), peer).await?;
     // The credential of this call, whatever its form: what the program gets is the user's request without it.
     for name in ["authorization", "x-api-key", crate::app::ACT_FOR] {
         request.headers_mut().remove(name);
     }
     let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
     let secure = line.tls || app.config().public_url.starts_with("https://");
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let passage =
-        Passage { caller: &caller, sandbox, place: &place, port, prefix: &prefix, mask_host: None, peer, line, secure };
-    let mut response = app.ports().pass(&app, passage, request).await.map_err(|why| refusal(why, port))?;
+    let passage = Passage { visit, place: &place, prefix: &prefix, mask_host: None, peer, line, secure };
+    let mut response = app.ports().pass(passage, request).await.map_err(|why| refusal(why, port))?;
     response.headers_mut().append(CONTENT_SECURITY_POLICY, APART);
     Ok(response)
 }
@@ -83,7 +82,6 @@ async fn tunnel(
     Named(At { id, port }): Named<At>,
     mut request: Request,
 ) -> Result<Response<Body>, Refusal> {
-    let (sandbox, port, place) = find(&app, &caller, &id, &port).await?;
     let asked = head::upgrade(request.headers()).filter(|_| request.version() < Version::HTTP_2);
     if asked.is_none_or(|asked| asked != TUNNEL) {
         let fault = Fault::new(
@@ -93,21 +91,12 @@ async fn tunnel(
         );
         return Err(Refusal::with_status(fault, StatusCode::UPGRADE_REQUIRED));
     }
-    let client = hyper::upgrade::on(&mut request);
     let line = request.extensions().get::<Line>().cloned().unwrap_or_else(Line::none);
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let passage = Passage {
-        caller: &caller,
-        sandbox,
-        place: &place,
-        port,
-        prefix: "",
-        mask_host: None,
-        peer,
-        secure: line.tls,
-        line,
-    };
-    app.ports().tunnel(&app, passage, client).await.map_err(|why| refusal(why, port))?;
+    let (visit, port, place) = enter(&app, &caller, (&id, &port), peer).await?;
+    let client = hyper::upgrade::on(&mut request);
+    let passage = Passage { visit, place: &place, prefix: "", mask_host: None, peer, secure: line.tls, line };
+    app.ports().tunnel(passage, client).await.map_err(|why| refusal(why, port))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -115,22 +104,24 @@ async fn tunnel(
     Ok(response)
 }
 
-/// The user's sandbox and the port in a path; where there is no such sandbox that is on the record.
-async fn find(
+/// A visit of the port in a path, judged and on the record, and only then the user's sandbox, which is woken for it. Where
+/// there is no such sandbox that is on the record as well.
+async fn enter(
     app: &App,
     caller: &Caller,
-    id: &str,
-    port: &str,
-) -> Result<(SandboxId, u16, Arc<SandboxPlace>), Refusal> {
+    (id, port): (&str, &str),
+    peer: Option<IpAddr>,
+) -> Result<(Visit, u16, Arc<SandboxPlace>), Refusal> {
     let sandbox: SandboxId = input::id("sandbox", id)?;
     let port = number(port)?;
-    match app.places().sandboxes().awake(caller.who.principal().user, sandbox).await {
-        Ok(place) => Ok((sandbox, port, place)),
-        Err(fault) => {
-            let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).detail("port", port);
-            Err(app.begin(caller, ask).await?.fail(fault).await)
-        }
+    let (user, sandboxes) = (caller.who.principal().user, app.places().sandboxes());
+    if let Err(fault) = sandboxes.peek(user, sandbox, |_, _| ()) {
+        let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).detail("port", port);
+        return Err(app.begin(caller, ask).await?.fail(fault).await);
     }
+    let visit = app.ports().enter(app, caller, sandbox, port, peer).await?;
+    let place = sandboxes.awake(user, sandbox).await?;
+    Ok((visit, port, place))
 }
 
 /// A machine's ports are not reached: its owner shares commands and files.
@@ -168,7 +159,6 @@ fn number(text: &str) -> Result<u16, Fault> {
 
 fn refusal(why: NotPassed, port: u16) -> Refusal {
     match why {
-        NotPassed::Refused(refusal) => refusal,
         NotPassed::Closed => Fault::new(
             Code::NotFound,
             format!("nothing listens on port {port} in the sandbox"),

@@ -56,16 +56,20 @@ pub struct Ports {
     visits: Visits,
 }
 
-/// Where a request is to go, and whose it is.
+/// A request to a port that was judged, and is on the record; its sandbox may be woken for it.
+pub struct Visit {
+    sandbox: SandboxId,
+    port: u16,
+    permit: Permit,
+    under_way: UnderWay,
+}
+
+/// Where a request is to go, and how.
 pub struct Passage<'a> {
-    /// Who asks.
-    pub caller: &'a Caller,
-    /// The sandbox.
-    pub sandbox: SandboxId,
-    /// Its place.
+    /// That it may.
+    pub visit: Visit,
+    /// The sandbox's place.
     pub place: &'a Arc<SandboxPlace>,
-    /// The port.
-    pub port: u16,
     /// What of the path is ours and does not go on; empty for none.
     pub prefix: &'a str,
     /// The `Host` that the program is to see; `${PORT}` stands for the port.
@@ -81,8 +85,6 @@ pub struct Passage<'a> {
 /// Why a request did not get to a program.
 #[derive(Debug)]
 pub enum NotPassed {
-    /// What the gate or the ledger said.
-    Refused(Refusal),
     /// Nothing listens there.
     Closed,
     /// The sandbox is gone.
@@ -93,12 +95,6 @@ pub enum NotPassed {
     NoAnswer(&'static str),
     /// There is no room for it.
     NoRoom(Fault),
-}
-
-impl From<Refusal> for NotPassed {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
 }
 
 /// What a program answered, and the connection that it came over.
@@ -113,25 +109,36 @@ impl Ports {
         self.visits.end();
     }
 
+    /// Judges a request to a port of a sandbox, and has it on the record.
+    ///
+    /// # Errors
+    /// What the gate says no with, recorded; `ledger_unavailable`.
+    pub async fn enter(
+        &self,
+        app: &App,
+        caller: &Caller,
+        sandbox: SandboxId,
+        port: u16,
+        peer: Option<IpAddr>,
+    ) -> Result<Visit, Refusal> {
+        let (permit, under_way) = self.visits.enter(app, caller, sandbox, port, peer).await?;
+        Ok(Visit { sandbox, port, permit, under_way })
+    }
+
     /// Carries a request to a program and brings its answer.
     ///
     /// # Errors
     /// See [`NotPassed`].
-    pub async fn pass(
-        &self,
-        app: &App,
-        passage: Passage<'_>,
-        mut request: Request<Body>,
-    ) -> Result<Response<Body>, NotPassed> {
+    pub async fn pass(&self, passage: Passage<'_>, mut request: Request<Body>) -> Result<Response<Body>, NotPassed> {
         if request.method() == Method::CONNECT {
             return Err(NotPassed::Unfit("CONNECT asks for a tunnel, and a port is none"));
         }
-        let Passage { caller, sandbox, place, port, peer, ref line, .. } = passage;
-        let (permit, under_way) = self.visits.enter(app, caller, sandbox, port, peer).await?;
         let version = request.version();
         let switching = version < Version::HTTP_2 && head::upgrade(request.headers()).is_some();
         let client = switching.then(|| hyper::upgrade::on(&mut request));
         let request = outgoing(&passage, request)?;
+        let Passage { visit, place, ref line, .. } = passage;
+        let Visit { sandbox, port, permit, under_way } = visit;
         let Answered { mut response, sender } = self.send(place, sandbox, port, &permit, request).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(client) = client else {
@@ -156,9 +163,9 @@ impl Ports {
     ///
     /// # Errors
     /// See [`NotPassed`].
-    pub async fn tunnel(&self, app: &App, passage: Passage<'_>, client: OnUpgrade) -> Result<(), NotPassed> {
-        let Passage { caller, sandbox, place, port, peer, line, .. } = passage;
-        let (permit, under_way) = self.visits.enter(app, caller, sandbox, port, peer).await?;
+    pub async fn tunnel(&self, passage: Passage<'_>, client: OnUpgrade) -> Result<(), NotPassed> {
+        let Passage { visit, place, line, .. } = passage;
+        let Visit { sandbox, port, permit, under_way } = visit;
         let (program, seat) = self.pool.connect(place, sandbox, &permit, port).await.map_err(not_connected)?;
         let place = Arc::clone(place);
         tokio::spawn(async move {
@@ -237,8 +244,8 @@ fn outgoing(passage: &Passage<'_>, request: Request<Body>) -> Result<Request<Bod
     let own = parts.uri.authority().map(|authority| authority.as_str().to_owned());
     let own = own.or_else(|| parts.headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned));
     let named = match passage.mask_host {
-        Some(mask) => mask.replace("${PORT}", &passage.port.to_string()),
-        None => own.clone().unwrap_or_else(|| format!("localhost:{}", passage.port)),
+        Some(mask) => mask.replace("${PORT}", &passage.visit.port.to_string()),
+        None => own.clone().unwrap_or_else(|| format!("localhost:{}", passage.visit.port)),
     };
     let host = HeaderValue::from_str(&named).map_err(|_| NotPassed::Unfit("the host is none"))?;
     let uri = head::path(&parts.uri, passage.prefix).ok_or(NotPassed::Unfit("the path is none"))?;

@@ -32,9 +32,10 @@ use rf_policy::Action;
 use rf_types::{Code, Fault, PlaceRef, RequestId};
 use serde::Serialize;
 
-use super::target::{ACCESS_TOKEN, Proof, Target, single};
+use super::target::{ACCESS_TOKEN, Found, NoTarget, Proof, Target, single};
 use crate::{
     app::{App, Caller, Peer},
+    edge::Line,
     input,
     operation::Ask,
     refusal::{Refusal, to_json},
@@ -63,23 +64,27 @@ impl Asked {
 }
 
 /// Answers a request for a sandbox's commands and files.
-pub async fn answer(app: App, target: Target, request: Request<Body>) -> Response<Body> {
+///
+/// # Errors
+/// See [`NoTarget`].
+pub async fn answer(app: &App, found: &Found, request: Request<Body>, line: &Line) -> Result<Response<Body>, NoTarget> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    if (&method, path.as_str()) == (&Method::GET, "/health") {
-        return empty(StatusCode::NO_CONTENT);
-    }
-    let target = Arc::new(target);
-    let is_file = path == "/files" && matches!(method, Method::GET | Method::POST);
     let (parts, body) = request.into_parts();
-    let let_in = if is_file { file_caller(&app, &target, &parts).await } else { caller(&app, &target, &parts).await };
+    if (&method, path.as_str()) == (&Method::GET, "/health") {
+        found.is_well(app, single(&parts.headers, &ACCESS_TOKEN)).await?;
+        return Ok(empty(StatusCode::NO_CONTENT));
+    }
+    let is_file = path == "/files" && matches!(method, Method::GET | Method::POST);
+    let let_in = if is_file { file_caller(app, found, &parts).await } else { caller(app, found, &parts).await };
     let caller = match let_in {
         Ok(caller) => caller,
-        Err(response) => return response,
+        Err(response) => return Ok(response),
     };
-    let user = basic_user(&parts);
+    let target = Arc::new(found.awake(app).await?);
+    let (user, version) = (basic_user(&parts), parts.version);
     let request = Request::from_parts(parts, body);
-    let asked = Asked { app, target, caller, user: None };
-    match (&method, path.as_str()) {
+    let asked = Asked { app: app.clone(), target: Arc::clone(&target), caller, user: None };
+    let answer = match (&method, path.as_str()) {
         (&Method::GET, "/files") => files::read(asked, request).await,
         (&Method::POST, "/files") => files::write(asked, request).await,
         (&Method::POST, "/files/compose") => files::compose(asked, request).await,
@@ -88,19 +93,20 @@ pub async fn answer(app: App, target: Target, request: Request<Body>) -> Respons
         (_, "/files" | "/files/compose" | "/envs" | "/metrics" | "/health") => empty(StatusCode::METHOD_NOT_ALLOWED),
         (_, path) if rpc::is_path(path) => rpc::answer(Asked { user, ..asked }, request).await,
         _ => failed(StatusCode::NOT_FOUND, "404 page not found"),
-    }
+    };
+    Ok(target.cut(answer, line, version))
 }
 
 /// Who asks, by the sandbox's token.
-async fn caller(app: &App, target: &Target, parts: &Parts) -> Result<Caller, Response<Body>> {
+async fn caller(app: &App, found: &Found, parts: &Parts) -> Result<Caller, Response<Body>> {
     let token = single(&parts.headers, &ACCESS_TOKEN);
     let (id, peer) = about(parts);
-    let caller = target.caller(app, id, peer, Proof::Token(token)).await;
+    let caller = found.caller(app, id, peer, Proof::Token(token)).await;
     caller.map_err(|refusal| refused(refusal, UNAUTHORIZED))
 }
 
 /// Who asks for a file: by the sandbox's token, else by the link's signature.
-async fn file_caller(app: &App, target: &Target, parts: &Parts) -> Result<Caller, Response<Body>> {
+async fn file_caller(app: &App, found: &Found, parts: &Parts) -> Result<Caller, Response<Body>> {
     let token = single(&parts.headers, &ACCESS_TOKEN).filter(|token| !token.is_empty());
     let (id, peer) = about(parts);
     let (proof, message) = if token.is_some() {
@@ -111,15 +117,15 @@ async fn file_caller(app: &App, target: &Target, parts: &Parts) -> Result<Caller
         let (path, username) = (query.path.as_deref().unwrap_or(""), query.username.as_deref().unwrap_or(""));
         let signed = Signed { path, used, username, expires: query.signature_expiration };
         let now = i64::try_from(app.now() / 1000).unwrap_or(i64::MAX);
-        let secret = app.e2b().tokens().envd_token(target.id);
+        let secret = app.e2b().tokens().envd_token(found.id);
         match signature::check(&signed, &secret, query.signature.as_deref(), now) {
             Ok(()) => (Proof::Signature(true), UNAUTHORIZED),
             // A sandbox that needs no token needs no signature, either.
-            Err(why) if !target.rules.secured => (Proof::Token(None), why.message()),
+            Err(why) if !found.rules.secured => (Proof::Token(None), why.message()),
             Err(why) => (Proof::Signature(false), why.message()),
         }
     };
-    target.caller(app, id, peer, proof).await.map_err(|refusal| refused(refusal, message))
+    found.caller(app, id, peer, proof).await.map_err(|refusal| refused(refusal, message))
 }
 
 fn about(parts: &Parts) -> (RequestId, Option<IpAddr>) {

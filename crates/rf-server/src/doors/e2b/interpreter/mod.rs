@@ -27,9 +27,10 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 
 pub use self::kernel::Kernels;
-use super::target::{ACCESS_TOKEN, Proof, Target, single};
+use super::target::{ACCESS_TOKEN, Found, NoTarget, Proof, Target, single};
 use crate::{
-    app::{App, Peer},
+    app::{App, Caller, Peer},
+    edge::Line,
     input,
     operation::Ask,
     refusal::Refusal,
@@ -54,25 +55,35 @@ struct Execute {
 }
 
 /// Answers a request for the code interpreter of a sandbox.
-pub async fn answer(app: App, target: Target, request: Request<Body>) -> Response<Body> {
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/health") => text(StatusCode::OK, "\"OK\""),
-        (&Method::POST, "/execute") => match execute(app, target, request).await {
-            Ok(response) => response,
-            Err(refusal) => refused(&refusal.fault),
-        },
+///
+/// # Errors
+/// See [`NoTarget`].
+pub async fn answer(app: &App, found: &Found, request: Request<Body>, line: &Line) -> Result<Response<Body>, NoTarget> {
+    let token = single(request.headers(), &ACCESS_TOKEN);
+    Ok(match (request.method(), request.uri().path()) {
+        (&Method::GET, "/health") => {
+            found.is_well(app, token).await?;
+            text(StatusCode::OK, "\"OK\"")
+        }
+        (&Method::POST, "/execute") => {
+            let id = request.extensions().get().copied().unwrap_or_else(RequestId::random);
+            let peer: Option<IpAddr> = request.extensions().get::<Peer>().map(|peer| peer.0);
+            let caller = match found.caller(app, id, peer, Proof::Token(token)).await {
+                Ok(caller) => caller,
+                Err(refusal) => return Ok(refused(&refusal.fault)),
+            };
+            let (target, version) = (found.awake(app).await?, request.version());
+            let answer = execute(app.clone(), caller, &target, request).await;
+            target.cut(answer.unwrap_or_else(|refusal| refused(&refusal.fault)), line, version)
+        }
         (_, path) if path == "/contexts" || path.starts_with("/contexts/") => {
             refused(&not_built("contexts of one's own in the code interpreter"))
         }
         _ => text(StatusCode::NOT_FOUND, "no such path of the code interpreter"),
-    }
+    })
 }
 
-async fn execute(app: App, target: Target, request: Request<Body>) -> Result<Response<Body>, Refusal> {
-    let id = request.extensions().get().copied().unwrap_or_else(RequestId::random);
-    let peer: Option<IpAddr> = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let token = single(request.headers(), &ACCESS_TOKEN);
-    let caller = target.caller(&app, id, peer, Proof::Token(token)).await?;
+async fn execute(app: App, caller: Caller, target: &Target, request: Request<Body>) -> Result<Response<Body>, Refusal> {
     let (parts, body) = request.into_parts();
     let bytes = app.intake().bytes(&parts.headers, body).await?;
     let ask: Execute = input::parse(&bytes)?;
@@ -86,7 +97,7 @@ async fn execute(app: App, target: Target, request: Request<Body>) -> Result<Res
         .detail("bytes", ask.code.len());
     let operation = app.begin(&caller, record).await?;
     let kernels = app.e2b().kernels().clone();
-    let held = match kernels.held(&app, &caller, &target).await {
+    let held = match kernels.held(&app, &caller, target).await {
         Ok(held) => held,
         Err(fault) => return Err(operation.fail(fault).await),
     };
