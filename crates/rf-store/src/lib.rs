@@ -32,7 +32,7 @@ pub use lookup::{CredentialHash, Known, Proof, Refused, Standing};
 pub use machines::{Machine, NewMachine};
 pub use pages::{Page, PageAsk};
 pub use repeats::Repeat;
-pub use sandboxes::{NewSandbox, ReserveError, Sandbox, SandboxChange, SandboxFilter, SandboxPhase, Usage};
+pub use sandboxes::{NewSandbox, Sandbox, SandboxChange, SandboxFilter, Usage};
 pub use scope::{OperatorScope, SystemScope, UserScope};
 pub use sessions::{Key, NewKey, NewSession, Session, SessionMaker};
 pub use shared::{NewTemplate, Template};

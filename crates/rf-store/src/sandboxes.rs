@@ -1,23 +1,23 @@
 //! Rows of sandboxes: what lives, what lived, and what a user has of the host at this moment.
 //!
 //! ```text
-//! reserve ─▶ starting ─▶ running ─▶ stopping ─▶ ended
-//!                └──────────┴──────────┴──────────▲      (any may end at once)
+//! insert ─▶ running ⇄ paused
+//!              └─────────┴──▶ ended
 //! ```
-//! While it is running it may be paused and resumed ([`SandboxState`]).
-//! A row counts against its user's limits from its reservation until it is ended.
+//! A row is inserted once its sandbox runs. What a user has at a moment is counted by who makes the sandboxes, claims
+//! under way included; the sums here are of the rows.
 
 use std::collections::BTreeMap;
 
 use rf_types::{
     PauseKind, SandboxAbout, SandboxEnv, SandboxId, SandboxSpec, SandboxState, SnapshotId, TemplateName, UserId,
-    UserLimits, units::UnixMs,
+    units::UnixMs,
 };
 use rusqlite::{OptionalExtension, Row, params, types::Type};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::{
-    Page, PageAsk, Standing, Store, StoreError, SystemScope, UserScope, lookup,
+    Page, PageAsk, Store, StoreError, SystemScope, UserScope, lookup,
     sessions::name_fits,
     users::{blob, id, int, json, millis, one, time, to_json, unique, username_of},
 };
@@ -35,32 +35,7 @@ pub struct Usage {
     pub disk_bytes: u64,
 }
 
-/// Where a sandbox is in its life, as far as the store knows.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SandboxPhase {
-    /// Reserved; being made.
-    Starting,
-    /// Made.
-    Running,
-    /// Being destroyed.
-    Stopping,
-    /// Gone.
-    Ended,
-}
-
-impl SandboxPhase {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Stopping => "stopping",
-            Self::Ended => "ended",
-        }
-    }
-}
-
-/// A sandbox to be reserved.
+/// A sandbox to be inserted.
 #[derive(Clone, Debug)]
 pub struct NewSandbox<'a> {
     /// Its id.
@@ -121,8 +96,6 @@ pub struct Sandbox {
     pub name: Option<String>,
     /// What it was asked to be.
     pub spec: SandboxSpec,
-    /// Where it is in its life.
-    pub phase: SandboxPhase,
     /// Whether it runs, while it is alive.
     pub state: SandboxState,
     /// What is kept of it while it is paused.
@@ -140,7 +113,7 @@ pub struct Sandbox {
     /// What its maker says of it.
     #[serde(skip)]
     pub about: SandboxAbout,
-    /// When it was reserved.
+    /// When it was made.
     pub created: UnixMs,
     /// When it last began to run.
     pub started: UnixMs,
@@ -154,99 +127,14 @@ pub struct Sandbox {
     pub ended_why: Option<String>,
 }
 
-/// Why a reservation failed: the judge said no, or the store could not.
-#[derive(Debug, thiserror::Error)]
-pub enum ReserveError<E> {
-    /// What the judge said.
-    #[error("refused")]
-    Judged(E),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// The columns of a sandbox, in the order of [`sandbox_of`]; `s` is the table's name in every statement.
-const COLUMNS: &str = "s.id, s.name, s.spec, s.phase, s.created, s.lease_until, s.ended, s.ended_why, s.state,
+const COLUMNS: &str = "s.id, s.name, s.spec, s.created, s.lease_until, s.ended, s.ended_why, s.state,
     s.pause_kind, s.started, s.labels, s.env, s.auto_resume, s.idle_pause_ms, s.door, s.auto_pause, s.paused, s.saved,
     s.from_snapshot";
 /// How many they are.
-const COLUMNS_COUNT: usize = 20;
+const COLUMNS_COUNT: usize = 19;
 
 impl Store {
-    /// Asks `judge` whether the user may have one more, and inserts its row in phase `starting` if so: both in one
-    /// transaction, which no other reservation can come between. What `judge` made is handed back with the row.
-    ///
-    /// # Errors
-    /// [`ReserveError::Judged`] with the judge's refusal; [`StoreError::NotFound`] when the user is disabled or gone;
-    /// [`StoreError::Conflict`] when the name is in use; [`StoreError::Invalid`] for a bad name.
-    pub fn sandbox_reserve<T, E>(
-        &self,
-        scope: &UserScope,
-        new: &NewSandbox<'_>,
-        now: UnixMs,
-        judge: impl FnOnce(&UserLimits, &Usage) -> Result<T, E>,
-    ) -> Result<(Sandbox, T), ReserveError<E>> {
-        if let Some(name) = new.name {
-            name_fits(name)?;
-        }
-        let spec = to_json(new.spec)?;
-        let About { labels, env, auto_resume, idle_pause_ms, door, auto_pause } = About::of(new.about)?;
-        self.write(|transaction| {
-            let Some((Standing { limits, .. }, false)) = lookup::standing(transaction, scope.user())? else {
-                return Err(StoreError::NotFound { what: "user" }.into());
-            };
-            let usage = lookup::usage(transaction, scope.user())?;
-            let judged = judge(&limits, &usage).map_err(ReserveError::Judged)?;
-            let sandbox = Sandbox {
-                id: new.id,
-                name: new.name.map(str::to_owned),
-                spec: new.spec.clone(),
-                phase: SandboxPhase::Starting,
-                state: SandboxState::Running,
-                pause_kind: None,
-                paused: None,
-                saved: None,
-                from_snapshot: new.from_snapshot,
-                about: new.about.clone(),
-                created: now,
-                started: now,
-                lease_until: now.saturating_add(new.spec.lease_ms),
-                ended: None,
-                ended_why: None,
-            };
-            let values = params![
-                blob(sandbox.id),
-                blob(scope.user()),
-                sandbox.name,
-                spec,
-                new.spec.limits.cpu_milli_max,
-                int(new.spec.limits.memory_bytes_max),
-                int(new.spec.limits.disk_bytes_max),
-                int(now),
-                int(sandbox.lease_until),
-                labels,
-                env,
-                auto_resume,
-                idle_pause_ms,
-                door,
-                auto_pause,
-                new.from_snapshot.map(blob),
-            ];
-            transaction
-                .prepare_cached(
-                    "INSERT INTO sandboxes
-                     (id, user, name, spec, cpu_milli, memory_bytes, disk_bytes, phase, created, started, lease_until,
-                      labels, env, auto_resume, idle_pause_ms, door, auto_pause, from_snapshot)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'starting', ?8, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
-                )
-                .and_then(|mut statement| statement.execute(values))
-                .map_err(|error| {
-                    unique(error, "reserve a sandbox", || "a sandbox of that name is alive already".to_owned())
-                })?;
-            Ok((sandbox, judged))
-        })
-    }
-
     /// Inserts a sandbox that runs already, made and counted by a caller who had it judged before.
     ///
     /// # Errors
@@ -441,65 +329,6 @@ impl Store {
         })
     }
 
-    /// Moves a live sandbox to a later phase, [`SandboxPhase::Running`] or [`SandboxPhase::Stopping`].
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`], also once it has ended; [`StoreError::Conflict`] for a step back;
-    /// [`StoreError::Invalid`] for `Starting` and `Ended`, which [`Store::sandbox_reserve`] and
-    /// [`Store::sandbox_end`] set.
-    pub fn sandbox_set_phase(
-        &self,
-        scope: &UserScope,
-        sandbox: SandboxId,
-        phase: SandboxPhase,
-    ) -> Result<(), StoreError> {
-        if matches!(phase, SandboxPhase::Starting | SandboxPhase::Ended) {
-            return Err(StoreError::Invalid { what: format!("a sandbox is not set to `{}`", phase.name()) });
-        }
-        self.write(|transaction| {
-            let at = StoreError::at("set a sandbox's phase");
-            let now: Option<SandboxPhase> = transaction
-                .prepare_cached("SELECT phase FROM sandboxes WHERE id = ?1 AND user = ?2 AND ended IS NULL")
-                .and_then(|mut statement| {
-                    statement.query_row([blob(sandbox), blob(scope.user())], |row| phase_of(row, 0)).optional()
-                })
-                .map_err(&at)?;
-            match (now, phase) {
-                (None, _) => return Err(StoreError::NotFound { what: "sandbox" }),
-                (Some(SandboxPhase::Stopping), SandboxPhase::Running) => {
-                    return Err(StoreError::Conflict { what: "the sandbox is being destroyed".to_owned() });
-                }
-                (Some(_), _) => {}
-            }
-            transaction
-                .prepare_cached("UPDATE sandboxes SET phase = ?3 WHERE id = ?1 AND user = ?2 AND ended IS NULL")
-                .and_then(|mut statement| statement.execute(params![blob(sandbox), blob(scope.user()), phase.name()]))
-                .map(drop)
-                .map_err(&at)
-        })
-    }
-
-    /// Sets when a live sandbox's lease ends.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`], also once it has ended.
-    pub fn sandbox_set_lease(
-        &self,
-        scope: &UserScope,
-        sandbox: SandboxId,
-        lease_until: UnixMs,
-    ) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            let changed = transaction
-                .prepare_cached("UPDATE sandboxes SET lease_until = ?3 WHERE id = ?1 AND user = ?2 AND ended IS NULL")
-                .and_then(|mut statement| {
-                    statement.execute(params![blob(sandbox), blob(scope.user()), int(lease_until)])
-                })
-                .map_err(StoreError::at("set a lease"))?;
-            one("sandbox", changed)
-        })
-    }
-
     /// Marks a sandbox ended, so that it counts no more. The first end and its reason stay.
     ///
     /// # Errors
@@ -547,30 +376,6 @@ impl Store {
         })
     }
 
-    /// Live sandboxes whose lease ended by `now`, at most 1,000, the most overdue first.
-    ///
-    /// # Errors
-    /// [`StoreError::Sqlite`].
-    pub fn sandboxes_overdue(
-        &self,
-        _system: &SystemScope,
-        now: UnixMs,
-    ) -> Result<Vec<(UserScope, SandboxId)>, StoreError> {
-        self.read(|connection| {
-            let at = StoreError::at("list overdue sandboxes");
-            let mut statement = connection
-                .prepare_cached(
-                    "SELECT u.id, u.name, s.id FROM sandboxes s INDEXED BY sandboxes_alive_by_user
-                     JOIN users u ON u.id = s.user WHERE s.ended IS NULL AND s.lease_until <= ?1 ORDER BY s.lease_until LIMIT 1000",
-                )
-                .map_err(&at)?;
-            let rows = statement
-                .query_map([int(now)], |row| Ok((UserScope::new(id(row, 0)?, username_of(row, 1)?), id(row, 2)?)))
-                .map_err(&at)?;
-            rows.collect::<Result<_, _>>().map_err(&at)
-        })
-    }
-
     /// Forgets what ended before `before`: sandboxes, revoked and expired keys, sessions, used and expired tokens,
     /// removed machines; at most 1,000 rows of each, so that no caller waits long. Returns how many went.
     ///
@@ -602,29 +407,28 @@ fn sandbox_of(row: &Row<'_>) -> rusqlite::Result<Sandbox> {
         id: id(row, 0)?,
         name: row.get(1)?,
         spec: json(row, 2)?,
-        phase: phase_of(row, 3)?,
-        created: time(row, 4)?,
-        lease_until: time(row, 5)?,
-        ended: millis(row, 6)?,
-        ended_why: row.get(7)?,
-        state: match row.get_ref(8)?.as_str()? {
+        created: time(row, 3)?,
+        lease_until: time(row, 4)?,
+        ended: millis(row, 5)?,
+        ended_why: row.get(6)?,
+        state: match row.get_ref(7)?.as_str()? {
             "running" => SandboxState::Running,
             "paused" => SandboxState::Paused,
-            _ => return Err(rusqlite::Error::InvalidColumnType(8, "state".to_owned(), Type::Text)),
+            _ => return Err(rusqlite::Error::InvalidColumnType(7, "state".to_owned(), Type::Text)),
         },
-        pause_kind: row.get_ref(9)?.as_str_or_null()?.map(|text| pause_kind(text, 9)).transpose()?,
-        started: time(row, 10)?,
+        pause_kind: row.get_ref(8)?.as_str_or_null()?.map(|text| pause_kind(text, 8)).transpose()?,
+        started: time(row, 9)?,
         about: SandboxAbout {
-            labels: json(row, 11)?,
-            env: json::<SandboxEnv>(row, 12)?,
-            auto_resume: row.get(13)?,
-            idle_pause_ms: millis(row, 14)?,
-            door: json(row, 15)?,
-            auto_pause: pause_kind(row.get_ref(16)?.as_str()?, 16)?,
+            labels: json(row, 10)?,
+            env: json::<SandboxEnv>(row, 11)?,
+            auto_resume: row.get(12)?,
+            idle_pause_ms: millis(row, 13)?,
+            door: json(row, 14)?,
+            auto_pause: pause_kind(row.get_ref(15)?.as_str()?, 15)?,
         },
-        paused: millis(row, 17)?,
-        saved: maybe_id(row, 18)?,
-        from_snapshot: maybe_id(row, 19)?,
+        paused: millis(row, 16)?,
+        saved: maybe_id(row, 17)?,
+        from_snapshot: maybe_id(row, 18)?,
     })
 }
 
@@ -661,15 +465,5 @@ impl About {
             door: to_json(&about.door)?,
             auto_pause: about.auto_pause.name(),
         })
-    }
-}
-
-fn phase_of(row: &Row<'_>, index: usize) -> rusqlite::Result<SandboxPhase> {
-    match row.get_ref(index)?.as_str()? {
-        "starting" => Ok(SandboxPhase::Starting),
-        "running" => Ok(SandboxPhase::Running),
-        "stopping" => Ok(SandboxPhase::Stopping),
-        "ended" => Ok(SandboxPhase::Ended),
-        _ => Err(rusqlite::Error::InvalidColumnType(index, "phase".to_owned(), Type::Text)),
     }
 }

@@ -109,10 +109,10 @@ impl Store {
     }
 
     /// Runs `write` in one IMMEDIATE transaction, which is committed if it returns `Ok` and rolled back otherwise.
-    pub(crate) fn write<T, E: From<StoreError>>(
+    pub(crate) fn write<T>(
         &self,
-        write: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
+        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         let mut writer = lock(&self.0.writer);
         let transaction = writer
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -229,5 +229,39 @@ impl Drop for Reader<'_> {
     fn drop(&mut self) {
         lock(&self.inner.readers).extend(self.connection.take());
         self.inner.reader_back.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_do_not_wait_for_a_writer_nor_run_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, system) = Store::open(dir.path()).unwrap();
+        store.user_create_first(&system, &"ann".parse().unwrap(), 1).unwrap();
+        let disabled = || {
+            store.read(|connection| {
+                let asked =
+                    connection.query_row("SELECT count(*) FROM users WHERE disabled IS NOT NULL", [], |row| row.get(0));
+                asked.map_err(StoreError::at("count"))
+            })
+        };
+        store
+            .write(|transaction| {
+                transaction.execute("UPDATE users SET disabled = 2", []).map_err(StoreError::at("change"))?;
+                // More at once than there are readers, in the middle of a write.
+                thread::scope(|threads| {
+                    let handles: Vec<_> = (0..4 * READERS).map(|_| threads.spawn(|| disabled().unwrap())).collect();
+                    for handle in handles {
+                        let count: u32 = handle.join().unwrap();
+                        assert_eq!(count, 0, "not yet committed");
+                    }
+                });
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(disabled().unwrap(), 1);
     }
 }

@@ -7,24 +7,24 @@ use std::collections::BTreeMap;
 
 use common::{HOUR, NOW, World, world};
 use proptest::prelude::*;
-use rf_store::{NewSandbox, PageAsk, ReserveError, SandboxFilter, SandboxPhase, StoreError, UserScope};
-use rf_types::{SandboxAbout, SandboxId, SandboxSpec, units::MIB};
+use rf_store::{NewSandbox, PageAsk, SandboxChange, SandboxFilter, StoreError, UserScope};
+use rf_types::{SandboxAbout, SandboxId, SandboxSpec, SandboxState, units::MIB};
 
 #[derive(Clone, Debug)]
 enum Call {
-    Reserve { name: Option<u8>, memory_mib: u64, allowed: bool },
-    Phase { target: prop::sample::Index, stopping: bool },
-    Lease { target: prop::sample::Index, until: u64 },
+    Insert { name: Option<u8>, memory_mib: u64 },
+    Change { target: prop::sample::Index, memory_mib: u64, paused: bool, until: u64 },
     End { target: prop::sample::Index },
 }
 
 fn call() -> impl Strategy<Value = Call> {
     let target = any::<prop::sample::Index>;
     prop_oneof![
-        4 => (proptest::option::of(0..3_u8), 16..64_u64, prop::bool::weighted(0.8))
-            .prop_map(|(name, memory_mib, allowed)| Call::Reserve { name, memory_mib, allowed }),
-        2 => (target(), any::<bool>()).prop_map(|(target, stopping)| Call::Phase { target, stopping }),
-        1 => (target(), 0..HOUR).prop_map(|(target, until)| Call::Lease { target, until: NOW + until }),
+        4 => (proptest::option::of(0..3_u8), 16..64_u64)
+            .prop_map(|(name, memory_mib)| Call::Insert { name, memory_mib }),
+        3 => (target(), 16..64_u64, any::<bool>(), 0..HOUR).prop_map(|(target, memory_mib, paused, until)| {
+            Call::Change { target, memory_mib, paused, until: NOW + until }
+        }),
         2 => target().prop_map(|target| Call::End { target }),
     ]
 }
@@ -34,7 +34,8 @@ struct Modelled {
     anns: bool,
     name: Option<u8>,
     memory_bytes: u64,
-    phase: SandboxPhase,
+    paused: bool,
+    ended: bool,
     lease_until: u64,
 }
 
@@ -48,7 +49,6 @@ enum Answer {
     Done,
     NotFound,
     Conflict,
-    Judged,
 }
 
 fn answer<T>(result: Result<T, StoreError>) -> Answer {
@@ -60,6 +60,12 @@ fn answer<T>(result: Result<T, StoreError>) -> Answer {
     }
 }
 
+fn spec(memory_mib: u64) -> SandboxSpec {
+    let mut spec = SandboxSpec::standard(HOUR);
+    spec.limits.memory_bytes_max = memory_mib * MIB;
+    spec
+}
+
 /// Does the call on the store and on the model; gives both answers.
 fn step(w: &World, model: &mut BTreeMap<SandboxId, Modelled>, ann: bool, call: &Call) -> (Answer, Answer) {
     let who = scope(w, ann);
@@ -68,13 +74,11 @@ fn step(w: &World, model: &mut BTreeMap<SandboxId, Modelled>, ann: bool, call: &
     let pick = |index: &prop::sample::Index| {
         if ids.is_empty() { SandboxId::from_bits(1) } else { *index.get(&ids) }
     };
-    let alive = |model: &mut BTreeMap<SandboxId, Modelled>, id| {
-        model.get(&id).is_some_and(|m| m.anns == ann && m.phase != SandboxPhase::Ended)
-    };
+    let alive =
+        |model: &mut BTreeMap<SandboxId, Modelled>, id| model.get(&id).is_some_and(|m| m.anns == ann && !m.ended);
     match call {
-        Call::Reserve { name, memory_mib, allowed } => {
-            let mut spec = SandboxSpec::standard(HOUR);
-            spec.limits.memory_bytes_max = memory_mib * MIB;
+        Call::Insert { name, memory_mib } => {
+            let spec = spec(*memory_mib);
             let text = name.map(|name| format!("name {name}"));
             let new = NewSandbox {
                 id: SandboxId::random(),
@@ -83,52 +87,36 @@ fn step(w: &World, model: &mut BTreeMap<SandboxId, Modelled>, ann: bool, call: &
                 about: &SandboxAbout::default(),
                 from_snapshot: None,
             };
-            let judge = |_: &_, _: &_| if *allowed { Ok(()) } else { Err(()) };
-            let real = match w.store.sandbox_reserve(who, &new, NOW, judge) {
-                Ok(_) => Answer::Done,
-                Err(ReserveError::Judged(())) => Answer::Judged,
-                Err(ReserveError::Store(error)) => answer::<()>(Err(error)),
-            };
-            let taken = name.is_some()
-                && model.values().any(|m| m.anns == ann && m.name == *name && m.phase != SandboxPhase::Ended);
-            let modelled = match (allowed, taken) {
-                (false, _) => Answer::Judged,
-                (true, true) => Answer::Conflict,
-                (true, false) => {
-                    let made = Modelled {
-                        anns: ann,
-                        name: *name,
-                        memory_bytes: spec.limits.memory_bytes_max,
-                        phase: SandboxPhase::Starting,
-                        lease_until: NOW + HOUR,
-                    };
-                    model.insert(new.id, made);
-                    Answer::Done
-                }
-            };
-            (real, modelled)
+            let real = answer(w.store.sandbox_insert(&w.system, who.user(), &new, NOW, NOW + HOUR));
+            if name.is_some() && model.values().any(|m| m.anns == ann && m.name == *name && !m.ended) {
+                return (real, Answer::Conflict);
+            }
+            let memory_bytes = spec.limits.memory_bytes_max;
+            let made =
+                Modelled { anns: ann, name: *name, memory_bytes, paused: false, ended: false, lease_until: NOW + HOUR };
+            model.insert(new.id, made);
+            (real, Answer::Done)
         }
-        Call::Phase { target, stopping } => {
+        Call::Change { target, memory_mib, paused, until } => {
             let id = pick(target);
-            let phase = if *stopping { SandboxPhase::Stopping } else { SandboxPhase::Running };
-            let real = answer(w.store.sandbox_set_phase(who, id, phase));
+            let spec = spec(*memory_mib);
+            let change = SandboxChange {
+                spec: &spec,
+                lease_until: *until,
+                state: if *paused { SandboxState::Paused } else { SandboxState::Running },
+                pause_kind: None,
+                paused: None,
+                saved: None,
+                started: NOW,
+                about: &SandboxAbout::default(),
+            };
+            let real = answer(w.store.sandbox_change(&w.system, who.user(), id, &change));
             if !alive(model, id) {
                 return (real, Answer::NotFound);
             }
             let modelled = model.get_mut(&id).unwrap();
-            if modelled.phase == SandboxPhase::Stopping && !stopping {
-                return (real, Answer::Conflict);
-            }
-            modelled.phase = phase;
-            (real, Answer::Done)
-        }
-        Call::Lease { target, until } => {
-            let id = pick(target);
-            let real = answer(w.store.sandbox_set_lease(who, id, *until));
-            if !alive(model, id) {
-                return (real, Answer::NotFound);
-            }
-            model.get_mut(&id).unwrap().lease_until = *until;
+            (modelled.memory_bytes, modelled.lease_until) = (spec.limits.memory_bytes_max, *until);
+            modelled.paused = *paused;
             (real, Answer::Done)
         }
         Call::End { target } => {
@@ -137,7 +125,7 @@ fn step(w: &World, model: &mut BTreeMap<SandboxId, Modelled>, ann: bool, call: &
             if !alive(model, id) {
                 return (real, Answer::NotFound);
             }
-            model.get_mut(&id).unwrap().phase = SandboxPhase::Ended;
+            model.get_mut(&id).unwrap().ended = true;
             (real, Answer::Done)
         }
     }
@@ -147,7 +135,7 @@ fn agrees(w: &World, model: &BTreeMap<SandboxId, Modelled>) {
     for ann in [true, false] {
         let who = scope(w, ann);
         let mine = || model.iter().filter(move |(_, m)| m.anns == ann);
-        let alive = || mine().filter(|(_, m)| m.phase != SandboxPhase::Ended);
+        let alive = || mine().filter(|(_, m)| !m.ended);
         let usage = w.store.usage(who).unwrap();
         assert_eq!(usage.sandboxes as usize, alive().count());
         assert_eq!(usage.memory_bytes, alive().map(|(_, m)| m.memory_bytes).sum::<u64>());
@@ -156,7 +144,7 @@ fn agrees(w: &World, model: &BTreeMap<SandboxId, Modelled>) {
         assert_eq!(page.items.len(), alive().count());
         for row in page.items {
             let modelled = &model[&row.id];
-            assert_eq!((row.phase, row.lease_until), (modelled.phase, modelled.lease_until));
+            assert_eq!((row.state == SandboxState::Paused, row.lease_until), (modelled.paused, modelled.lease_until));
             assert_eq!(row.spec.limits.memory_bytes_max, modelled.memory_bytes);
             assert_eq!(modelled.anns, ann);
         }

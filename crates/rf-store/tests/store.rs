@@ -2,20 +2,12 @@
 
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    os::unix::fs::PermissionsExt,
-    sync::{
-        Barrier,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Barrier};
 
-use common::{HOUR, NOW, World, enrol, hash, known_key, reserve, world};
+use common::{HOUR, NOW, World, enrol, hash, insert, known_key, world};
 use rf_store::{
     CredentialHash, NewKey, NewSandbox, NewSession, NewTemplate, NewUser, PageAsk, Proof, Refused, Repeat,
-    ReserveError, SandboxChange, SandboxFilter, SandboxPhase, SessionMaker, Snapshot, Store, StoreError,
+    SandboxChange, SandboxFilter, SessionMaker, Snapshot, Store, StoreError,
 };
 use rf_types::{
     PauseKind, Preference, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SessionId, SnapshotId, TemplateConfig,
@@ -80,7 +72,6 @@ fn a_credential_is_refused_for_each_reason() {
     assert_eq!(session(NOW), Err(Refused::UserDisabled));
     assert_eq!(w.store.scope_by_machine(w.ann.machine, |_| true).unwrap(), Err(Refused::UserDisabled));
     assert!(enrol(&w.store, &w.ann.token, [9; 32]).is_none());
-    assert!(matches!(reserve(&w.store, &w.ann.scope, None), Err(StoreError::NotFound { .. })));
     w.store.user_set_disabled(&w.operator, w.ann.scope.user(), None).unwrap();
     w.store.key_revoke(&w.ann.scope, w.ann.key, NOW).unwrap();
     w.store.session_end(&w.ann.scope, &w.ann.session, NOW).unwrap();
@@ -169,66 +160,6 @@ fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
 }
 
 #[test]
-fn of_two_reservations_of_the_last_slot_one_is_refused() {
-    let w = world();
-    let scope = &w.bob.scope;
-    let spec = SandboxSpec::standard(HOUR);
-    let limit = w.store.usage(scope).unwrap().sandboxes + 1;
-    let barrier = Barrier::new(2);
-    let (made, refused) = (AtomicU32::new(0), AtomicU32::new(0));
-    let rounds = 1_000;
-    let one = || {
-        for _ in 0..rounds {
-            barrier.wait();
-            let new = NewSandbox {
-                id: SandboxId::random(),
-                name: None,
-                spec: &spec,
-                about: &SandboxAbout::default(),
-                from_snapshot: None,
-            };
-            let judge = |_: &UserLimits, usage: &rf_store::Usage| {
-                if usage.sandboxes < limit { Ok(()) } else { Err(()) }
-            };
-            let reserved = w.store.sandbox_reserve(scope, &new, NOW, judge);
-            barrier.wait();
-            match reserved {
-                Ok((sandbox, ())) => {
-                    made.fetch_add(1, Ordering::Relaxed);
-                    w.store.sandbox_end(scope, sandbox.id, "round over", NOW).unwrap();
-                }
-                Err(ReserveError::Judged(())) => drop(refused.fetch_add(1, Ordering::Relaxed)),
-                Err(ReserveError::Store(error)) => panic!("{error}"),
-            }
-            barrier.wait();
-        }
-    };
-    std::thread::scope(|threads| {
-        threads.spawn(one);
-        threads.spawn(one);
-    });
-    assert_eq!((made.into_inner(), refused.into_inner()), (rounds, rounds));
-    assert_eq!(w.store.usage(scope).unwrap().sandboxes, limit - 1);
-}
-
-#[test]
-fn a_refused_reservation_leaves_nothing() {
-    let w = world();
-    let before = w.store.usage(&w.bob.scope).unwrap();
-    let new = NewSandbox {
-        id: SandboxId::random(),
-        name: Some("x"),
-        spec: &SandboxSpec::standard(HOUR),
-        about: &SandboxAbout::default(),
-        from_snapshot: None,
-    };
-    let refused = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| Err::<(), _>("no"));
-    assert!(matches!(refused, Err(ReserveError::Judged("no"))));
-    assert_eq!(w.store.usage(&w.bob.scope).unwrap(), before);
-    assert!(w.store.sandbox_get(&w.bob.scope, new.id).unwrap_err().is_not_found());
-}
-
-#[test]
 fn an_enrolment_token_is_used_once_however_many_try() {
     let w = world();
     for round in 0..50_u8 {
@@ -298,9 +229,9 @@ fn a_subject_becomes_one_user_and_never_takes_anothers_name() {
 #[test]
 fn a_name_is_unique_while_its_sandbox_lives() {
     let w = world();
-    assert!(matches!(reserve(&w.store, &w.bob.scope, Some("mine")), Err(StoreError::Conflict { .. })));
+    assert!(matches!(insert(&w.store, &w.system, &w.bob.scope, Some("mine")), Err(StoreError::Conflict { .. })));
     w.store.sandbox_end(&w.bob.scope, w.bob.sandbox, "asked", NOW).unwrap();
-    let next = reserve(&w.store, &w.bob.scope, Some("mine")).unwrap();
+    let next = insert(&w.store, &w.system, &w.bob.scope, Some("mine")).unwrap();
     assert_eq!(w.store.sandbox_by_name(&w.bob.scope, "mine").unwrap().id, next);
 }
 
@@ -308,16 +239,8 @@ fn a_name_is_unique_while_its_sandbox_lives() {
 fn a_life_goes_one_way() {
     let w = world();
     let (scope, id) = (&w.bob.scope, w.bob.sandbox);
-    let set = |phase| w.store.sandbox_set_phase(scope, id, phase);
-    assert!(matches!(set(SandboxPhase::Ended), Err(StoreError::Invalid { .. })));
-    assert!(matches!(set(SandboxPhase::Starting), Err(StoreError::Invalid { .. })));
-    set(SandboxPhase::Running).unwrap();
-    set(SandboxPhase::Stopping).unwrap();
-    assert!(matches!(set(SandboxPhase::Running), Err(StoreError::Conflict { .. })));
     w.store.sandbox_end(scope, id, "lease over", NOW + 5).unwrap();
     assert!(w.store.sandbox_end(scope, id, "again", NOW + 6).unwrap_err().is_not_found());
-    assert!(set(SandboxPhase::Stopping).unwrap_err().is_not_found());
-    assert!(w.store.sandbox_set_lease(scope, id, NOW).unwrap_err().is_not_found());
     let row = w.store.sandbox_get(scope, id).unwrap();
     assert_eq!((row.ended, row.ended_why.as_deref()), (Some(NOW + 5), Some("lease over")));
 }
@@ -327,7 +250,7 @@ fn pages_hold_everything_once_newest_first() {
     let w = world();
     let mut made = vec![w.bob.sandbox];
     for _ in 0..24 {
-        made.push(reserve(&w.store, &w.bob.scope, None).unwrap());
+        made.push(insert(&w.store, &w.system, &w.bob.scope, None).unwrap());
     }
     let mut seen = Vec::new();
     let mut after: Option<String> = None;
@@ -377,8 +300,8 @@ fn usage_is_the_sum_of_the_live_ones() {
             about: &SandboxAbout::default(),
             from_snapshot: None,
         };
-        let (sandbox, ()) = w.store.sandbox_reserve(&w.ann.scope, &new, NOW, |_, _| Ok::<_, Infallible>(())).unwrap();
-        ids.push(sandbox.id);
+        w.store.sandbox_insert(&w.system, w.ann.scope.user(), &new, NOW, NOW + HOUR).unwrap();
+        ids.push(new.id);
     }
     let usage = w.store.usage(&w.ann.scope).unwrap();
     let standard = rf_types::Limits::STANDARD;
@@ -537,10 +460,6 @@ fn background_work_sees_the_live_ones_of_all() {
     let mut whose: Vec<_> = alive.iter().map(|(scope, sandbox)| (scope.username().as_str(), sandbox.id)).collect();
     whose.sort();
     assert_eq!(whose, [("ann", w.ann.sandbox), ("bob", w.bob.sandbox)]);
-    assert!(w.store.sandboxes_overdue(&w.system, NOW + HOUR - 1).unwrap().is_empty());
-    w.store.sandbox_set_lease(&w.ann.scope, w.ann.sandbox, NOW + 2 * HOUR).unwrap();
-    let overdue = w.store.sandboxes_overdue(&w.system, NOW + HOUR).unwrap();
-    assert_eq!(overdue, [(w.bob.scope.clone(), w.bob.sandbox)]);
 }
 
 #[test]
@@ -567,7 +486,7 @@ fn the_servers_own_calls_name_the_user_and_touch_no_other() {
     let again = w.store.sandbox_insert(&w.system, ann, &new, NOW, NOW + HOUR);
     assert!(matches!(again, Err(StoreError::Conflict { .. })), "an id is used once, whoever has it");
     let row = w.store.sandbox_by_name(&w.bob.scope, "made").unwrap();
-    assert_eq!((row.id, row.phase, row.state), (new.id, SandboxPhase::Running, SandboxState::Running));
+    assert_eq!((row.id, row.ended, row.state), (new.id, None, SandboxState::Running));
     assert_eq!((&row.about, row.started), (&about, NOW));
 
     let id = new.id;
@@ -613,29 +532,6 @@ fn a_store_that_cannot_be_written_says_so_and_is_read_on() {
     assert!(w.store.scope_by_key(&w.bob.key_hash, NOW).unwrap().is_ok(), "and the refused call changed nothing");
     drop(held);
     w.store.key_revoke(&w.bob.scope, w.bob.key, NOW).unwrap();
-}
-
-#[test]
-fn readers_do_not_wait_for_a_writer_nor_run_out() {
-    let w = world();
-    let new = NewSandbox {
-        id: SandboxId::random(),
-        name: None,
-        spec: &SandboxSpec::standard(HOUR),
-        about: &SandboxAbout::default(),
-        from_snapshot: None,
-    };
-    // More at once than there are readers, in the middle of a write.
-    let reserved = w.store.sandbox_reserve(&w.bob.scope, &new, NOW, |_, _| {
-        std::thread::scope(|threads| {
-            let handles: Vec<_> = (0..32).map(|_| threads.spawn(|| w.store.usage(&w.ann.scope).unwrap())).collect();
-            handles.into_iter().for_each(|handle| assert_eq!(handle.join().unwrap().sandboxes, 1));
-        });
-        assert_eq!(w.store.usage(&w.bob.scope).unwrap().sandboxes, 1, "not yet committed");
-        Ok::<_, Infallible>(())
-    });
-    assert!(reserved.is_ok());
-    assert_eq!(w.store.usage(&w.bob.scope).unwrap().sandboxes, 2);
 }
 
 #[test]

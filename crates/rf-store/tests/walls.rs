@@ -5,10 +5,9 @@ mod common;
 
 use std::{collections::BTreeSet, path::Path};
 
-use common::{HOUR, NOW, World, enrol, hash, reserve, world};
+use common::{HOUR, NOW, World, enrol, hash, insert, world};
 use rf_store::{
-    NewKey, NewSession, PageAsk, Proof, Repeat, SandboxFilter, SandboxPhase, SessionMaker, Snapshot, StoreError,
-    UserScope,
+    NewKey, NewSession, PageAsk, Proof, Repeat, SandboxFilter, SessionMaker, Snapshot, StoreError, UserScope,
 };
 use rf_types::{Preference, SandboxSpec, SessionId, SnapshotId, UserLimits};
 
@@ -95,11 +94,6 @@ const PROBES: &[(&str, Probe)] = &[
         assert_eq!(answer, row.level == "full" && row.facts == facts && row.last_seen == NOW + 1);
         answer
     }),
-    ("sandbox_reserve", |w, who| {
-        // Alive already as Bob's and as Ann's "mine": another name for both.
-        reserve(&w.store, who, Some("second")).unwrap();
-        w.store.usage(&w.bob.scope).unwrap().sandboxes == 2
-    }),
     ("sandbox_get", |w, who| done(w.store.sandbox_get(who, w.bob.sandbox))),
     ("sandbox_by_name", |w, who| w.store.sandbox_by_name(who, "mine").unwrap().id == w.bob.sandbox),
     ("sandbox_list", |w, who| {
@@ -117,23 +111,13 @@ const PROBES: &[(&str, Probe)] = &[
         assert_eq!(all, named);
         all.iter().any(|snapshot| snapshot.id == id)
     }),
-    ("sandbox_set_phase", |w, who| {
-        let answer = done(w.store.sandbox_set_phase(who, w.bob.sandbox, SandboxPhase::Stopping));
-        assert_eq!(answer, bobs_sandbox(w).phase == SandboxPhase::Stopping);
-        answer
-    }),
-    ("sandbox_set_lease", |w, who| {
-        let answer = done(w.store.sandbox_set_lease(who, w.bob.sandbox, NOW + 2 * HOUR));
-        assert_eq!(answer, bobs_sandbox(w).lease_until == NOW + 2 * HOUR);
-        answer
-    }),
     ("sandbox_end", |w, who| {
         let answer = done(w.store.sandbox_end(who, w.bob.sandbox, "asked", NOW));
         assert_eq!(answer, bobs_sandbox(w).ended.is_some());
         answer
     }),
     ("usage", |w, who| {
-        reserve(&w.store, &w.bob.scope, None).unwrap();
+        insert(&w.store, &w.system, &w.bob.scope, None).unwrap();
         w.store.usage(who).unwrap().sandboxes == 2
     }),
 ];

@@ -35,7 +35,12 @@ pub(crate) fn hash(text: &str) -> CredentialHash {
     CredentialHash::from_bytes(*blake3::hash(text.as_bytes()).as_bytes())
 }
 
-pub(crate) fn reserve(store: &Store, scope: &UserScope, name: Option<&str>) -> Result<SandboxId, StoreError> {
+pub(crate) fn insert(
+    store: &Store,
+    system: &SystemScope,
+    scope: &UserScope,
+    name: Option<&str>,
+) -> Result<SandboxId, StoreError> {
     let new = NewSandbox {
         id: SandboxId::random(),
         name,
@@ -43,11 +48,7 @@ pub(crate) fn reserve(store: &Store, scope: &UserScope, name: Option<&str>) -> R
         about: &SandboxAbout::default(),
         from_snapshot: None,
     };
-    match store.sandbox_reserve(scope, &new, NOW, |_, _| Ok::<_, std::convert::Infallible>(())) {
-        Ok((sandbox, ())) => Ok(sandbox.id),
-        Err(rf_store::ReserveError::Store(error)) => Err(error),
-        Err(rf_store::ReserveError::Judged(never)) => match never {},
-    }
+    store.sandbox_insert(system, scope.user(), &new, NOW, NOW + HOUR).map(|()| new.id)
 }
 
 pub(crate) fn enrol(store: &Store, token: &CredentialHash, public_key: [u8; 32]) -> Option<(UserScope, MachineId)> {
@@ -56,7 +57,7 @@ pub(crate) fn enrol(store: &Store, token: &CredentialHash, public_key: [u8; 32])
     store.machine_enrol(token, &new, NOW).unwrap().ok().map(|(scope, machine)| (scope, machine.id))
 }
 
-fn person(store: &Store, operator: &OperatorScope, name: &str) -> Person {
+fn person(store: &Store, system: &SystemScope, operator: &OperatorScope, name: &str) -> Person {
     let new = NewUser { name: name.parse().unwrap(), operator: false, limits: UserLimits::STANDARD };
     let (scope, _) = store.user_create(operator, &new, NOW).unwrap();
     let key_hash = hash(&format!("{name}'s key"));
@@ -80,7 +81,7 @@ fn person(store: &Store, operator: &OperatorScope, name: &str) -> Person {
     let token = hash(&format!("{name}'s token"));
     store.enrolment_token_make(&scope, &token, NOW + HOUR, NOW).unwrap();
     // Both have a sandbox of the same name: a name is one user's own.
-    let sandbox = reserve(store, &scope, Some("mine")).unwrap();
+    let sandbox = insert(store, system, &scope, Some("mine")).unwrap();
     store
         .scope_by_subject_or_create(
             "https://issuer",
@@ -105,7 +106,7 @@ pub(crate) fn world() -> World {
     let key = NewKey { name: "first", hash: hash("root"), scopes: "operate", expires: None };
     store.key_insert(&root, &key, NOW).unwrap();
     let operator = known_key(&store, "root").operator.unwrap();
-    let ann = person(&store, &operator, "ann");
-    let bob = person(&store, &operator, "bob");
+    let ann = person(&store, &system, &operator, "ann");
+    let bob = person(&store, &system, &operator, "bob");
     World { dir, store, system, operator, ann, bob }
 }
