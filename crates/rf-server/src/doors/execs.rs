@@ -236,9 +236,9 @@ async fn exec(
     State(app): State<App>,
     caller: Caller,
     headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<ExecAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    answer(&app, &caller, Where::Routed, &headers, body).await
+    answer(&app, &caller, Where::Routed, &headers, ask).await
 }
 
 /// Runs a command in a sandbox; as `POST /v1/exec`.
@@ -251,9 +251,9 @@ async fn exec_in_sandbox(
     caller: Caller,
     at: Where,
     headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<ExecAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    answer(&app, &caller, at, &headers, body).await
+    answer(&app, &caller, at, &headers, ask).await
 }
 
 /// Runs a command on a machine; as `POST /v1/exec`.
@@ -266,9 +266,9 @@ async fn exec_on_machine(
     caller: Caller,
     at: Where,
     headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<ExecAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    answer(&app, &caller, at, &headers, body).await
+    answer(&app, &caller, at, &headers, ask).await
 }
 
 async fn answer(
@@ -276,9 +276,8 @@ async fn answer(
     caller: &Caller,
     at: Where,
     headers: &HeaderMap,
-    body: Body,
+    ask: ExecAsk,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: ExecAsk = app.intake().json(headers, body).await?;
     if ask.background {
         let item = app.start_background(caller, at, ask).await?;
         return Ok(json(StatusCode::ACCEPTED, &item));

@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Response, StatusCode},
+    http::{Response, StatusCode},
 };
 use rf_e2b::{
     models::{Connect, Fork, Forked, Pause, Refresh, Timeout},
@@ -24,6 +24,7 @@ use crate::{
         self,
         e2b::{errors, notes::Notes, target::TrafficRules},
     },
+    input::Json,
     operation::Ask,
     refusal::Refusal,
 };
@@ -63,10 +64,8 @@ pub(super) async fn timeout(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(Timeout { timeout }): Json<Timeout>,
 ) -> Result<StatusCode, Refusal> {
-    let Timeout { timeout } = app.intake().json(&headers, body).await?;
     let id = id(&text)?;
     let lease_ms = if timeout == 0 { 0 } else { lease_ms(Some(timeout), timeout, caller.who.limits())? };
     extend(&app, &caller, id, lease_ms).await?;
@@ -78,10 +77,8 @@ pub(super) async fn refresh(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(Refresh { duration }): Json<Refresh>,
 ) -> Result<StatusCode, Refusal> {
-    let Refresh { duration } = app.intake().json(&headers, body).await?;
     let id = id(&text)?;
     let lease_ms = lease_ms(duration, REFRESH, caller.who.limits())?;
     let row = row_to_change(&app, &caller, id, "refresh").await?;
@@ -94,10 +91,8 @@ pub(super) async fn pause(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(Pause { memory, require_healthy_guest }): Json<Pause>,
 ) -> Result<StatusCode, Refusal> {
-    let Pause { memory, require_healthy_guest } = app.intake().json(&headers, body).await?;
     let id = id(&text)?;
     if require_healthy_guest == Some(true)
         && let Ok(place) = app.places().sandboxes().get(caller.who.principal().user, id)
@@ -117,10 +112,8 @@ pub(super) async fn resume(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<Connect>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: Connect = app.intake().json(&headers, body).await?;
     let id = id(&text)?;
     let lease_ms = lease_ms(ask.timeout, RESUME, caller.who.limits())?;
     if let Some(pause) = ask.auto_pause {
@@ -140,10 +133,8 @@ pub(super) async fn connect_v1(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<Connect>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: Connect = app.intake().json(&headers, body).await?;
     if ask.timeout.is_none() {
         return Err(Fault::invalid("`timeout` is missing").into());
     }
@@ -155,10 +146,8 @@ pub(super) async fn connect_v2(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(ask): Json<Connect>,
 ) -> Result<Response<Body>, Refusal> {
-    let ask: Connect = app.intake().json(&headers, body).await?;
     connect(&app, &caller, &text, ask).await
 }
 
@@ -191,10 +180,8 @@ pub(super) async fn fork(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(Fork { timeout, count }): Json<Fork>,
 ) -> Result<Response<Body>, Refusal> {
-    let Fork { timeout, count } = app.intake().json(&headers, body).await?;
     let id = id(&text)?;
     let lease_ms = lease_ms(timeout, FORK, caller.who.limits())?;
     let of = |parent: &SandboxRow| {
@@ -214,10 +201,8 @@ pub(super) async fn network(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(update): Json<NetworkUpdate>,
 ) -> Result<StatusCode, Refusal> {
-    let update: NetworkUpdate = app.intake().json(&headers, body).await?;
     let id = id(&text)?;
     let operation = app.begin(&caller, Ask::of(Action::SandboxUpdate).subject(id).detail("op", "network")).await?;
     let change = || {

@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Response, StatusCode, Uri},
+    http::{Response, StatusCode, Uri},
 };
 use rf_e2b::models::{NewSnapshot, SnapshotInfo};
 use rf_places::SnapshotRow;
@@ -18,7 +18,8 @@ use super::{
 use crate::{
     api::SnapshotQuery,
     app::{App, Caller, Named, json},
-    doors, input,
+    doors,
+    input::{self, Json},
     refusal::Refusal,
 };
 
@@ -46,10 +47,8 @@ pub(super) async fn create(
     State(app): State<App>,
     caller: Caller,
     Named(text): Named<String>,
-    headers: HeaderMap,
-    body: Body,
+    Json(NewSnapshot { name, memory }): Json<NewSnapshot>,
 ) -> Result<Response<Body>, Refusal> {
-    let NewSnapshot { name, memory } = app.intake().json(&headers, body).await?;
     if memory == Some(true) {
         return Err(not_held("memory: true").into());
     }
