@@ -3,7 +3,7 @@
 use core::ffi::CStr;
 
 use rustix::{
-    fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     io::Errno,
     process::Pid,
 };
@@ -77,6 +77,119 @@ pub enum Forked {
 /// Never; but a caller with other threads gets `EINVAL`, since the child's copies of locks that they hold would stay
 /// locked for ever. Counted through `/proc/self/task` by [`is_single_threaded`] before the call.
 pub fn fork_into(new: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
+    clone_into(new, cgroup)
+}
+
+/// Most descriptors that a process made by [`fork_with`] is given.
+pub const GIVEN_MAX: usize = 16;
+
+/// Low descriptor numbers, kept for what new processes are given; see [`fork_with`].
+#[derive(Debug)]
+pub struct Reserve {
+    null: OwnedFd,
+    places: [OwnedFd; GIVEN_MAX],
+}
+
+impl Reserve {
+    /// Takes the lowest numbers that are free. Until something is given they have what `null` has open.
+    ///
+    /// # Errors
+    /// `EMFILE`.
+    pub fn new(null: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let copy = || rustix::io::fcntl_dupfd_cloexec(null, 3);
+        // One after the other, as an array made of results is not to be had.
+        let places = [
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+            copy()?,
+        ];
+        Ok(Self { null: copy()?, places })
+    }
+
+    /// What was given as number `index`.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.places.get(index).map(AsFd::as_fd)
+    }
+
+    fn put(&self, index: usize, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let place = self.places.get(index).ok_or(Errno::INVAL)?;
+        // SAFETY: integers only. The number that is replaced is one of `places`, which goes on owning it; nobody has it
+        // as anything else than what was put there.
+        check(unsafe { libc::dup3(fd.as_raw_fd(), place.as_raw_fd(), libc::O_CLOEXEC) }.into()).map(drop)
+    }
+
+    /// Closes what was given. Not before the new process has its own table of descriptors: [`fork_with`] has returned in
+    /// it.
+    ///
+    /// # Errors
+    /// As dup(2).
+    pub fn release(&self) -> Result<(), Errno> {
+        (0..self.places.len()).try_for_each(|index| self.put(index, self.null.as_fd()))
+    }
+}
+
+/// As [`fork_into`], for a new process that has no descriptor but 0, 1, 2 and those `given`, on the numbers of `reserve`
+/// in their order.
+///
+/// A copy of a table of descriptors is as large as its highest number, for as long as a process has it, whatever is
+/// closed later; this one is as small as the numbers in `reserve`. The new process begins in the caller's own table
+/// (`CLONE_FILES`) and leaves it at once (`CLOSE_RANGE_UNSHARE`, Linux 5.9), so it must tell the caller when it is here:
+/// before that nothing of `given` may be closed, nor `reserve` be released.
+///
+/// In the new process no [`OwnedFd`] that the caller made may be used or dropped but those in `reserve`: the numbers are
+/// closed.
+///
+/// # Errors
+/// As [`fork_into`]; `EINVAL` when more is given than `reserve` has numbers. A new process that cannot have its own table
+/// ends at once.
+pub fn fork_with(
+    new: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    reserve: &Reserve,
+    given: &[BorrowedFd<'_>],
+) -> Result<Forked, Errno> {
+    for (index, fd) in given.iter().enumerate() {
+        reserve.put(index, *fd)?;
+    }
+    let forked =
+        clone_into(new | libc::CLONE_FILES as u64, cgroup).or_else(|errno| reserve.release().and(Err(errno)))?;
+    if matches!(forked, Forked::Child) {
+        let highest = reserve.places.iter().map(AsRawFd::as_raw_fd).max().unwrap_or(2).unsigned_abs();
+        // SAFETY: integers only. The kernel takes the table that we share apart first, so what is closed is closed in our
+        // own copy; when it cannot, nothing is closed.
+        let left = unsafe {
+            libc::syscall(libc::SYS_close_range, highest + 1, u32::MAX, libc::CLOSE_RANGE_UNSHARE as libc::c_uint)
+        };
+        let mut kept = [reserve.null.as_fd(); GIVEN_MAX + 3];
+        for (number, slot) in (0..).zip(&mut kept[..3]) {
+            // SAFETY: only the number is used, for what is not to be closed, whether it is open or not.
+            *slot = unsafe { BorrowedFd::borrow_raw(number) };
+        }
+        for (slot, place) in kept[3..].iter_mut().zip(&reserve.places[..given.len()]) {
+            *slot = place.as_fd();
+        }
+        if check(left).is_err() || close_all_but(&kept[..3 + given.len()]).is_err() {
+            exit(1);
+        }
+    }
+    Ok(forked)
+}
+
+fn clone_into(new: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
     if !is_single_threaded() {
         return Err(Errno::INVAL);
     }
