@@ -3,7 +3,7 @@
 //! ```text
 //! warden                                        new process (root of its user namespace only)
 //! cgroups + limits
-//! clone3 (user, pid, time; into its cgroup) ──▶ waits
+//! clone3 (user, pid, time; into its cgroup) ──▶ has descriptors of its own: APART
 //! id maps                                       enters the version 1 cgroups
 //! opens template as detached, id-mapped mounts
 //! GO + mounts ────────────────────────────────▶ unshare, mounts, pivot_root, filters
@@ -25,12 +25,13 @@ use std::{
 
 use rf_sys::{
     mount::{attribute, set_attributes},
-    process::{self, Forked, namespaces},
+    process::{self, Forked, Reserve, namespaces},
     seccomp::Instruction,
 };
 use rf_types::{DiskKind, Enforcement, Layer};
 use rf_wire::init::{INLINE_MAX, Ready, answer};
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
@@ -129,7 +130,25 @@ pub struct Launcher {
     images: Images,
     filter: Vec<Instruction>,
     own: OwnNamespaces,
+    /// Where a new process finds its descriptors.
+    reserve: Reserve,
 }
+
+/// Places in [`Launcher::reserve`], in the order in which they are given.
+mod place {
+    pub(super) const SETUP: usize = 0;
+    pub(super) const WARDEN: usize = 1;
+    pub(super) const SERVER: usize = 2;
+    pub(super) const PROGRAM: usize = 3;
+    pub(super) const NULL: usize = 4;
+    /// Init's cgroup, or `/dev/null` where there is none.
+    pub(super) const CGROUP: usize = 5;
+    /// The ways into the groups of version 1, from here on: there are at most six such hierarchies that we use.
+    pub(super) const ENTRANCES: usize = 6;
+}
+
+/// How long a new process may take until it runs; chosen: it has nothing to do before that, and the warden waits.
+const APART_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 impl Launcher {
     /// Makes what launches share. `images` and `dev` are directories that only the caller can reach.
@@ -162,13 +181,14 @@ impl Launcher {
         Ok(Self {
             host,
             init,
-            null,
             dev,
             top,
             copies_detached,
             images: Images::new(images),
             filter: seccomp::filter(),
             own: OwnNamespaces::look(),
+            reserve: Reserve::new(null.as_fd()).step("reserve descriptors")?,
+            null,
         })
     }
 
@@ -262,24 +282,20 @@ impl Launcher {
         if plan.holds(Layer::Time) {
             new |= namespaces::TIME;
         }
-        match process::fork_into(new, group.group.v2_fd().map(AsFd::as_fd)).step("clone the sandbox's first process")? {
-            Forked::Child => {
-                // What of the parent's is dropped here would run its clean-up a second time: this process only ever
-                // leaves by exec or `exit`.
-                drop(setup);
-                let handover = Handover {
-                    null: self.null.as_fd(),
-                    warden: warden_child.as_fd(),
-                    server: server_child.as_fd(),
-                    cgroup: group.group.v2_fd().map(AsFd::as_fd),
-                    program: self.init.as_fd(),
-                };
-                child(&plan, &self.filter, &handover, &setup_child, &entrances)
-            }
+        let cgroup = group.group.v2_fd().map(AsFd::as_fd);
+        // In the order of `place`.
+        let (null, init) = (self.null.as_fd(), self.init.as_fd());
+        let ends = [setup_child.as_fd(), warden_child.as_fd(), server_child.as_fd()];
+        let ways = entrances.iter().map(AsFd::as_fd);
+        let given: Vec<_> = ends.into_iter().chain([init, null, cgroup.unwrap_or(null)]).chain(ways).collect();
+        let fork = || process::fork_with(new, cgroup, &self.reserve, &given);
+        match fork().step("clone the sandbox's first process")? {
+            // What of the parent's is dropped here would run its clean-up a second time, and its descriptors are closed
+            // here: this process only ever leaves by exec or `exit`.
+            Forked::Child => child(&plan, &self.filter, &self.reserve, cgroup.is_some(), entrances.len()),
             Forked::Parent { pid, pidfd } => {
                 let mut group = group;
                 group.child = Some(Child { pid, pidfd });
-                drop((setup_child, warden_child, server_child, entrances));
                 let mut starting = Starting {
                     plan,
                     cleanup: group,
@@ -291,14 +307,27 @@ impl Launcher {
                     disk: None,
                     begun: Instant::now(),
                 };
-                self.send_go(&mut starting, disk)?;
+                let mounts = self.map(&mut starting, disk);
+                // Whatever became of that: until then the two share their descriptors.
+                if let Err(error) = starting.wait_until_apart() {
+                    // Killed and gone, before anything is closed.
+                    drop(starting);
+                    self.reserve.release().step("release descriptors")?;
+                    return Err(error);
+                }
+                drop((setup_child, warden_child, server_child, entrances));
+                self.reserve.release().step("release descriptors")?;
+                let mounts = mounts?;
+                let Some(setup) = &starting.setup else { return Err(LaunchError::Died) };
+                let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
+                packet::send(setup, b"G", &fds).step("start the sandbox's first process")?;
                 Ok(starting)
             }
         }
     }
 
-    /// Maps the ids and hands the process its mounts.
-    fn send_go(&self, starting: &mut Starting, disk: Option<OwnedFd>) -> Result<(), LaunchError> {
+    /// Maps the ids and opens what the process will mount.
+    fn map(&self, starting: &mut Starting, disk: Option<OwnedFd>) -> Result<Vec<OwnedFd>, LaunchError> {
         let pid = starting.pid().as_raw_pid();
         let plan = &starting.plan;
         let proc = |file: &str| format!("/proc/{pid}/{file}");
@@ -339,9 +368,7 @@ impl Launcher {
                 mounts.push(given);
             }
         }
-        let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
-        let Some(setup) = &starting.setup else { return Err(LaunchError::Died) };
-        packet::send(setup, b"G", &fds).step("start the sandbox's first process")
+        Ok(mounts)
     }
 }
 
@@ -362,11 +389,24 @@ pub(crate) fn read_only(path: &Path, namespace: Option<BorrowedFd<'_>>) -> Resul
 }
 
 /// The new process: everything up to its exec. Never returns.
-fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &OwnedFd, entrances: &[OwnedFd]) -> ! {
-    if let Err(errno) = entrances.iter().try_for_each(|entrance| rustix::io::write(entrance, b"0").map(drop)) {
-        tell(setup.as_fd(), &Failed { step: "enter the control groups", errno });
+fn child(plan: &Plan, filter: &[Instruction], given: &Reserve, has_cgroup: bool, entrances: usize) -> ! {
+    let place = |index| given.get(index).unwrap_or_else(|| process::exit(1));
+    let setup = place(place::SETUP);
+    if packet::send(setup, b"A", &[]).is_err() {
         process::exit(1);
     }
+    let mut entrances = (place::ENTRANCES..).take(entrances).map(place);
+    if let Err(errno) = entrances.try_for_each(|entrance| rustix::io::write(entrance, b"0").map(drop)) {
+        tell(setup, &Failed { step: "enter the control groups", errno });
+        process::exit(1);
+    }
+    let handover = Handover {
+        null: place(place::NULL),
+        warden: place(place::WARDEN),
+        server: place(place::SERVER),
+        cgroup: has_cgroup.then(|| place(place::CGROUP)),
+        program: place(place::PROGRAM),
+    };
     let mut buffer = [0; 16];
     let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
     let result = setup::take_identity(plan).and_then(|()| {
@@ -376,14 +416,14 @@ fn child(plan: &Plan, filter: &[Instruction], handover: &Handover<'_>, setup: &O
     let (facts, top) = match result {
         Ok(made) => made,
         Err(error) => {
-            tell(setup.as_fd(), &error);
+            tell(setup, &error);
             process::exit(1)
         }
     };
     if packet::send(setup, format!("K{}", facts.keyring).as_bytes(), &[]).is_err() {
         process::exit(1);
     }
-    let (error, report) = setup::become_init(plan, filter, handover, top.as_ref(), setup.as_fd());
+    let (error, report) = setup::become_init(plan, filter, &handover, top.as_ref(), setup);
     tell(report, &error);
     process::exit(1)
 }
@@ -482,6 +522,18 @@ impl Starting {
     fn pid(&self) -> Pid {
         // `child` is set from birth until `reap`, which only `Drop` calls for a Starting.
         self.cleanup.child.as_ref().map_or(Pid::INIT, |child| child.pid)
+    }
+
+    /// Waits until the new process has a table of descriptors of its own.
+    fn wait_until_apart(&self) -> Result<(), LaunchError> {
+        let (Some(setup), Some(child)) = (&self.setup, &self.cleanup.child) else { return Err(LaunchError::Died) };
+        let mut fds = [PollFd::new(setup, PollFlags::IN), PollFd::new(&child.pidfd, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&APART_TIME))).step("wait for the new process")?;
+        let mut word = [0; 1];
+        match packet::receive(setup, &mut word, false) {
+            Ok((1, _)) if word == *b"A" => Ok(()),
+            _ => Err(LaunchError::Died),
+        }
     }
 
     /// How it was planned.
