@@ -251,7 +251,10 @@ impl Keys {
         let tried = Arc::clone(&self.tried).lock_owned().await;
         let (_, came_now) = self.held();
         if came_now == came {
-            self.fetch(tried, now).await;
+            // It goes on without whoever caused it: one that hangs up would else have it tried for nothing, and nobody
+            // may try again so soon. One that panics has fetched nothing.
+            let keys = Arc::clone(self);
+            let _ = tokio::spawn(async move { keys.fetch(tried, now).await }).await;
         }
         find(&self.held().0, kid, algorithm).map(check)
     }

@@ -486,6 +486,25 @@ fn a_provider_that_is_away_locks_nobody_out() {
     assert_eq!(reason(w.bearer(&by_old, now + 120_000)), "taken");
 }
 
+/// Attack: cause a fetch of keys and hang up at once, over and over, so that a key which has just come into use is never
+/// known. Held by: a fetch that has begun goes on without whoever caused it.
+#[test]
+fn who_hangs_up_during_a_fetch_locks_nobody_out() {
+    let pair = Pair::ed("real");
+    let server = Provider::start(set(&[&pair]));
+    let w = gate_of(vec![issuer(JwksSource::Url(server.url()))]);
+    let made_up = pair.sign(&with(pair.header(), json!({ "kid": "made-up" })), &claims());
+    let real = pair.sign(&pair.header(), &claims());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let asked = w.gate.authenticate(Presented::Bearer(&made_up), None, NOW);
+        assert!(tokio::time::timeout(std::time::Duration::ZERO, asked).await.is_err(), "it waits for the fetch");
+        let who = w.gate.authenticate(Presented::Bearer(&real), None, NOW).await;
+        assert!(who.is_ok(), "{:?}", who.map_err(|denied| denied.reason).err());
+    });
+    assert_eq!(server.hits(), 1);
+}
+
 #[test]
 fn made_up_keys_cause_one_fetch_and_not_a_storm() {
     let pair = Pair::ed("real");
