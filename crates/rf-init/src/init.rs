@@ -154,12 +154,12 @@ fn run(args: Args) -> Result<(), Errno> {
         cgroups,
     };
     let buffer = BUFFER.take().ok_or(Errno::BUSY)?;
-    let probes = probe::probe(init.cgroups.as_ref().map(AsFd::as_fd));
     if let Some(parent) = &init.cgroups {
         // Where it cannot be made, the first exec says why.
         let made = kill::make_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(FIRST_SPARE)));
         init.spare_cgroup = made.is_ok().then_some(FIRST_SPARE);
     }
+    let probes = probe::probe(init.spare_cgroup.is_some());
     init.warden.answer(Answer::new(answer::READY, 0, |writer| writer.u32(probes)))?;
     init.serve(signals.as_fd(), buffer)
 }
@@ -438,13 +438,7 @@ impl Init {
         if let Some(evicted) = evicted {
             self.clean_up(&evicted);
         }
-        let spare = self.spare_cgroup.take();
-        let group = spare.unwrap_or(order.exec);
-        let cgroup_name = kill::cgroup_name(group);
-        let cgroup_name = kill::name_cstr(&cgroup_name);
-        let parent = self.cgroups.as_ref().map(AsFd::as_fd);
-        let open = if spare.is_some() { kill::open_cgroup } else { kill::make_cgroup };
-        let cgroup = parent.map(|parent| open(parent, cgroup_name)).transpose().map_err(at(stage::CGROUP))?;
+        let (group, cgroup) = self.cgroup_for(order.exec).map_err(at(stage::CGROUP))?;
         let started_us = monotonic_us();
         let context = Context {
             user: &user,
@@ -456,17 +450,18 @@ impl Init {
         set_oom(self.oom.as_ref(), WORKLOAD_OOM);
         let started = start_exec(order, &context);
         set_oom(self.oom.as_ref(), OWN_OOM);
-        let pid = started.inspect_err(|_| {
-            if let Some(parent) = parent {
-                let _ = kill::remove_cgroup(parent, cgroup_name);
+        let pid = match started {
+            Ok(pid) => pid.as_raw_pid(),
+            Err(refused) => {
+                self.clean_up(&Exec { cgroup: cgroup.is_some(), group, ..Exec::FREE });
+                return Err(refused);
             }
-        })?;
+        };
         let deadline_us = match order.timeout_ms {
             UNLIMITED => 0,
             // Never 0, which is no deadline: the clock runs since the machine started.
             timeout => started_us.saturating_add(timeout.saturating_mul(1000)).max(1),
         };
-        let pid = pid.as_raw_pid();
         self.table.put(
             place,
             Exec {
@@ -493,6 +488,20 @@ impl Init {
             return Err(Refused { stage: stage::PIPES, errno });
         }
         Ok(())
+    }
+
+    /// The cgroup of an exec that is to start, and the id it is named by: the spare one, or one of its own.
+    fn cgroup_for(&mut self, exec: u128) -> Result<(u128, Option<OwnedFd>), Errno> {
+        let Some(parent) = &self.cgroups else { return Ok((exec, None)) };
+        if let Some(spare) = self.spare_cgroup.take() {
+            match kill::open_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(spare))) {
+                Ok(cgroup) => return Ok((spare, Some(cgroup))),
+                // Nobody knows of it any more but the next sweep.
+                Err(_) => self.stale_cgroups = true,
+            }
+        }
+        let cgroup = kill::make_cgroup(parent.as_fd(), kill::name_cstr(&kill::cgroup_name(exec)))?;
+        Ok((exec, Some(cgroup)))
     }
 
     /// Starts the helper of a file operation, which answers on `reply` itself.

@@ -5,13 +5,12 @@ use core::ffi::CStr;
 use rf_sys::guest::forbidden_calls;
 use rf_wire::init::ready;
 use rustix::{
-    fd::BorrowedFd,
-    fs::{AtFlags, CWD, FileType, Mode, mkdirat, mknodat, unlinkat},
+    fs::{AtFlags, CWD, FileType, Mode, mknodat, unlinkat},
     io::Errno,
 };
 
-/// The bits of [`ready`] that were found to hold.
-pub(crate) fn probe(cgroups: Option<BorrowedFd<'_>>) -> u32 {
+/// The bits of [`ready`] that were found to hold; `makes_cgroups` tells whether one could be made for an exec.
+pub(crate) fn probe(makes_cgroups: bool) -> u32 {
     let mut probes = 0;
     if landlock_holds() {
         probes |= ready::LANDLOCK;
@@ -20,7 +19,7 @@ pub(crate) fn probe(cgroups: Option<BorrowedFd<'_>>) -> u32 {
     if unlisted == Some(Errno::NOSYS) && matches!(keyring, Some(Errno::PERM | Errno::NOSYS)) {
         probes |= ready::SECCOMP;
     }
-    if cgroups.is_some_and(cgroup_can_be_made) {
+    if makes_cgroups {
         probes |= ready::EXEC_CGROUPS;
     }
     probes
@@ -42,9 +41,4 @@ fn landlock_holds() -> bool {
         }
     }
     false
-}
-
-fn cgroup_can_be_made(parent: BorrowedFd<'_>) -> bool {
-    mkdirat(parent, c"files", Mode::from_raw_mode(0o755)).is_ok_and(|()| true)
-        || rustix::fs::accessat(parent, c"files/cgroup.procs", rustix::fs::Access::WRITE_OK, AtFlags::empty()).is_ok()
 }

@@ -272,6 +272,24 @@ fn an_exec_runs_in_a_cgroup_of_its_own_from_the_start() {
 }
 
 #[test]
+fn an_idle_one_has_one_cgroup_and_an_exec_does_without_it() {
+    let field = Field::with(Options { cgroups: true, ..Options::default() });
+    let groups = || field.groups().len();
+    assert_eq!(groups(), 1, "made ahead for the first exec");
+    // Whatever became of it, the next exec has a group, and none that nobody knows of is left.
+    std::fs::remove_dir(&field.groups()[0]).unwrap();
+    assert_eq!(field.run(&Exec::new(1, &["echo", "in its own"])).text(), "in its own\n");
+    assert_eq!(field.spawn(&Exec::new(2, &["no-such-program"])).kind, answer::FAILED);
+    assert_eq!(groups(), 0, "one in which nothing started is removed");
+    assert_eq!(field.run(&Exec::new(3, &["echo", "again"])).text(), "again\n");
+    for id in [1, 3] {
+        field.server.order(order::FORGET, 22, |writer| writer.u128(id), &[]);
+        assert_eq!(field.server.next().kind, answer::DONE);
+    }
+    assert_eq!(groups(), 1, "kept for the next exec");
+}
+
+#[test]
 fn the_probes_tell_no_layer_that_is_not_there() {
     assert_eq!(Field::start().ready & (ready::LANDLOCK | ready::SECCOMP | ready::EXEC_CGROUPS), 0);
 }

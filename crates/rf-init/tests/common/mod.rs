@@ -306,6 +306,13 @@ impl Field {
         Self { warden, server, ready, child, dir, cgroup }
     }
 
+    /// The cgroups that init has made, from outside.
+    pub fn groups(&self) -> Vec<PathBuf> {
+        let own = self.cgroup.as_ref().expect("a field with cgroups");
+        let entries = fs::read_dir(own).unwrap().map(|entry| entry.unwrap());
+        entries.filter(|entry| entry.file_type().unwrap().is_dir()).map(|entry| entry.path()).collect()
+    }
+
     /// A path in the shared directory, as bytes.
     pub fn path(&self, name: &str) -> Vec<u8> {
         self.dir.path().join(name).into_os_string().into_encoded_bytes()
