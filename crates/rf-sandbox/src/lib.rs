@@ -6,6 +6,7 @@
 //! sandbox; [`launch::Starting::advance`] gives one only after the kernel was asked what it holds.
 
 pub mod cgroup;
+mod direct;
 pub mod disk;
 mod enforce;
 pub mod freeze;

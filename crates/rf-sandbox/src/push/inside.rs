@@ -19,7 +19,7 @@ use rustix::{
 
 use super::name;
 use crate::{
-    launch, packet,
+    direct, launch, packet,
     plan::{Plan, RootSource, below_root},
     setup::{self, Failed, SCRATCH, Step as _},
 };
@@ -60,7 +60,7 @@ pub(super) fn run(given: &Given<'_>, sandbox: BorrowedFd<'_>, report: BorrowedFd
     }
 }
 
-/// Puts the new root together and in the place of the old; gives the overlays of the old.
+/// Puts the new root together and in the place of the old; gives what was written of the old.
 fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Failed> {
     move_into_thread_name_spaces(sandbox, ThreadNameSpaceType::USER).step("enter the user namespace")?;
     rustix::thread::set_thread_groups(&[]).step("give up the groups")?;
@@ -78,7 +78,8 @@ fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Fail
     rustix::process::chdir("/").step("enter the old root")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let old = rustix::fs::open("/", flags, Mode::empty()).step("open the old root")?;
-    let mut written = vec![old];
+    let mut written = direct::laid(&old, &given.disk).step("find what is written without the old root")?;
+    written.push(old);
     for bind in given.plan.source.binds.iter().filter(|bind| bind.overlay) {
         let path = Path::new("/").join(below_root(&bind.to));
         written.push(rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty()).step("open an old overlay")?);
@@ -94,7 +95,7 @@ fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Fail
     Ok(written)
 }
 
-/// Makes the old overlays read-only, so that nothing is written into what becomes a layer, whoever holds what: the
+/// Makes the old overlays and what is written without them read-only, so that nothing is written into what becomes a layer, whoever holds what: the
 /// kernel refuses it while a file is open for writing, as it is by the server during an upload.
 fn hold_still(written: &[OwnedFd]) -> Result<(), Failed> {
     for mount in written {
@@ -143,6 +144,7 @@ fn put_together(given: &Given<'_>) -> Result<OwnedFd, Failed> {
     new_dir(&format!("p{}", given.next))?;
     let root = overlay_of("lower", None, given.source.root_layers().count())?;
     setup::attach(&root, Path::new("root")).step("attach the root")?;
+    direct::lay(&root, &name(given.next, "upper", None))?;
     for (index, bind) in given.plan.source.binds.iter().enumerate() {
         let target = Path::new("root").join(below_root(&bind.to));
         let count = given.source.bind_layers(bind).count();

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::{Node, Plan, USER_ID, list};
+use super::{Node, Plan, list};
 
 /// Longest file of the host that is read to decide something, bytes.
 const READ_MAX: u64 = 1 << 20;
@@ -87,15 +87,14 @@ pub(super) fn accounts(plan: &mut Plan, shell: &str) {
     plan.put("etc/gshadow", Node::File { mode: 0o640, owner: 0, group: 42, bytes: gshadow.into_bytes() });
 }
 
-/// Start-up files of shells, for new users and in the default user's home.
+/// Start-up files of shells, for new users. The default user's home begins empty, so that it can be written without the
+/// overlay; `/etc/profile` does what its `.profile` would.
 fn skeleton(plan: &mut Plan) {
     for (path, text) in [
         (".profile", "[ -n \"$BASH_VERSION\" ] && [ -f \"$HOME/.bashrc\" ] && . \"$HOME/.bashrc\"\n"),
         (".bashrc", "# Commands of interactive shells.\n"),
     ] {
         plan.file(&format!("etc/skel/{path}"), 0o644, text);
-        let bytes = text.as_bytes().to_vec();
-        plan.put(&format!("home/user/{path}"), Node::File { mode: 0o644, owner: USER_ID, group: USER_ID, bytes });
     }
 }
 

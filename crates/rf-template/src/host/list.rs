@@ -260,6 +260,10 @@ for file in /etc/profile.d/*.sh; do
   if [ -r \"$file\" ]; then . \"$file\"; fi
 done
 unset file
+# The home begins empty: a .bashrc alone is meant for login shells as well.
+if [ \"${BASH_VERSION-}\" ] && [ -f ~/.bashrc ] && ! [ -e ~/.profile ] && ! [ -e ~/.bash_profile ] && ! [ -e ~/.bash_login ]; then
+  . ~/.bashrc
+fi
 ";
 
 /// `/etc/bash.bashrc`: the prompt of an interactive bash.

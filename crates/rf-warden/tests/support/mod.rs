@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     fs,
     io::Read as _,
     os::fd::{AsFd as _, OwnedFd},
@@ -213,7 +215,7 @@ impl Server {
         id: Option<SandboxId>,
     ) -> Result<Sandbox, Fault> {
         match self.ask_with_fd(Order::Create { spec: spec.clone(), from, id }) {
-            (Ok(Reply::Created { id, lease_until, .. }), Some(socket)) => Ok(Sandbox { id, lease_until, socket }),
+            (Ok(Reply::Created { id, lease_until, .. }), Some(socket)) => Ok(Sandbox::new(id, lease_until, socket)),
             (Err(fault), None) => Err(fault),
             other => panic!("{other:?}"),
         }
@@ -269,7 +271,7 @@ impl Server {
         loop {
             match self.answer(tag) {
                 (Ok(Reply::Adopted { id, lease_until, paused, .. }), Some(socket)) => {
-                    adopted.push((Sandbox { id, lease_until, socket }, paused));
+                    adopted.push((Sandbox::new(id, lease_until, socket), paused));
                 }
                 (Ok(Reply::Done {}), None) => return adopted,
                 other => panic!("{other:?}"),
@@ -283,6 +285,8 @@ pub struct Sandbox {
     pub id: SandboxId,
     pub lease_until: UnixMs,
     pub socket: OwnedFd,
+    /// Ends of execs that came while something else was waited for.
+    ended: RefCell<HashMap<u128, Exited>>,
 }
 
 /// An exec that was started.
@@ -293,6 +297,10 @@ pub struct Exec {
 }
 
 impl Sandbox {
+    pub fn new(id: SandboxId, lease_until: UnixMs, socket: OwnedFd) -> Self {
+        Self { id, lease_until, socket, ended: RefCell::default() }
+    }
+
     pub fn id(&self) -> SandboxId {
         self.id
     }
@@ -322,7 +330,7 @@ impl Sandbox {
     }
 
     pub fn started(&self, id: u128) -> Exec {
-        let (bytes, fds) = next(&self.socket).expect("init is there");
+        let (bytes, fds) = self.answer();
         let (header, mut reader) = Reader::message(&bytes).unwrap();
         if header.kind == answer::FAILED {
             panic!("not started: errno {} at {}", reader.u32().unwrap(), reader.u32().unwrap());
@@ -344,15 +352,36 @@ impl Sandbox {
             String::from_utf8_lossy(&said).into_owned()
         };
         let (stdout, stderr) = (read(exec.stdout), read(exec.stderr));
-        let (bytes, _) = next(&self.socket).expect("init is there");
-        let (header, mut reader) = Reader::message(&bytes).unwrap();
-        assert_eq!(header.kind, answer::EXITED);
-        let exited = Exited::read(&mut reader).unwrap();
-        assert_eq!(exited.exec, exec.id);
+        let exited = loop {
+            if let Some(exited) = self.ended.borrow_mut().remove(&exec.id) {
+                break exited;
+            }
+            let (bytes, _) = next(&self.socket).expect("init is there");
+            self.note_end(&bytes).expect("nothing else is under way");
+        };
         self.order(order::FORGET, 9, |writer| writer.u128(exec.id));
-        let (bytes, _) = next(&self.socket).expect("init is there");
+        let (bytes, _) = self.answer();
         assert_eq!(Reader::message(&bytes).unwrap().0.kind, answer::DONE);
         (exited, stdout, stderr)
+    }
+
+    /// The next message that answers an order: execs end whenever they do, in between as well.
+    fn answer(&self) -> (Vec<u8>, Vec<OwnedFd>) {
+        loop {
+            let (bytes, fds) = next(&self.socket).expect("init is there");
+            if self.note_end(&bytes).is_none() {
+                return (bytes, fds);
+            }
+        }
+    }
+
+    /// Keeps the end of an exec, if that is what the message tells.
+    fn note_end(&self, bytes: &[u8]) -> Option<()> {
+        let (header, mut reader) = Reader::message(bytes).unwrap();
+        (header.kind == answer::EXITED).then(|| {
+            let exited = Exited::read(&mut reader).unwrap();
+            self.ended.borrow_mut().insert(exited.exec, exited);
+        })
     }
 
     /// Runs a shell line that must succeed; what it said, without the last line end.
