@@ -29,7 +29,10 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets},
 };
 
-use crate::plan::{Ids, Plan, below_root};
+use crate::{
+    direct,
+    plan::{Ids, Plan, below_root},
+};
 
 /// Where the new root is put together: a directory that every host has and that nothing of ours is in.
 pub(crate) const SCRATCH: &str = "/tmp";
@@ -254,7 +257,8 @@ fn build_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
     let mut sources = mounts.sources.iter();
     let lower = attach_layers("lower", sources.by_ref().take(plan.source.root_layers().count()))?;
     let root = overlay(&lower, "upper", "work").step("mount the root")?;
-    attach(root, Path::new("root")).step("attach the root")?;
+    attach(&root, Path::new("root")).step("attach the root")?;
+    direct::lay(&root, "upper")?;
 
     for (index, bind) in plan.source.binds.iter().enumerate() {
         let target = Path::new("root").join(below_root(&bind.to));
