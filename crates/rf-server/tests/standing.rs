@@ -102,6 +102,40 @@ async fn a_revoked_keys_streams_end_with_a_typed_fault() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_keys_uploads_end_with_a_typed_fault() {
+    let world = World::new().await;
+    let sandbox = world.sandbox(&world.ann).await;
+    let (id, other) = key(&world).await;
+    // The fake init's files are those of this test's own directory.
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| format!("/v1/sandboxes/{sandbox}/files?path={}/{name}", dir.path().display());
+    // A piece now and then, never the last.
+    let endless = || {
+        let pieces = futures::stream::unfold((), async |()| {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Some((Ok::<_, std::io::Error>("piece"), ()))
+        });
+        Body::from_stream(pieces)
+    };
+    let (theirs, mine) = (file("theirs"), file("mine"));
+    let put = async {
+        tokio::time::timeout(SOON, world.raw(Method::PUT, &theirs, &other, endless())).await.expect("it ends soon")
+    };
+    let revoked = async {
+        // It goes on well past the time after which the end is noticed.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        revoke(&world, &id).await;
+    };
+    // The control: another key's goes on for longer than it takes to notice.
+    let control =
+        tokio::time::timeout(Duration::from_secs(8), world.raw(Method::PUT, &mine, &world.ann, endless()));
+    let ((status, fault), (), control) = futures::join!(put, revoked, control);
+    let fault: Value = serde_json::from_slice(&fault).unwrap();
+    assert_eq!((status, &fault["code"]), (StatusCode::UNAUTHORIZED, &json!("unauthenticated")), "{fault}");
+    assert!(control.is_err(), "{control:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_ends_with_the_key_that_it_goes_back_to() {
     let world = World::new().await;
     let (id, other) = key(&world).await;

@@ -443,6 +443,7 @@ async fn pour(app: &App, begun: Begun, body: Body) -> Result<StatusCode, Refusal
         result = drain(sink, body, idle, door.upload_bytes_max, &mut taken) => result,
         // A client that is slow to send learns it at once.
         fault = place.gone() => Err(fault),
+        fault = operation.fallen() => Err(fault),
     };
     operation.detail("bytes", taken);
     operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await

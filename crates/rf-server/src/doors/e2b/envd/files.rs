@@ -362,6 +362,7 @@ impl Upload<'_> {
             biased;
             poured = pour(sink, from, self.bytes_max, &mut self.taken) => poured,
             why = place.lost() => Err(why),
+            why = operation.fallen() => Err(why),
         };
         operation.detail("bytes", self.taken - before);
         match operation.finish(poured).await {

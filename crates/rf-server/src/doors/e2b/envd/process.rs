@@ -295,9 +295,15 @@ pub(super) async fn stream_input(
 
     let asked = asked(&context)?;
     let mut to: Option<(Operation, ExecId)> = None;
+    let mut fallen = std::future::pending().boxed();
     let mut bytes = 0;
     let result = loop {
-        let request = match requests.next().await {
+        let request = tokio::select! {
+            biased;
+            request = requests.next() => request,
+            fault = &mut fallen => break Err(error(&fault)),
+        };
+        let request = match request {
             None => break Ok(()),
             Some(Ok(request)) => request,
             Some(Err(error)) => break Err(error),
@@ -308,14 +314,22 @@ pub(super) async fn stream_input(
                     operation.detail("bytes", std::mem::take(&mut bytes));
                     operation.finish(Ok(())).await.map_err(refused)?;
                 }
-                to = Some(begin(&asked, Action::ExecControl, "stdin", start.process.as_option()).await?);
+                let begun = begin(&asked, Action::ExecControl, "stdin", start.process.as_option()).await?;
+                fallen = begun.0.fallen();
+                to = Some(begun);
             }
             Some(Event::Data(data)) => {
                 let Some((operation, exec)) = &to else {
                     break Err(ConnectError::invalid_argument("the stream begins without naming a process"));
                 };
                 let input = data.input.as_option().cloned().unwrap_or_default();
-                match feed(&asked, operation, *exec, &input).await {
+                // A program that does not read may let it wait for long.
+                let fed = tokio::select! {
+                    biased;
+                    fed = feed(&asked, operation, *exec, &input) => fed,
+                    fault = &mut fallen => Err(fault),
+                };
+                match fed {
                     Ok(count) => bytes += count,
                     Err(fault) => break Err(error(&fault)),
                 }
