@@ -89,6 +89,12 @@ pub struct SandboxRequest {
 pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
+    /// What its user calls it.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Whether calls that name no place go to it.
+    #[serde(default)]
+    pub default: bool,
     /// As it was made.
     pub spec: SandboxSpec,
     /// Where it is in its life.

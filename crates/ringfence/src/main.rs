@@ -5,6 +5,7 @@ use std::process::ExitCode;
 mod cli;
 mod commands;
 mod connect;
+mod named;
 mod output;
 mod state;
 mod supervise;

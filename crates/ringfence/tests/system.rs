@@ -65,7 +65,32 @@ fn a_sandbox_lives_until_it_is_removed() {
     let listed = execs.as_array().unwrap().iter().find(|e| e["id"] == exec.as_str()).unwrap();
     assert_eq!((listed["state"].as_str(), listed["code"].as_i64()), (Some("exited"), Some(5)));
 
-    system.ok(&["rm", &id]);
+    // Its name does what its id does.
+    assert!(system.ok(&["ps"]).lines().any(|line| line.contains(&id) && line.contains(" mine ")));
+    assert_eq!(system.ok(&["exec", "-s", "mine", "--", "cat", "file"]), "kept");
+    assert_eq!(system.json(&["ps", "mine"]), system.json(&["ps", &id]));
+    let copy = system.dir().join("copy");
+    system.ok(&["cp", "mine:file", copy.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(&copy).unwrap(), "kept\n");
+    // A file here that is written the same way is not guessed at.
+    fs::write(system.dir().join("mine:x"), "here").unwrap();
+    let mut guess = system.command(&["cp", "mine:x", ":x"]);
+    guess.current_dir(system.dir());
+    let refused = Ran::of(guess, b"");
+    refused.expect(1);
+    assert!(refused.stderr.contains("`mine:x` is a file here"), "{}", refused.stderr);
+    let mut written = system.command(&["cp", "./mine:x", "mine:x"]);
+    written.current_dir(system.dir().parent().unwrap());
+    Ran::of(written, b"").expect(1);
+    let mut written = system.command(&["cp", "./mine:x", &format!("{id}:x")]);
+    written.current_dir(system.dir());
+    Ran::of(written, b"").expect(0);
+    assert_eq!(system.ok(&["exec", "-s", "mine", "--", "cat", "x"]), "here");
+    for unknown in [&["exec", "-s", "yours", "--", "true"][..], &["ps", "yours"], &["rm", "yours"], &["pause", "yours"]] {
+        let refused = system.run(unknown);
+        assert!(refused.code != 0 && refused.stderr.contains("`yours`"), "{unknown:?}: {}", refused.stderr);
+    }
+    system.ok(&["rm", "mine"]);
     let gone = system.run(&["exec", "-s", &id, "--", "true"]);
     gone.expect(125);
     golden("no-such-sandbox.txt", &gone.stderr, &[]);

@@ -12,14 +12,15 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use futures::StreamExt as _;
 use rf_client::{Client, FilePath, Target};
-use rf_types::{Code, Fault, FileKind};
+use rf_types::{Code, Fault, FileKind, MachineId};
 use serde_json::json;
 
-use crate::{cli::Global, connect, output::Output, transfer};
+use crate::{cli::Global, connect, named::Named, output::Output, transfer};
 
 #[derive(Args, Debug)]
 pub(crate) struct CpArgs {
-    /// What to copy: a path here, or `sbx_…:path`, `mch_…:path`, or `:path` in the preferred place.
+    /// What to copy: a path here, or `sandbox:path` with the id or name of one, `mch_…:path`, or `:path` in the
+    /// preferred place. A file here with a colon in its name is `./a:b`.
     from: String,
     /// Where to; one of the two is a place.
     to: String,
@@ -32,25 +33,53 @@ pub(crate) struct CpArgs {
 #[derive(Debug, Eq, PartialEq)]
 enum Side {
     Here(PathBuf),
-    There(Target, String),
+    There(Place, String),
+}
+
+/// Where a path is.
+#[derive(Debug, Eq, PartialEq)]
+enum Place {
+    Preferred,
+    Sandbox(Named),
+    Machine(MachineId),
+}
+
+impl Place {
+    async fn target(&self, client: &Client) -> Result<Target> {
+        Ok(match self {
+            Self::Preferred => Target::Preferred,
+            Self::Sandbox(named) => Target::Sandbox(named.id(client).await?),
+            Self::Machine(id) => Target::Machine(*id),
+        })
+    }
 }
 
 impl Side {
     fn parse(text: &str) -> Result<Self> {
-        let Some((place, path)) = text.split_once(':') else { return Ok(Self::Here(PathBuf::from(text))) };
-        let target = if place.is_empty() {
-            Target::Preferred
-        } else if let Ok(id) = place.parse() {
-            Target::Sandbox(id)
-        } else if let Ok(id) = place.parse() {
-            Target::Machine(id)
-        } else if place.starts_with("sbx_") || place.starts_with("mch_") {
-            bail!(Fault::invalid(format!("`{place}` is no id of a place")));
-        } else {
-            // A name with a colon in it.
-            return Ok(Self::Here(PathBuf::from(text)));
+        let here = || Self::Here(PathBuf::from(text));
+        // As scp(1): what has a slash before its colon is a path here.
+        let Some((place, path)) = text.split_once(':').filter(|(place, _)| !place.contains('/')) else {
+            return Ok(here());
         };
-        Ok(Self::There(target, if path.is_empty() { ".".to_owned() } else { path.to_owned() }))
+        let place = if place.is_empty() {
+            Place::Preferred
+        } else if let Ok(id) = place.parse() {
+            Place::Machine(id)
+        } else {
+            match place.parse() {
+                Ok(named) if !place.starts_with("mch_") => Place::Sandbox(named),
+                _ => bail!(Fault::invalid(format!("`{place}` is no id of a place"))),
+            }
+        };
+        if matches!(place, Place::Sandbox(Named::Name(_))) && Path::new(text).exists() {
+            let message = format!("`{text}` is a file here, and could be a path in a sandbox");
+            bail!(Fault::new(
+                Code::Conflict,
+                message,
+                format!("write `./{text}` for the file, or give the sandbox's id")
+            ));
+        }
+        Ok(Self::There(place, if path.is_empty() { ".".to_owned() } else { path.to_owned() }))
     }
 }
 
@@ -60,14 +89,18 @@ pub(crate) fn cp(global: &Global, args: &CpArgs, out: &Output) -> Result<ExitCod
     let client = connect::client(global)?;
     let runtime = connect::runtime()?;
     let bytes = match (&from, &to) {
-        (Side::Here(from), Side::There(target, path)) => {
-            runtime.block_on(upload(&client, from, FilePath { target: *target, path, user }, out))
-        }
-        (Side::There(target, path), Side::Here(to)) => {
-            runtime.block_on(download(&client, FilePath { target: *target, path, user }, to, out))
-        }
+        (Side::Here(from), Side::There(place, path)) => runtime.block_on(async {
+            let target = place.target(&client).await?;
+            upload(&client, from, FilePath { target, path, user }, out).await
+        }),
+        (Side::There(place, path), Side::Here(to)) => runtime.block_on(async {
+            let target = place.target(&client).await?;
+            download(&client, FilePath { target, path, user }, to, out).await
+        }),
         (Side::Here(_), Side::Here(_)) | (Side::There(..), Side::There(..)) => {
-            bail!(Fault::invalid("one of the two must be in a place, such as `sbx_…:path`, and the other here"))
+            bail!(Fault::invalid(
+                "one of the two must be in a place, such as `sbx_…:path` or `name:path`, and the other here"
+            ))
         }
     }?;
     if out.json() {
@@ -156,11 +189,18 @@ mod tests {
     #[test]
     fn a_side_is_a_place_or_a_path() {
         let id = rf_types::SandboxId::from_bits(1);
-        assert_eq!(Side::parse(&format!("{id}:/a:b")).unwrap(), Side::There(Target::Sandbox(id), "/a:b".to_owned()));
-        assert_eq!(Side::parse(&format!("{id}:")).unwrap(), Side::There(Target::Sandbox(id), ".".to_owned()));
-        assert_eq!(Side::parse(":x").unwrap(), Side::There(Target::Preferred, "x".to_owned()));
-        assert_eq!(Side::parse("a:b").unwrap(), Side::Here(PathBuf::from("a:b")));
-        assert!(Side::parse("sbx_nope:/x").is_err());
+        let sandbox = |named| Place::Sandbox(named);
+        assert_eq!(Side::parse(&format!("{id}:/a:b")).unwrap(), Side::There(sandbox(Named::Id(id)), "/a:b".to_owned()));
+        assert_eq!(Side::parse(&format!("{id}:")).unwrap(), Side::There(sandbox(Named::Id(id)), ".".to_owned()));
+        assert_eq!(Side::parse(":x").unwrap(), Side::There(Place::Preferred, "x".to_owned()));
+        let web = || sandbox(Named::Name("web".to_owned()));
+        assert_eq!(Side::parse("web:/x").unwrap(), Side::There(web(), "/x".to_owned()));
+        for here in ["./web:x", "/a/b:c", "a/b:c", "web"] {
+            assert_eq!(Side::parse(here).unwrap(), Side::Here(PathBuf::from(here)), "{here}");
+        }
+        for wrong in ["sbx_nope:/x", "mch_nope:/x"] {
+            assert!(Side::parse(wrong).is_err(), "{wrong}");
+        }
         assert_eq!(last_part("/a/b/"), Some("b"));
         assert_eq!(last_part(".."), None);
     }

@@ -15,13 +15,14 @@ use rf_client::{
     stream::{Event, Events, ExecReader, ExecWriter},
     types::{ExecRequest, Started, Stdin},
 };
-use rf_types::{Code, ExecId, ExecState, ExitReport, Fault, MachineId, Preference, Program, SandboxId, SignalScope};
+use rf_types::{Code, ExecId, ExecState, ExitReport, Fault, MachineId, Preference, Program, SignalScope};
 use serde_json::json;
 use tokio::{io::AsyncReadExt as _, signal::unix};
 
 use crate::{
     cli::Global,
     connect,
+    named::Named,
     output::{self, Output, parse_ms},
     terminal,
 };
@@ -97,9 +98,9 @@ impl HowArgs {
 /// Where to run.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PlaceArgs {
-    /// In this sandbox.
-    #[arg(short, long, value_name = "ID", help_heading = "Place")]
-    sandbox: Option<SandboxId>,
+    /// In this sandbox, by id or name.
+    #[arg(short, long, value_name = "SANDBOX", help_heading = "Place")]
+    sandbox: Option<Named>,
     /// On this machine.
     #[arg(short, long, value_name = "ID", conflicts_with = "sandbox", help_heading = "Place")]
     machine: Option<MachineId>,
@@ -137,9 +138,13 @@ impl PlaceChoice {
 }
 
 impl PlaceArgs {
-    fn apply(&self, request: ExecRequest) -> ExecRequest {
-        let id = self.sandbox.map(|id| id.to_string()).or(self.machine.map(|id| id.to_string()));
-        ExecRequest { place: id.or(self.place.map(|choice| choice.text().to_owned())), ..request }
+    async fn apply(&self, client: &Client, request: ExecRequest) -> Result<ExecRequest> {
+        let place = match (&self.sandbox, self.machine) {
+            (Some(sandbox), _) => Some(sandbox.id(client).await?.to_string()),
+            (None, Some(machine)) => Some(machine.to_string()),
+            (None, None) => self.place.map(|choice| choice.text().to_owned()),
+        };
+        Ok(ExecRequest { place, ..request })
     }
 }
 
@@ -165,8 +170,9 @@ pub(crate) struct ExecArgs {
 
 pub(crate) fn exec(global: &Global, args: ExecArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
-    let request = args.place.apply(args.command.request()?);
+    let request = args.command.request()?;
     let runtime = connect::runtime()?;
+    let request = runtime.block_on(args.place.apply(&client, request))?;
     if args.detach {
         let exec = runtime.block_on(client.exec_background(&request))?;
         out.value(&exec, |exec| exec.id.to_string())?;
@@ -187,7 +193,8 @@ pub(crate) fn exec(global: &Global, args: ExecArgs, out: &Output) -> Result<Exit
 
 #[derive(Args, Debug)]
 pub(crate) struct ShellArgs {
-    /// In this sandbox; else where the user's preference says.
+    /// In this sandbox, by id or name, or on this machine; else where the user's preference says.
+    #[arg(value_name = "PLACE")]
     id: Option<String>,
     /// As root inside.
     #[arg(long)]
@@ -201,13 +208,14 @@ pub(crate) fn shell(global: &Global, args: ShellArgs, out: &Output) -> Result<Ex
     let client = connect::client(global)?;
     let mut request = ExecRequest::new(Program::Argv(vec![args.shell, "-l".to_owned()]));
     request.user = args.root.then(|| "root".to_owned());
-    if let Some(id) = &args.id {
-        if id.parse::<SandboxId>().is_err() && id.parse::<MachineId>().is_err() {
-            bail!(Fault::invalid(format!("`{id}` is neither a sandbox nor a machine")));
-        }
-        request.place = Some(id.clone());
-    }
     let runtime = connect::runtime()?;
+    if let Some(text) = &args.id {
+        request.place = Some(match (text.parse::<MachineId>(), text.parse::<Named>()) {
+            (Ok(machine), _) => machine.to_string(),
+            (Err(_), Ok(sandbox)) if !text.starts_with("mch_") => runtime.block_on(sandbox.id(&client))?.to_string(),
+            (Err(_), _) => bail!(Fault::invalid(format!("`{text}` is no id of a sandbox or a machine"))),
+        });
+    }
     let result = runtime.block_on(interact(&client, request, true, out));
     runtime.shutdown_background();
     result

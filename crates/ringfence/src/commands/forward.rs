@@ -9,7 +9,7 @@ use rf_types::SandboxId;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::{cli::Global, connect, output::Output};
+use crate::{cli::Global, connect, named::Named, output::Output};
 
 /// Bytes that are moved at once, each way. Chosen: what a socket takes at once.
 const COPY_BYTES: usize = 64 << 10;
@@ -17,9 +17,9 @@ const COPY_BYTES: usize = 64 << 10;
 /// Which ports.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ForwardArgs {
-    /// The sandbox.
-    #[arg(short, long, value_name = "ID")]
-    sandbox: SandboxId,
+    /// The sandbox, by id or name.
+    #[arg(short, long, value_name = "SANDBOX")]
+    sandbox: Named,
     /// The address of this computer to listen on.
     #[arg(short, long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     listen: IpAddr,
@@ -56,8 +56,9 @@ struct Forwarded {
 pub(crate) fn forward(global: &Global, args: &ForwardArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
     connect::runtime()?.block_on(async {
+        let sandbox = args.sandbox.id(&client).await?;
         // A sandbox that is not there is said now and not at the first connection.
-        let _: serde_json::Value = client.get(&format!("/v1/sandboxes/{}", args.sandbox)).await?;
+        let _: serde_json::Value = client.get(&format!("/v1/sandboxes/{sandbox}")).await?;
         let tunnels = client.tunnels()?;
         let (mut tasks, mut all) = (tokio::task::JoinSet::new(), Vec::new());
         for ports in &args.ports {
@@ -65,8 +66,8 @@ pub(crate) fn forward(global: &Global, args: &ForwardArgs, out: &Output) -> Resu
             let listener = TcpListener::bind(address).await;
             let listener = listener.with_context(|| format!("cannot listen on `{}:{}`", args.listen, ports.here))?;
             let local = listener.local_addr().context("cannot tell the local address")?.to_string();
-            all.push(Forwarded { local, sandbox: args.sandbox, port: ports.inside });
-            tasks.spawn(accept(listener, tunnels.clone(), args.sandbox, ports.inside, *out));
+            all.push(Forwarded { local, sandbox, port: ports.inside });
+            tasks.spawn(accept(listener, tunnels.clone(), sandbox, ports.inside, *out));
         }
         out.rows(&all, &["HERE", "PORT", "SANDBOX"], |row| {
             vec![row.local.clone(), row.port.to_string(), row.sandbox.to_string()]

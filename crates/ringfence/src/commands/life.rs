@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use futures::{StreamExt as _, stream};
-use rf_client::types::{ForkRequest, Sandbox, SandboxRequest};
+use rf_client::{
+    Client,
+    types::{ForkRequest, Sandbox, SandboxRequest},
+};
 use rf_types::{Fault, OnLeaseEnd, PauseKind, SandboxId};
 
 use crate::{
     cli::Global,
     connect,
+    named::Named,
     output::{self, Output, now_ms, parse_ms},
 };
 
@@ -96,9 +100,9 @@ impl AboutArgs {
 
 #[derive(Args, Debug)]
 pub(crate) struct PauseArgs {
-    /// Sandboxes to pause.
-    #[arg(required = true)]
-    sandboxes: Vec<SandboxId>,
+    /// Sandboxes to pause, by id or name.
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<Named>,
     /// What to keep of them.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     keep: Keep,
@@ -107,14 +111,14 @@ pub(crate) struct PauseArgs {
 pub(crate) fn pause(global: &Global, args: &PauseArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
     let keep = args.keep.into();
-    each(out, "pausing", &args.sandboxes, |id| client.sandbox_pause(id, keep))
+    each(&client, out, "pausing", &args.sandboxes, |id| client.sandbox_pause(id, keep))
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct ResumeArgs {
-    /// Sandboxes to resume.
-    #[arg(required = true)]
-    sandboxes: Vec<SandboxId>,
+    /// Sandboxes to resume, by id or name.
+    #[arg(required = true, value_name = "SANDBOX")]
+    sandboxes: Vec<Named>,
     /// How long they live from now on, such as 30m or 2d.
     #[arg(long, value_name = "TIME", value_parser = parse_ms)]
     lease: Option<u64>,
@@ -125,17 +129,24 @@ pub(crate) struct ResumeArgs {
 
 pub(crate) fn resume(global: &Global, args: &ResumeArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
-    each(out, "resuming", &args.sandboxes, |id| client.sandbox_resume(id, args.lease, args.cold))
+    each(&client, out, "resuming", &args.sandboxes, |id| client.sandbox_resume(id, args.lease, args.cold))
 }
 
 /// Does the same to several sandboxes, a few at once; all are tried before the first failure is told.
-fn each<F>(out: &Output, what: &str, sandboxes: &[SandboxId], call: impl Fn(SandboxId) -> F) -> Result<ExitCode>
+fn each<F>(
+    client: &Client,
+    out: &Output,
+    what: &str,
+    sandboxes: &[Named],
+    call: impl Fn(SandboxId) -> F,
+) -> Result<ExitCode>
 where
     F: Future<Output = Result<Sandbox, rf_client::ClientError>>,
 {
+    let runtime = connect::runtime()?;
+    let ids = runtime.block_on(Named::ids(sandboxes, client))?;
     let bar = out.spinner(what);
-    let done = stream::iter(sandboxes).map(|id| call(*id)).buffered(4).collect::<Vec<_>>();
-    let results = connect::runtime()?.block_on(done);
+    let results = runtime.block_on(stream::iter(ids).map(call).buffered(4).collect::<Vec<_>>());
     bar.finish_and_clear();
     let (mut good, mut failed) = (Vec::new(), None);
     for result in results {
@@ -156,8 +167,8 @@ where
 
 #[derive(Args, Debug)]
 pub(crate) struct SnapshotArgs {
-    /// The sandbox whose files to save.
-    sandbox: SandboxId,
+    /// The sandbox whose files to save, by id or name.
+    sandbox: Named,
     /// A name for the snapshot; another one of that name loses it.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -166,7 +177,10 @@ pub(crate) struct SnapshotArgs {
 pub(crate) fn snapshot(global: &Global, args: &SnapshotArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
     let bar = out.spinner("saving");
-    let made = connect::runtime()?.block_on(client.sandbox_snapshot(args.sandbox, args.name.as_deref()));
+    let made = connect::runtime()?.block_on(async {
+        let id = args.sandbox.id(&client).await?;
+        anyhow::Ok(client.sandbox_snapshot(id, args.name.as_deref()).await?)
+    });
     bar.finish_and_clear();
     out.value(&made?, |snapshot| snapshot.id.to_string())?;
     Ok(ExitCode::SUCCESS)
@@ -174,13 +188,19 @@ pub(crate) fn snapshot(global: &Global, args: &SnapshotArgs, out: &Output) -> Re
 
 #[derive(Args, Debug)]
 pub(crate) struct SnapshotsArgs {
-    /// Only those of this sandbox.
-    sandbox: Option<SandboxId>,
+    /// Only those of this sandbox, by id, or by name while it lives.
+    sandbox: Option<Named>,
 }
 
 pub(crate) fn snapshots(global: &Global, args: &SnapshotsArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
-    let snapshots = connect::runtime()?.block_on(client.snapshots(args.sandbox))?;
+    let snapshots = connect::runtime()?.block_on(async {
+        let of = match &args.sandbox {
+            Some(sandbox) => Some(sandbox.id(&client).await?),
+            None => None,
+        };
+        anyhow::Ok(client.snapshots(of).await?)
+    })?;
     let now = now_ms();
     out.rows(&snapshots, &["snapshot", "name", "of", "template", "size", "age"], |snapshot| {
         vec![
@@ -198,8 +218,8 @@ pub(crate) fn snapshots(global: &Global, args: &SnapshotsArgs, out: &Output) -> 
 // No `Debug`: the environment may hold secrets.
 #[derive(Args)]
 pub(crate) struct ForkArgs {
-    /// The sandbox with whose files they begin; running or paused.
-    sandbox: SandboxId,
+    /// The sandbox with whose files they begin, by id or name; running or paused.
+    sandbox: Named,
     /// How many, 1 to 20.
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     count: u32,
@@ -223,7 +243,10 @@ pub(crate) fn fork(global: &Global, args: ForkArgs, out: &Output) -> Result<Exit
         env: args.env.into_iter().collect::<BTreeMap<_, _>>().into(),
     };
     let bar = out.spinner("forking");
-    let forks = connect::runtime()?.block_on(client.sandbox_fork(args.sandbox, &request));
+    let forks = connect::runtime()?.block_on(async {
+        let id = args.sandbox.id(&client).await?;
+        anyhow::Ok(client.sandbox_fork(id, &request).await?)
+    });
     bar.finish_and_clear();
     let forks = forks?;
     out.value(&forks, |forks| {

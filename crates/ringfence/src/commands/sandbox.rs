@@ -5,14 +5,18 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use clap::Args;
 use futures::{StreamExt as _, stream};
-use rf_client::types::{LimitsRequest, SandboxRequest};
-use rf_types::{DiskKind, ExecState, Fault, Layer, MachineId, SandboxId, SnapshotId, TemplateName};
+use rf_client::{
+    Client,
+    types::{LimitsRequest, SandboxRequest},
+};
+use rf_types::{Code, DiskKind, ExecState, Fault, Layer, MachineId, SandboxId, SnapshotId, TemplateName};
 use serde_json::json;
 
 use crate::{
     cli::Global,
     commands::life::AboutArgs,
     connect,
+    named::{self, Named},
     output::{self, Output, now_ms, parse_bytes, parse_cpu, parse_ms},
 };
 
@@ -102,8 +106,8 @@ pub(crate) fn create(global: &Global, args: CreateArgs, out: &Output) -> Result<
 
 #[derive(Args, Debug)]
 pub(crate) struct PsArgs {
-    /// List the commands of this sandbox.
-    sandbox: Option<SandboxId>,
+    /// List the commands of this sandbox, by id or name.
+    sandbox: Option<Named>,
     /// List all commands, wherever they run.
     #[arg(short, long, conflicts_with = "sandbox")]
     execs: bool,
@@ -114,7 +118,13 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
     let runtime = connect::runtime()?;
     let now = now_ms();
     if args.execs || args.sandbox.is_some() {
-        let execs = runtime.block_on(client.execs(args.sandbox))?;
+        let execs = runtime.block_on(async {
+            let of = match &args.sandbox {
+                Some(sandbox) => Some(sandbox.id(&client).await?),
+                None => None,
+            };
+            anyhow::Ok(client.execs(of).await?)
+        })?;
         out.rows(&execs, &["exec", "place", "state", "age", "command"], |exec| {
             let state = match &exec.state {
                 ExecState::Running => "running".to_owned(),
@@ -139,6 +149,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
             let limits = sandbox.spec.limits;
             vec![
                 sandbox.id.to_string(),
+                named::name_of(sandbox).unwrap_or_default().to_owned(),
                 sandbox.state.clone(),
                 sandbox.spec.template.to_string(),
                 output::bytes(limits.memory_bytes_max),
@@ -148,18 +159,21 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
         });
         let machines = machines.iter().map(|machine| {
             let state = if machine.online { "online" } else { "offline" };
-            let name = machine.facts.hostname.chars().filter(|c| !c.is_control()).take(40).collect();
-            vec![machine.id.to_string(), state.to_owned(), name, String::new(), machine.level.clone(), String::new()]
+            let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(40).collect();
+            let (name, what) = (shown(&machine.facts.hostname), shown(&machine.facts.os));
+            let level = machine.level.clone();
+            vec![machine.id.to_string(), name, state.to_owned(), what, String::new(), level, String::new()]
         });
-        output::table(&["place", "state", "what", "memory", "limit", "lease"], boxes.chain(machines))
+        output::table(&["place", "name", "state", "what", "memory", "limit", "lease"], boxes.chain(machines))
     })?;
     Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Args, Debug)]
 pub(crate) struct RmArgs {
-    /// Sandboxes (`sbx_…`) to destroy, snapshots (`snp_…`) to remove and machines (`mch_…`) to forget.
-    #[arg(required_unless_present = "all")]
+    /// Sandboxes (`sbx_…`) to destroy, snapshots (`snp_…`) to remove and machines (`mch_…`) to forget; sandboxes and
+    /// snapshots by their names too.
+    #[arg(required_unless_present = "all", value_name = "ID")]
     places: Vec<String>,
     /// Destroy all of the user's sandboxes.
     #[arg(long, conflicts_with = "places")]
@@ -173,18 +187,64 @@ enum Removed {
     Snapshot(SnapshotId),
 }
 
+/// What was typed.
+enum ToRemove {
+    Id(Removed),
+    Name(String),
+}
+
+impl ToRemove {
+    fn parse(text: &str) -> Result<Self> {
+        Ok(match (text.parse(), text.parse(), text.parse()) {
+            (Ok(id), ..) => Self::Id(Removed::Sandbox(id)),
+            (_, Ok(id), _) => Self::Id(Removed::Machine(id)),
+            (.., Ok(id)) => Self::Id(Removed::Snapshot(id)),
+            _ if text.is_empty() || ["sbx_", "mch_", "snp_"].iter().any(|prefix| text.starts_with(prefix)) => {
+                bail!(Fault::invalid(format!("`{text}` is no id of a sandbox, a snapshot or a machine")))
+            }
+            _ => Self::Name(text.to_owned()),
+        })
+    }
+}
+
+/// Finds what the names are of; what is removed is not guessed, so a name of two things is refused.
+async fn found(client: &Client, all: Vec<ToRemove>) -> Result<Vec<Removed>> {
+    let (sandboxes, snapshots) = if all.iter().any(|one| matches!(one, ToRemove::Name(_))) {
+        (client.sandboxes().await?, client.snapshots(None).await?)
+    } else {
+        (Vec::new(), Vec::new())
+    };
+    let find = |one| {
+        let name = match one {
+            ToRemove::Id(removed) => return Ok(removed),
+            ToRemove::Name(name) => name,
+        };
+        let boxes = sandboxes.iter().filter(|sandbox| named::is_called(sandbox, &name)).map(|sandbox| sandbox.id);
+        let saved = snapshots.iter().filter(|snapshot| snapshot.name.as_deref() == Some(&name)).map(|saved| saved.id);
+        match (&boxes.collect::<Vec<_>>()[..], &saved.collect::<Vec<_>>()[..]) {
+            ([id], []) => Ok(Removed::Sandbox(*id)),
+            ([], [id]) => Ok(Removed::Snapshot(*id)),
+            ([], []) => {
+                bail!(Fault::new(
+                    Code::NotFound,
+                    format!("neither a sandbox nor a snapshot is called `{name}`"),
+                    "`ringfence ps` and `ringfence snapshots` list them",
+                ))
+            }
+            (boxes, saved) => {
+                let ids = boxes.iter().map(ToString::to_string).chain(saved.iter().map(ToString::to_string));
+                Err(named::ambiguous(&name, &ids.collect::<Vec<_>>()))
+            }
+        }
+    };
+    all.into_iter().map(find).collect()
+}
+
 pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCode> {
     let client = connect::client(global)?;
     let runtime = connect::runtime()?;
-    let mut places = Vec::new();
-    for text in &args.places {
-        places.push(match (text.parse(), text.parse(), text.parse()) {
-            (Ok(id), ..) => Removed::Sandbox(id),
-            (_, Ok(id), _) => Removed::Machine(id),
-            (.., Ok(id)) => Removed::Snapshot(id),
-            _ => bail!(Fault::invalid(format!("`{text}` is neither a sandbox nor a snapshot nor a machine"))),
-        });
-    }
+    let asked = args.places.iter().map(|text| ToRemove::parse(text)).collect::<Result<Vec<_>>>()?;
+    let mut places = runtime.block_on(found(&client, asked))?;
     let bar = out.spinner("removing");
     let failed = runtime.block_on(async {
         if args.all {
