@@ -65,6 +65,78 @@ fn operation_ids_are_unique_and_every_reference_leads_somewhere() {
     }
 }
 
+/// Whether every field of `value` is in what the document says of it; `at` names where it is.
+fn is_described(document: &Value, schema: &Value, value: &Value, at: &str) {
+    fn properties(document: &Value, schema: &Value, found: &mut BTreeMap<String, Value>) -> bool {
+        if let Some(reference) = schema["$ref"].as_str() {
+            return properties(document, document.pointer(&reference[1..]).unwrap(), found);
+        }
+        let parts = ["allOf", "oneOf"].iter().filter_map(|key| schema[*key].as_array()).flatten();
+        let parts = parts.filter(|part| properties(document, part, found)).count();
+        match schema["properties"].as_object() {
+            Some(own) => found.extend(own.iter().map(|(name, schema)| (name.clone(), schema.clone()))),
+            // An object of any fields.
+            None => return parts > 0,
+        }
+        true
+    }
+    match value {
+        Value::Object(fields) => {
+            let mut known = BTreeMap::new();
+            if properties(document, schema, &mut known) {
+                for (name, value) in fields {
+                    let at = format!("{at}.{name}");
+                    is_described(
+                        document,
+                        known.get(name).unwrap_or_else(|| panic!("{at} is not described")),
+                        value,
+                        &at,
+                    );
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| is_described(document, &schema["items"], item, at)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_field_of_an_answer_is_in_the_document() {
+    let world = World::new().await;
+    let document: Value = serde_json::from_str(&rf_server::doors::document()).unwrap();
+    let sandbox = world.sandbox(&world.ann).await;
+    let path = format!("/v1/sandboxes/{sandbox}");
+    let (status, answer) = world.post(&format!("{path}/snapshots"), &world.ann, json!({"name": "s"})).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let (status, answer) =
+        world.post(&format!("{path}/exec"), &world.ann, json!({"shell": "exec sleep 1000", "background": true})).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    let (status, answer) = world.post("/v1/sessions", &world.ann, json!({})).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    for (route, called, key) in [
+        ("/v1/health/live", "/v1/health/live", &world.ann),
+        ("/v1/health/ready", "/v1/health/ready", &world.ann),
+        ("/v1/me", "/v1/me", &world.ann),
+        ("/v1/keys", "/v1/keys", &world.ann),
+        ("/v1/sessions", "/v1/sessions", &world.ann),
+        ("/v1/sandboxes", "/v1/sandboxes", &world.ann),
+        ("/v1/sandboxes/{id}", &path, &world.ann),
+        ("/v1/snapshots", "/v1/snapshots", &world.ann),
+        ("/v1/execs", "/v1/execs", &world.ann),
+        ("/v1/templates", "/v1/templates", &world.ann),
+        ("/v1/audit", "/v1/audit", &world.ann),
+        ("/v1/users", "/v1/users", &world.admin),
+        ("/v1/audit/verify", "/v1/audit/verify", &world.admin),
+    ] {
+        let (status, answer) = world.get(called, key).await;
+        assert_eq!(status, StatusCode::OK, "{called}: {answer}");
+        assert_ne!(answer["items"], json!([]), "{called} has something to look at");
+        let schema = &document["paths"][route]["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        assert!(schema.is_object(), "{route}");
+        is_described(&document, schema, &answer, route);
+    }
+}
+
 /// What another user must not learn: how each operation on a thing is called for a thing of ann's.
 ///
 /// `None` is an operation that names no thing; the reason stands beside it. An operation of the document that is not

@@ -127,8 +127,7 @@ async fn a_revoked_keys_uploads_end_with_a_typed_fault() {
         revoke(&world, &id).await;
     };
     // The control: another key's goes on for longer than it takes to notice.
-    let control =
-        tokio::time::timeout(Duration::from_secs(8), world.raw(Method::PUT, &mine, &world.ann, endless()));
+    let control = tokio::time::timeout(Duration::from_secs(8), world.raw(Method::PUT, &mine, &world.ann, endless()));
     let ((status, fault), (), control) = futures::join!(put, revoked, control);
     let fault: Value = serde_json::from_slice(&fault).unwrap();
     assert_eq!((status, &fault["code"]), (StatusCode::UNAUTHORIZED, &json!("unauthenticated")), "{fault}");

@@ -53,6 +53,10 @@ pub struct UserLimitsSchema {
     pub lease_ms_max: u64,
     /// Whether `root` inside may be had.
     pub root_allowed: bool,
+    /// Snapshots at once.
+    pub snapshots_max: u32,
+    /// Sum of the snapshots' bytes.
+    pub snapshot_bytes_max: u64,
 }
 
 /// What a user has at this moment.
@@ -69,6 +73,10 @@ pub struct UserUsageSchema {
     pub memory_bytes: u64,
     /// Sum of the sandboxes' disk limits, bytes.
     pub disk_bytes: u64,
+    /// Snapshots.
+    pub snapshots: u32,
+    /// Sum of the snapshots' bytes.
+    pub snapshot_bytes: u64,
 }
 
 /// Who calls.
