@@ -85,6 +85,8 @@ struct Entry {
     late: CancellationToken,
     /// When something was last asked of it.
     used_at: UnixMs,
+    /// The last order to the warden before it was told to resume it; 0 when it never was.
+    resumed_after: u64,
     /// Its execs of before this server are taken over when it is resumed.
     unadopted: bool,
     /// Its row could not be written; it is tried again.
@@ -279,6 +281,7 @@ impl Sandboxes {
             gone: CancellationToken::new(),
             late: CancellationToken::new(),
             used_at: now_ms(),
+            resumed_after: 0,
             unadopted: phase == Phase::Paused,
             dirty: false,
         };

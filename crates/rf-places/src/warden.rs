@@ -56,10 +56,10 @@ const NEWS_MAX: usize = 16_384;
 /// What the warden tells by itself.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum News {
-    /// A sandbox ended by itself.
-    Gone(SandboxId, GoneWhy),
-    /// A sandbox was paused without being told to.
-    Paused(SandboxId, PausedWhy),
+    /// A sandbox ended by itself; said before any order behind this one was given, see [`WardenClient::last_order`].
+    Gone(SandboxId, GoneWhy, u64),
+    /// A sandbox was paused without being told to; likewise.
+    Paused(SandboxId, PausedWhy, u64),
     /// A snapshot became durable, or was counted.
     SnapshotChanged(Snapshot),
     /// A snapshot that was not durable is no more, and why.
@@ -160,6 +160,14 @@ impl WardenClient {
     #[must_use]
     pub fn is_connected(&self) -> bool {
         *self.inner.connected.borrow()
+    }
+
+    /// The number of the last order that was given. The warden says one thing after the other, so news with a number that
+    /// is no greater came before the answer to any order that was given after this was asked: it may be told to its
+    /// listener later all the same.
+    #[must_use]
+    pub(crate) fn last_order(&self) -> u64 {
+        self.inner.state().tag
     }
 
     /// Waits until there is a connection.
@@ -474,9 +482,10 @@ impl Inner {
             return Err("more than one descriptor".into());
         }
         if answer.tag == 0 {
+            let last = self.state().tag;
             return match answer.result {
-                Ok(Reply::Gone { id, why }) => Ok(Some(News::Gone(id, why))),
-                Ok(Reply::Paused { id, why }) => Ok(Some(News::Paused(id, why))),
+                Ok(Reply::Gone { id, why }) => Ok(Some(News::Gone(id, why, last))),
+                Ok(Reply::Paused { id, why }) => Ok(Some(News::Paused(id, why, last))),
                 Ok(Reply::SnapshotLost { id, why }) => Ok(Some(News::SnapshotLost(id, why))),
                 Ok(Reply::SnapshotChanged(snapshot)) => Ok(Some(News::SnapshotChanged(snapshot))),
                 _ => Err("news of an unknown kind".into()),

@@ -554,3 +554,82 @@ async fn all_at_once_each_is_answered() {
     until("no snapshot is left", || field.warden.snapshots().is_empty()).await;
     assert_eq!(places.usage(UserId::from_bits(1)), UserUsage::default());
 }
+
+/// The news of a lease's end can be read after the sandbox was resumed: whoever reads it may be busy with another's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn late_news_of_a_pause_that_is_over_changes_nothing() {
+    let field = Field::new();
+    let places = field.places().await;
+    let busy = sandbox(&places, SandboxAbout::default()).await;
+    let id = sandbox(&places, SandboxAbout::default()).await;
+    let last = sandbox(&places, SandboxAbout::default()).await;
+    let state = |id| places.sandboxes().row(user(1), id).unwrap().state;
+
+    // A thread that waits for a lock looks after no sockets and clocks: this one does, for those that wait below.
+    let looks = tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+    // Rows cannot be written while somebody has them: who tells of `busy` waits, and all other news behind it.
+    let (rows, (let_go, held)) = (Arc::clone(&field.rows), std::sync::mpsc::channel::<()>());
+    let (is_held, wait_held) = tokio::sync::oneshot::channel();
+    let holder = std::thread::spawn(move || {
+        let _rows = rows.live.lock().unwrap();
+        is_held.send(()).unwrap();
+        let _ = held.recv();
+    });
+    wait_held.await.unwrap();
+    field.warden.freeze(busy);
+    until("its pause is being written down", || state(busy) == SandboxState::Paused).await;
+    field.warden.freeze(id);
+    // Their user asks for the same, and for the opposite. Neither is written down yet.
+    let of = |what: &'static str| {
+        let places = places.clone();
+        tokio::spawn(async move {
+            match what {
+                "pause" => pause(&places, id, PauseKind::Memory).await,
+                _ => resume(&places, id, Resume::default()).await,
+            }
+        })
+    };
+    let paused = of("pause");
+    until("it is paused", || state(id) == SandboxState::Paused).await;
+    let resumed = of("resume");
+    until("it runs", || state(id) == SandboxState::Running).await;
+    drop(let_go);
+    holder.join().unwrap();
+    paused.await.unwrap().unwrap();
+    resumed.await.unwrap().unwrap();
+
+    // What is told after it is read after it.
+    field.warden.freeze(last);
+    until("the news are read", || state(last) == SandboxState::Paused).await;
+    assert_eq!(state(id), SandboxState::Running);
+    assert!(!field.warden.frozen().contains(&id));
+    // Control: the end of the lease that it has now pauses it.
+    field.warden.freeze(id);
+    until("it is paused again", || state(id) == SandboxState::Paused).await;
+    looks.abort();
+}
+
+#[tokio::test]
+async fn a_step_under_way_can_be_waited_for() {
+    let field = Field::new();
+    let places = field.places().await;
+    let id = sandbox(&places, SandboxAbout::default()).await;
+    let update = permit_of(user(1), Action::SandboxUpdate);
+    let settled = || places.sandboxes().settled(&update, id);
+    assert_eq!(settled().await.unwrap().state, SandboxState::Running);
+    let (paused, after) = tokio::join!(pause(&places, id, PauseKind::Files), async {
+        tokio::task::yield_now().await;
+        // Control: in the middle of it there is neither the one nor the other.
+        let now = places.sandboxes().extend(&update, id, 5_000).await;
+        (now, settled().await)
+    });
+    paused.unwrap();
+    assert_eq!(code(after.0), Some(Code::Paused));
+    assert_eq!(after.1.unwrap().pause_kind, Some(PauseKind::Files));
+    let others = permit_of(user(2), Action::SandboxUpdate);
+    assert_eq!(code(places.sandboxes().settled(&others, id).await), Some(Code::NotFound));
+}

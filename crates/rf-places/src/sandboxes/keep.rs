@@ -77,17 +77,17 @@ impl Sandboxes {
                             self.event(user, id, Event::WardenLost, EndedWhy::WardenRestarted);
                         }
                     }
-                    Some(News::Gone(id, why)) => {
+                    Some(News::Gone(id, why, said)) => {
                         let why = match why {
                             GoneWhy::Lease => EndedWhy::Lease,
                             GoneWhy::InitDied => EndedWhy::InitDied,
                         };
-                        if let Some(user) = self.user_of(id) {
+                        if let Some(user) = self.user_of(id, said) {
                             self.event(user, id, Event::WardenSaysGone, why);
                         }
                     }
-                    Some(News::Paused(id, _)) => {
-                        if let Some(user) = self.user_of(id) {
+                    Some(News::Paused(id, _, said)) => {
+                        if let Some(user) = self.user_of(id, said) {
                             self.paused_by_warden(user, id);
                         }
                     }
@@ -117,8 +117,12 @@ impl Sandboxes {
         }
     }
 
-    fn user_of(&self, id: SandboxId) -> Option<UserId> {
-        self.live().keys().find(|(_, known)| *known == id).map(|(user, _)| *user)
+    /// Whose sandbox it is, of which the warden said something when the order `said` was the last; `None` also when it was
+    /// resumed since: what was said is not so any more.
+    fn user_of(&self, id: SandboxId, said: u64) -> Option<UserId> {
+        let live = self.live();
+        let ((user, _), entry) = live.iter().find(|((_, known), _)| *known == id)?;
+        (said > entry.resumed_after).then_some(*user)
     }
 
     /// An init is gone: the sandbox's own, unless it has another one by now.

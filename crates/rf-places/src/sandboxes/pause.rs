@@ -95,6 +95,25 @@ impl Sandboxes {
         }
     }
 
+    /// A user's sandbox as listed, once it is neither being paused nor being resumed.
+    ///
+    /// # Errors
+    /// `not_found`, also when it is another user's; `paused` when the step under way takes too long.
+    pub async fn settled(&self, permit: &Permit, id: SandboxId) -> Result<SandboxRow, Fault> {
+        permit.require(Action::SandboxUpdate)?;
+        let user = permit.user();
+        let mut moves = match self.live().get(&(user, id)) {
+            Some(entry) => entry.phase.subscribe(),
+            None => return Err(Fault::not_found("sandbox")),
+        };
+        let settled = tokio::time::timeout(WAKE_TIME, moves.wait_for(|phase| !phase.is_passing())).await;
+        if settled.is_err() {
+            let phase = self.live().get(&(user, id)).map(super::Entry::phase);
+            return Err(phase.map_or_else(|| Fault::not_found("sandbox"), paused));
+        }
+        self.row(user, id)
+    }
+
     /// Begins a step that its user asked for; gives the place and the row as they are now.
     ///
     /// # Errors
@@ -259,6 +278,7 @@ impl Sandboxes {
         why: ChangedWhy,
     ) -> Result<(), Fault> {
         let (place, _) = self.begin(user, id, Event::ResumeAsked)?;
+        let last_order = self.inner.warden.last_order();
         let lease_until = match self.inner.warden.resume(id, lease_until).await {
             Ok(lease_until) => lease_until,
             Err(fault) => {
@@ -276,6 +296,7 @@ impl Sandboxes {
         let phase = self.event_with(user, id, Event::Thawed, EndedWhy::Destroyed, |entry| {
             running(&mut entry.row, lease_until);
             entry.used_at = now_ms();
+            entry.resumed_after = last_order;
         });
         if phase != Some(Phase::Running) {
             return Err(Fault::not_found("sandbox"));
@@ -288,6 +309,7 @@ impl Sandboxes {
     async fn rebuild(&self, user: UserId, id: SandboxId, lease_ms: u64, why: ChangedWhy) -> Result<(), Fault> {
         self.ready().await?;
         let (_, row) = self.begin(user, id, Event::RebuildAsked)?;
+        let last_order = self.inner.warden.last_order();
         let made = self.rebuilt(&row, lease_ms).await;
         let (created, place) = match made {
             Ok(made) => made,
@@ -303,6 +325,7 @@ impl Sandboxes {
             entry.row.enforcement = created.enforcement;
             entry.place = Some(place);
             entry.used_at = now_ms();
+            entry.resumed_after = last_order;
             entry.hold.change(quota::of_sandbox(&entry.row.spec.limits));
         });
         if phase != Some(Phase::Running) {
