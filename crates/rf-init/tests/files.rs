@@ -271,6 +271,50 @@ fn directories_are_made_moved_and_removed() {
     fails(remove("z", 1), Errno::NOENT);
 }
 
+/// A home that is written without the overlay is another mount than what is around it.
+#[test]
+fn files_are_moved_to_other_file_systems_whole() {
+    let field = Field::start();
+    let dir = field.dir.path();
+    // A tmpfs, which the field's directory is not on.
+    let there = tempfile::tempdir_in("/dev/shm").unwrap();
+    let rename = |a: &str, b: &Path, flags| {
+        field.done(FileOrder { flags, b: b.as_os_str().as_encoded_bytes(), ..op(file_op::MOVE, &field.path(a)) })
+    };
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    fs::write(dir.join("file"), &bytes).unwrap();
+    fs::set_permissions(dir.join("file"), fs::Permissions::from_mode(0o640)).unwrap();
+    rustix::fs::setxattr(dir.join("file"), "user.note", b"kept", rustix::fs::XattrFlags::empty()).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_600_000_000, 123_000_000);
+    fs::File::options().write(true).open(dir.join("file")).unwrap().set_modified(time).unwrap();
+    // Control: the kernel does not.
+    let refused = rustix::fs::rename(dir.join("file"), there.path().join("file"));
+    assert_eq!(refused, Err(Errno::XDEV), "both are on one file system here");
+
+    fs::write(there.path().join("taken"), "old").unwrap();
+    fails(rename("file", &there.path().join("taken"), 0), Errno::EXIST);
+    fails(rename("file", &there.path().join("none/file"), 1), Errno::NOENT);
+    assert_eq!(fs::read(there.path().join("taken")).unwrap(), b"old");
+    assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1, "nothing is left of what failed");
+    assert_eq!(fs::read(dir.join("file")).unwrap(), bytes);
+    rename("file", &there.path().join("taken"), 1).unwrap();
+    assert!(!dir.join("file").exists());
+    let moved = fs::metadata(there.path().join("taken")).unwrap();
+    assert_eq!((moved.mode() & 0o7777, moved.modified().unwrap()), (0o640, time));
+    assert_eq!(fs::read(there.path().join("taken")).unwrap(), bytes);
+    let mut note = [0; 8];
+    assert_eq!(rustix::fs::getxattr(there.path().join("taken"), "user.note", &mut note[..]), Ok(4));
+
+    // Links, directories and all else are not copied.
+    symlink("/etc/passwd", dir.join("link")).unwrap();
+    fs::create_dir(dir.join("tree")).unwrap();
+    for name in ["link", "tree"] {
+        fails(rename(name, &there.path().join(name), 1), Errno::XDEV);
+        assert!(fs::symlink_metadata(dir.join(name)).is_ok());
+    }
+    assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+}
+
 /// Attack: a tree too deep for anything that recurses or holds a descriptor for each level.
 #[test]
 fn a_very_deep_tree_is_removed() {

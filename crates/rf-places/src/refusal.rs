@@ -219,7 +219,7 @@ pub(crate) fn file(errno: u32, path: &str) -> Fault {
         Some(Errno::ACCESS | Errno::PERM) => failed("the sandbox's user has no permission; ask as `root` if allowed"),
         Some(Errno::NXIO | Errno::NODEV | Errno::OPNOTSUPP) => failed("only regular files are read and written"),
         Some(Errno::NAMETOOLONG) => failed("a name has at most 255 bytes, a path 4,095"),
-        Some(Errno::XDEV) => failed("a move stays within one file system"),
+        Some(Errno::XDEV) => failed("only files are moved to another mount: copy it there and remove it here"),
         Some(Errno::ROFS) => failed("this part of the sandbox cannot be changed"),
         _ => failed(""),
     }

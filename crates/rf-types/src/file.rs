@@ -66,7 +66,7 @@ pub enum FileOp {
         /// Make missing parents; no error if it is there.
         parents: bool,
     },
-    /// Rename; atomic within one file system (rename(2)).
+    /// Rename; atomic (rename(2)). A file that goes to another mount is copied, and has its new name at once.
     Move {
         /// From.
         from: String,

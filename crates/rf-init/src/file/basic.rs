@@ -12,6 +12,7 @@ use rustix::{
 };
 
 use super::{
+    across,
     open::{look, path_of},
     reply::{Reply, entry_of},
     walk::{WALK, Walk},
@@ -105,11 +106,15 @@ pub(super) fn make_parents(path: &CStr) -> Result<(), Errno> {
 
 /// `MOVE`.
 pub(super) fn rename(from: &CStr, to: &CStr, replace: bool) -> Result<(), Errno> {
-    if replace {
+    let outcome = if replace {
         renameat(CWD, from, CWD, to)
     } else {
         // Atomic: nothing can come between the look and the rename.
         renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+    };
+    match outcome {
+        Err(Errno::XDEV) => across::rename(from, to, replace),
+        outcome => outcome,
     }
 }
 

@@ -19,6 +19,7 @@
 //! | `ENAMETOOLONG` | also: more directories inside each other than an operation goes through |
 //! | `E2BIG` | more entries than one answer may have |
 
+mod across;
 mod basic;
 mod connect;
 mod detail;

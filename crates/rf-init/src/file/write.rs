@@ -184,7 +184,7 @@ fn fill(
 }
 
 /// A name that nobody can guess and so be there before us.
-fn unguessable() -> Result<Name<32>, Errno> {
+pub(super) fn unguessable() -> Result<Name<32>, Errno> {
     let mut random = [0; 8];
     if getrandom(&mut random, GetRandomFlags::empty())? != random.len() {
         return Err(Errno::IO);
