@@ -86,7 +86,8 @@ fn a_sandbox_lives_until_it_is_removed() {
     written.current_dir(system.dir());
     Ran::of(written, b"").expect(0);
     assert_eq!(system.ok(&["exec", "-s", "mine", "--", "cat", "x"]), "here");
-    for unknown in [&["exec", "-s", "yours", "--", "true"][..], &["ps", "yours"], &["rm", "yours"], &["pause", "yours"]] {
+    for unknown in [&["exec", "-s", "yours", "--", "true"][..], &["ps", "yours"], &["rm", "yours"], &["pause", "yours"]]
+    {
         let refused = system.run(unknown);
         assert!(refused.code != 0 && refused.stderr.contains("`yours`"), "{unknown:?}: {}", refused.stderr);
     }
