@@ -1,7 +1,8 @@
 //! The processes in which cells run: at most one of each sandbox, started at its first cell.
 //!
 //! What a kernel says is hostile: a line is handed on when it is one JSON object within its bound, and nothing is
-//! concluded from it but that a cell has ended.
+//! concluded from it but that a cell has ended. It is read as far as that needs and never built up in memory, and what
+//! waits for a slow client takes of the room that all requests share.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,6 +15,7 @@ use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use rf_places::{ExecEvent, LiveEvents, LiveNote, place::Place};
 use rf_policy::{Action, Permit};
 use rf_types::{Code, ExecId, ExecSpec, ExecState, Fault, PlaceRef, Program, Rlimits, SandboxId, SignalScope};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard, mpsc},
@@ -24,6 +26,7 @@ use super::super::target::Target;
 use crate::{
     app::{App, Caller},
     operation::Ask,
+    room::{Room, Share},
 };
 
 /// The program.
@@ -48,6 +51,11 @@ struct Kernel {
     events: LiveEvents,
     /// What came of a line that is not over.
     rest: BytesMut,
+    /// How much of it was looked through for the line's end.
+    looked_at: usize,
+    room: Room,
+    /// What `rest` takes of it.
+    held: Share,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -125,7 +133,7 @@ async fn start(app: &App, caller: &Caller, target: &Target) -> Result<Kernel, Fa
     });
     let place: Arc<dyn Place> = Arc::clone(&target.place) as Arc<dyn Place>;
     match app.places().execs().run_live(claim, &place, exec, &spec, LiveNote::default(), ended).await {
-        Ok((_, events)) => Ok(Kernel { exec, events, rest: BytesMut::new() }),
+        Ok((_, events)) => Ok(Kernel::new(exec, events, app.intake().room())),
         Err(fault) => match operation.lock().await.take() {
             Some(operation) => Err(operation.fail(fault).await.fault),
             None => Err(fault),
@@ -133,26 +141,75 @@ async fn start(app: &App, caller: &Caller, target: &Target) -> Result<Kernel, Fa
     }
 }
 
+/// A whole line, its end included.
+pub(super) struct Line {
+    bytes: Bytes,
+    /// What it takes of the room, until it is handed on.
+    _held: Share,
+}
+
+impl Line {
+    /// A line of ours.
+    fn of(value: &Value, room: &Room) -> Self {
+        Self { bytes: Bytes::from(format!("{value}\n")), _held: room.share() }
+    }
+
+    /// Its bytes, for the client.
+    pub(super) fn hand_on(self) -> Bytes {
+        self.bytes
+    }
+
+    /// Whether it says that its cell is over; nothing when it is no object.
+    fn ends_a_cell(&self) -> Option<bool> {
+        /// What is looked at; all else is passed over as it is read.
+        #[derive(Deserialize)]
+        struct Said {
+            #[serde(rename = "type", default)]
+            kind: Option<String>,
+        }
+        // A list of values in the order of our fields would be taken too.
+        let first = self.bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+        let said: Said = serde_json::from_slice(&self.bytes).ok().filter(|_| first == Some(&b'{'))?;
+        Some(said.kind.as_deref() == Some("end_of_execution"))
+    }
+}
+
 /// What a kernel did.
 enum Told {
-    /// A whole line, its end included.
-    Line(Bytes),
-    /// It has ended, or says what nobody should read.
+    /// It said something.
+    Line(Line),
+    /// It has ended, or says what nobody should read, or more than there is room for.
     Over,
 }
 
 impl Kernel {
+    fn new(exec: ExecId, events: LiveEvents, room: &Room) -> Self {
+        Self { exec, events, rest: BytesMut::new(), looked_at: 0, room: room.clone(), held: room.share() }
+    }
+
     /// The next line.
     async fn line(&mut self) -> Told {
         loop {
-            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-                return Told::Line(self.rest.split_to(end + 1).freeze());
+            if let Some(end) = self.rest[self.looked_at..].iter().position(|byte| *byte == b'\n') {
+                let bytes = self.rest.split_to(self.looked_at + end + 1).freeze();
+                self.looked_at = 0;
+                let held = std::mem::replace(&mut self.held, self.room.share());
+                if !self.held.grow(self.rest.len()) {
+                    return Told::Over;
+                }
+                return Told::Line(Line { bytes, _held: held });
             }
+            self.looked_at = self.rest.len();
             if self.rest.len() > LINE_BYTES_MAX {
                 return Told::Over;
             }
             match self.events.next().await {
-                Some(ExecEvent::Stdout(bytes)) => self.rest.extend_from_slice(&bytes),
+                Some(ExecEvent::Stdout(bytes)) => {
+                    if !self.held.grow(self.rest.len() + bytes.len()) {
+                        return Told::Over;
+                    }
+                    self.rest.extend_from_slice(&bytes);
+                }
                 // Before it took its output for the cells: what it says of itself is nobody's.
                 Some(ExecEvent::Stderr(_)) => {}
                 _ => return Told::Over,
@@ -171,7 +228,7 @@ impl Held {
         app: &App,
         permit: &Permit,
         cell: &Value,
-        lines: &mpsc::Sender<Bytes>,
+        lines: &mpsc::Sender<Line>,
     ) -> Result<(), Fault> {
         let Some(kernel) = self.0.as_mut() else { return Err(died()) };
         let execs = app.places().execs();
@@ -200,8 +257,7 @@ impl Held {
                     () = late => return false,
                 };
                 let Told::Line(line) = line else { return false };
-                let Ok(Value::Object(told)) = serde_json::from_slice(&line) else { return false };
-                let over = told.get("type").and_then(Value::as_str) == Some("end_of_execution");
+                let Some(over) = line.ends_a_cell() else { return false };
                 // Nobody reads it any more: that is seen above.
                 let _ = lines.send(line).await;
                 if over {
@@ -213,7 +269,7 @@ impl Held {
             return Ok(());
         }
         // Whatever it is at, nothing more of it is heard.
-        let exec = kernel.exec;
+        let (exec, room) = (kernel.exec, kernel.room.clone());
         *self.0 = None;
         let _ = execs.stop(permit, exec, SIGKILL).await;
         let told = serde_json::json!({
@@ -222,7 +278,7 @@ impl Held {
         let end = serde_json::json!({ "type": "end_of_execution" });
         for line in [told, end] {
             // As above.
-            let _ = lines.send(Bytes::from(format!("{line}\n"))).await;
+            let _ = lines.send(Line::of(&line, &room)).await;
         }
         Err(died())
     }
@@ -254,13 +310,13 @@ mod tests {
     fn kernel(pieces: &[&'static str]) -> Kernel {
         let pieces: Vec<_> =
             pieces.iter().map(|piece| ExecEvent::Stdout(Bytes::from_static(piece.as_bytes()))).collect();
-        Kernel { exec: ExecId::random(), events: stream::iter(pieces).boxed(), rest: BytesMut::new() }
+        Kernel::new(ExecId::random(), stream::iter(pieces).boxed(), &Room::default())
     }
 
     async fn all(mut kernel: Kernel) -> Vec<String> {
         let mut lines = Vec::new();
         while let Told::Line(line) = kernel.line().await {
-            lines.push(String::from_utf8(line.to_vec()).unwrap());
+            lines.push(String::from_utf8(line.hand_on().to_vec()).unwrap());
         }
         lines
     }
@@ -280,6 +336,38 @@ mod tests {
         let mut endless = kernel(&[long; 40]);
         assert!(matches!(endless.line().await, Told::Over));
         assert!(endless.rest.len() <= LINE_BYTES_MAX + (1 << 20));
+        assert_eq!(endless.looked_at, endless.rest.len(), "no byte is looked at twice");
+    }
+
+    #[tokio::test]
+    async fn lines_that_wait_take_of_the_room_until_they_are_handed_on() {
+        let long: &'static str = format!("{}\n", "x".repeat(1 << 20)).leak();
+        let mut talker = kernel(&[long, "{}\n", long]);
+        let free = talker.room.free_kib();
+        let Told::Line(waiting) = talker.line().await else { panic!("no line") };
+        assert!(talker.room.free_kib() <= free - 960, "{} of {free}", talker.room.free_kib());
+        let mut others = talker.room.share();
+        assert!(others.grow(talker.room.free_kib() << 10));
+        assert!(matches!(talker.line().await, Told::Line(_)), "what is small is free");
+        assert!(matches!(talker.line().await, Told::Over), "there is no room for it");
+        drop((waiting.hand_on(), talker.held, others));
+        assert_eq!(talker.room.free_kib(), free);
+    }
+
+    #[test]
+    fn a_line_is_an_object_and_one_kind_of_it_ends_a_cell() {
+        let line = |text: &str| Line { bytes: Bytes::from(text.to_owned()), _held: Room::default().share() };
+        for (text, ends) in [
+            (r#"{"type":"end_of_execution"}"#, Some(true)),
+            (r#" {"x":[1,{"type":"end_of_execution"}],"type":"stdout"}"#, Some(false)),
+            ("{}", Some(false)),
+            (r#"["end_of_execution"]"#, None),
+            (r#"{"type":7}"#, None),
+            ("{", None),
+            ("", None),
+        ] {
+            assert_eq!(line(text).ends_a_cell(), ends, "{text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,6 @@ use axum::{
     body::Body,
     http::{HeaderValue, Method, Request, Response, StatusCode, header},
 };
-use bytes::Bytes;
 use futures::stream;
 use rf_policy::Action;
 use rf_types::{Code, Fault, PlaceRef, RequestId};
@@ -103,7 +102,7 @@ async fn execute(app: App, caller: Caller, target: &Target, request: Request<Bod
     };
     let operation = operation.made_durable().await?;
     let cell = serde_json::json!({ "code": ask.code, "env_vars": ask.env_vars });
-    let (lines, mut told) = mpsc::channel::<Bytes>(LINES_MAX);
+    let (lines, mut told) = mpsc::channel::<kernel::Line>(LINES_MAX);
     // It goes on without its client for as long as it takes to interrupt it.
     tokio::spawn(async move {
         let result = held.run(&app, operation.permit(), &cell, &lines).await;
@@ -111,7 +110,7 @@ async fn execute(app: App, caller: Caller, target: &Target, request: Request<Bod
             tracing::debug!(fault = %refusal.fault, "a cell ended badly");
         }
     });
-    let body = stream::poll_fn(move |context| told.poll_recv(context));
+    let body = stream::poll_fn(move |context| told.poll_recv(context).map(|line| line.map(kernel::Line::hand_on)));
     let mut response = Response::new(Body::from_stream(kernel::alive(body, KEEPALIVE_TIME)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(response)
