@@ -26,6 +26,7 @@ use crate::{
     metrics::Metrics,
     refusal::{Refusal, to_json},
     repeats::Repeats,
+    turns::Turns,
 };
 
 /// The server's parts; cheap to clone.
@@ -56,8 +57,8 @@ pub struct Shared {
     pub document: OnceLock<Bytes>,
     /// What was made under an `Idempotency-Key`.
     pub repeats: Repeats,
-    /// Changes of limits, one after the other.
-    pub limits_turn: tokio::sync::Mutex<()>,
+    /// Changes of limits, one after the other for each user.
+    pub limits_turns: Turns,
     /// The machines that dialled in.
     pub hub: Arc<MachineHub>,
     /// Images on their way to be templates.
@@ -143,10 +144,10 @@ impl App {
         &self.0.repeats
     }
 
-    /// Changes of limits, one after the other.
+    /// Changes of limits, one after the other for each user.
     #[must_use]
-    pub fn limits_turn(&self) -> &tokio::sync::Mutex<()> {
-        &self.0.limits_turn
+    pub fn limits_turns(&self) -> &Turns {
+        &self.0.limits_turns
     }
 
     /// The machines that dialled in.

@@ -30,6 +30,7 @@ pub mod rows;
 pub mod run;
 pub mod service;
 pub mod tls;
+pub mod turns;
 
 pub use config::ServerConfig;
 pub use run::{RunError, run, run_on};

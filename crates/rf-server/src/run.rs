@@ -37,6 +37,7 @@ use crate::{
     rows::StoredRows,
     service::Door,
     tls::{Certificate, TlsError},
+    turns::Turns,
 };
 
 /// Most worker threads of the runtime. Chosen: what they do is mostly to wait for others.
@@ -316,7 +317,7 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         metrics: Arc::new(Metrics::default()),
         document: OnceLock::new(),
         repeats: Repeats::default(),
-        limits_turn: tokio::sync::Mutex::new(()),
+        limits_turns: Turns::default(),
         hub,
         images,
         e2b,

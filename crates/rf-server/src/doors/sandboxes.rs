@@ -309,9 +309,9 @@ async fn sandbox_change(
     let id: SandboxId = input::id("sandbox", &id)?;
     let user = caller.who.principal().user;
     let mut row = None;
-    // Two changes at once would both be judged before either is counted.
-    let _turn = app.limits_turn().lock().await;
     if let Some(limits) = patch.limits {
+        // Two changes at once would both be judged before either is counted.
+        let _turn = app.limits_turns().take(user).await;
         let ask = Ask::of(Action::SandboxUpdate).subject(id).detail("op", "limits");
         // Another user's sandbox has no limits here, so the question is one without a quota then.
         let there = app.places().sandboxes().row(user, id).ok();

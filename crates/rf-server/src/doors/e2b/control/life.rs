@@ -34,6 +34,8 @@ const CONNECT: u32 = 300;
 const REFRESH: u32 = 15;
 const RESUME: u32 = 15;
 const FORK: u32 = 15;
+/// How often a call that connects begins anew because somebody else pauses or resumes the sandbox. Chosen.
+const CONNECT_TRIES: u32 = 8;
 
 /// Sets the end of a lease, so long from now; sooner or later than it was.
 async fn extend(app: &App, caller: &Caller, id: SandboxId, lease_ms: u64) -> Result<SandboxRow, Refusal> {
@@ -56,6 +58,13 @@ async fn extend_only(app: &App, caller: &Caller, row: SandboxRow, lease_ms: u64)
 async fn row_to_change(app: &App, caller: &Caller, id: SandboxId, op: &'static str) -> Result<SandboxRow, Refusal> {
     let operation = app.begin(caller, Ask::of(Action::SandboxUpdate).subject(id).detail("op", op)).await?;
     let found = app.places().sandboxes().row(operation.permit().user(), id);
+    operation.finish(found).await
+}
+
+/// The row of a sandbox for a caller who connects to it, once it is neither being paused nor being resumed.
+async fn row_to_connect(app: &App, caller: &Caller, id: SandboxId) -> Result<SandboxRow, Refusal> {
+    let operation = app.begin(caller, Ask::of(Action::SandboxUpdate).subject(id).detail("op", "connect")).await?;
+    let found = app.places().sandboxes().settled(operation.permit(), id).await;
     operation.finish(found).await
 }
 
@@ -151,27 +160,28 @@ pub(super) async fn connect_v2(
     connect(&app, &caller, &text, ask).await
 }
 
-/// Resumes a sandbox that is paused, and lets one that runs live on.
+/// Resumes a sandbox that is paused, and lets one that runs live on; one that is being paused or resumed is waited for.
 async fn connect(app: &App, caller: &Caller, text: &str, ask: Connect) -> Result<Response<Body>, Refusal> {
     let id = id(text)?;
     let lease_ms = lease_ms(ask.timeout, CONNECT, caller.who.limits())?;
-    let mut row = row_to_change(app, caller, id, "connect").await?;
-    if row.state == SandboxState::Paused {
-        let how = Resume { lease_ms: Some(lease_ms), cold: ask.memory == Some(false) };
-        match doors::life::resume(app, caller, id, how).await {
-            Ok(row) => return Ok(json(StatusCode::CREATED, &view::sandbox(app, caller, &row))),
-            // Somebody else resumed it at the same moment.
-            Err(refusal) if refusal.fault.code == Code::Conflict => {
-                row = row_to_change(app, caller, id, "connect").await?;
-                if row.state == SandboxState::Paused {
-                    return Err(refusal);
-                }
+    let mut tries = 0;
+    loop {
+        let row = row_to_connect(app, caller, id).await?;
+        let connected = if row.state == SandboxState::Paused {
+            let how = Resume { lease_ms: Some(lease_ms), cold: ask.memory == Some(false) };
+            doors::life::resume(app, caller, id, how).await.map(|row| (StatusCode::CREATED, row))
+        } else {
+            extend_only(app, caller, row, lease_ms).await.map(|row| (StatusCode::OK, row))
+        };
+        match connected {
+            Ok((status, row)) => return Ok(json(status, &view::sandbox(app, caller, &row))),
+            // Somebody else paused or resumed it at the same moment.
+            Err(refusal) if tries < CONNECT_TRIES && matches!(refusal.fault.code, Code::Conflict | Code::Paused) => {
+                tries += 1;
             }
             Err(refusal) => return Err(refusal),
         }
     }
-    let row = extend_only(app, caller, row, lease_ms).await?;
-    Ok(json(StatusCode::OK, &view::sandbox(app, caller, &row)))
 }
 
 /// Makes sandboxes that begin with the files of this one, as they are now. What its user told it in secret is not theirs:
