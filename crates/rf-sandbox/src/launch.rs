@@ -25,6 +25,7 @@ use std::{
 
 use rf_sys::{
     mount::{attribute, set_attributes},
+    owner,
     process::{self, Forked, Reserve, namespaces},
     seccomp::Instruction,
 };
@@ -35,7 +36,7 @@ use rustix::{
     fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
-    process::{Pid, Signal, WaitId, WaitIdOptions},
+    process::{Pid, Signal, Uid, WaitId, WaitIdOptions},
 };
 
 use crate::{
@@ -289,7 +290,12 @@ impl Launcher {
         let ways = entrances.iter().map(AsFd::as_fd);
         let given: Vec<_> = ends.into_iter().chain([init, null, cgroup.unwrap_or(null)]).chain(ways).collect();
         let fork = || process::fork_with(new, cgroup, &self.reserve, &given);
-        match fork().step("clone the sandbox's first process")? {
+        let forked = match plan.ids {
+            // What its processes make is counted for the owner as well: each sandbox has one of its own.
+            Ids::Range { base } => owner::fork_as(Uid::from_raw(base), fork),
+            Ids::One { .. } => fork(),
+        };
+        match forked.step("clone the sandbox's first process")? {
             // What of the parent's is dropped here would run its clean-up a second time, and its descriptors are closed
             // here: this process only ever leaves by exec or `exit`.
             Forked::Child => child(&plan, &self.filter, &self.reserve, cgroup.is_some(), entrances.len()),

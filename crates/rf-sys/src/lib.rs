@@ -17,6 +17,8 @@ pub mod loopdev;
 #[cfg(feature = "std")]
 pub mod mount;
 #[cfg(feature = "std")]
+pub mod owner;
+#[cfg(feature = "std")]
 pub mod process;
 #[cfg(feature = "std")]
 pub mod seccomp;
