@@ -1,7 +1,7 @@
 """Bombs: each makes more and more of one thing and prints how many it has, a line for each step.
 
-Run as `python3 bomb.py NAME MOST`. It ends by itself at MOST, or where the kernel ends it: with an error, or by killing it.
-The last line printed is how far it came.
+Run as `python3 bomb.py NAME MOST [FILE]`. It ends by itself at MOST, or where the kernel ends it: with an error, or by
+killing it. The last line printed is how far it came. With FILE it keeps what it has, makes that file, and waits.
 """
 
 import ctypes
@@ -179,6 +179,10 @@ def watchers():
     KEPT.append(fd)
 
 
+def terminals():
+    KEPT.append(os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY))
+
+
 if __name__ == "__main__":
     act, most = globals()[sys.argv[1]], int(sys.argv[2])
     for count in range(1, most * 64 + 1):
@@ -191,3 +195,6 @@ if __name__ == "__main__":
             break
     for pid in KEPT if act is forks else []:
         os.kill(pid, 9)
+    if len(sys.argv) > 3:
+        open(sys.argv[3], "w").close()
+        time.sleep(1000)

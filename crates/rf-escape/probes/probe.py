@@ -317,6 +317,42 @@ def terminal_injection():
     got() if code == 0 else refused(code)
 
 
+def line_discipline():
+    """Gives a terminal of its own another line discipline; its own one again, so that no module is loaded."""
+    import fcntl
+
+    master, terminal = os.openpty()
+    guarded(lambda: fcntl.ioctl(terminal, 0x5423, struct.pack("i", 0)))
+    got()
+
+
+def huge_file():
+    call(319, b"huge", 4)
+    got()
+
+
+def sibling():
+    """A child of its makes a child that is its own, so that no tree has it below its maker."""
+    pid = os.fork()
+    if pid == 0:
+        made = LIBC.syscall(ctypes.c_long(56), ctypes.c_long(0x8000 | signal.SIGCHLD), *[ctypes.c_long(0)] * 4)
+        os._exit(ctypes.get_errno() if made == -1 else 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code:
+        refused(code)
+    os.wait()
+    got()
+
+
+def dump_limit():
+    """Lowers the limit on core dumps to 0, with which a dump still goes to a program (core(5)), and looks whether it is."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    soft = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    got() if soft == 0 else refused(errno.EPERM)
+
+
 def compat_entry():
     """Calls getpid through the 32-bit entry `int 0x80` (20 there)."""
     import mmap
@@ -365,6 +401,16 @@ def upper_protocol():
     except OSError as error:
         # ENOENT: past the filter, but this kernel has no such module.
         got("asked the kernel") if error.errno == errno.ENOENT else refused(error.errno)
+    got()
+
+
+def tcp_option(number):
+    """Sets an option of TCP to what is too short for it: past the filter the kernel says so."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(6, int(number), b"x")
+    except OSError as error:
+        got("asked the kernel") if error.errno == errno.EINVAL else refused(error.errno)
     got()
 
 

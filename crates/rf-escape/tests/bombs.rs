@@ -113,7 +113,25 @@ fn limits_of_each_process_hold() {
     assert!(reach("locked_memory", 40, json!({})) <= 8, "RLIMIT_MEMLOCK");
     assert!(reach("timers", 100_000, json!({})) <= 4_096, "RLIMIT_SIGPENDING");
     assert!(reach("watchers", 100_000, json!({})) < 8_192, "inotify instances");
+    assert_eq!(reach("terminals", 100_000, json!({})), 128, "terminals");
     field.works(&id);
+    field.close();
+}
+
+#[test]
+fn what_one_sandbox_has_used_up_another_still_has() {
+    let field = Field::open();
+    let (greedy, other) = (field.armed(&json!({})), field.armed(&json!({})));
+    for name in ["watchers", "terminals"] {
+        let keep = format!(
+            "setsid python3 /tmp/bomb.py {name} 100000 /tmp/{name} >/dev/null 2>&1 & until [ -e /tmp/{name} ]; do sleep 0.1; done"
+        );
+        let result = field.exec_in(&greedy, &json!({ "shell": keep, "timeout_ms": 60_000 }));
+        assert_eq!(result["code"], 0, "{result}");
+        let more = |id: &str| field.explode(id, name, 5, "user", &json!({}));
+        assert_eq!(more(&greedy), 0, "the control: {name} are used up");
+        assert_eq!(more(&other), 5, "{name}");
+    }
     field.close();
 }
 

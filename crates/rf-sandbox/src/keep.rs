@@ -34,7 +34,7 @@ use crate::{
     packet,
     plan::IDS_PER_SANDBOX,
     push::Helper,
-    setup::bound_capabilities,
+    setup::{bound_capabilities, dump_nothing},
 };
 
 /// First host id of such a process: a range below that of the unpacker.
@@ -214,6 +214,7 @@ fn confine(launcher: &Launcher, fds: &[OwnedFd], ends: &Ends, background: bool) 
     // A few for each directory on the way down.
     let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
     rustix::process::setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard })?;
+    dump_nothing()?;
     let handled = landlock::fs::all(landlock::abi());
     let rules = landlock::Ruleset::new(handled, 0, 0)?;
     for (index, fd) in fds.iter().enumerate() {

@@ -34,6 +34,8 @@ const ARCH_X86_64: u32 = 0xc000_003e;
 const X32_BIT: u32 = 0x4000_0000;
 
 const EPERM: u32 = 1;
+const ENOMEM: u32 = 12;
+const EINVAL: u32 = 22;
 const ENOSYS: u32 = 38;
 const ENOPROTOOPT: u32 = 92;
 const EPROTONOSUPPORT: u32 = 93;
@@ -44,6 +46,8 @@ const EAFNOSUPPORT: u32 = 97;
 const NEW_NAMESPACES: u32 = 0x7e02_0080;
 /// The same without CLONE_NEWTIME, whose bit is part of the exit signal in clone(2).
 const NEW_NAMESPACES_OF_CLONE: u32 = 0x7e02_0000;
+/// The child's parent is that of its maker, who could so leave the tree of its exec (linux/sched.h).
+const CLONE_PARENT: u32 = 0x8000;
 
 const fn op(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
@@ -97,18 +101,31 @@ pub fn filter() -> Vec<Instruction> {
 /// The checks of one call on its arguments; every path ends in a return.
 fn by_argument(name: &str) -> Vec<Instruction> {
     match name {
-        // The request, argument 1: TIOCSTI (0x5412) and TIOCLINUX (0x541c), ioctl_tty(2).
-        "ioctl" => vec![
-            op(LOAD, argument(1)),
-            jump(JUMP_EQUAL, 0x5412, 2, 0),
-            jump(JUMP_EQUAL, 0x541c, 1, 0),
-            op(RETURN, ALLOW),
-            errno(EPERM),
-        ],
+        // The request, argument 1: TIOCSTI, TIOCLINUX (ioctl_tty(2)), TIOCSETD (asm-generic/ioctls.h).
+        "ioctl" => refuse_values(1, &[0x5412, 0x541c, 0x5423], EPERM),
         // The command, argument 1: F_SETLEASE (linux/fcntl.h).
-        "fcntl" => vec![op(LOAD, argument(1)), jump(JUMP_EQUAL, 1024, 1, 0), op(RETURN, ALLOW), errno(EPERM)],
-        "clone" => refuse_bits(0, NEW_NAMESPACES_OF_CLONE),
-        "unshare" => refuse_bits(0, NEW_NAMESPACES),
+        "fcntl" => refuse_values(1, &[1024], EPERM),
+        // The option, argument 0: PR_SCHED_CORE (linux/prctl.h).
+        "prctl" => refuse_values(0, &[62], EINVAL),
+        // The flags, argument 3: MAP_HUGETLB (asm-generic/mman-common.h).
+        "mmap" => refuse_bits(3, 0x4_0000, ENOMEM),
+        // The flags, argument 1: MFD_HUGETLB (linux/memfd.h).
+        "memfd_create" => refuse_bits(1, 0x4, ENOMEM),
+        // The resource, argument 0: RLIMIT_CORE (asm-generic/resource.h).
+        "setrlimit" => refuse_values(0, &[4], 0),
+        // The resource, argument 1, and whether there is a new limit, argument 2, an address.
+        "prlimit64" => vec![
+            op(LOAD, argument(1)),
+            jump(JUMP_EQUAL, 4, 0, 4), // RLIMIT_CORE, else allow
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 0, 0, 3),
+            op(LOAD, argument(2) + 4),
+            jump(JUMP_EQUAL, 0, 0, 1),
+            op(RETURN, ALLOW),
+            errno(0),
+        ],
+        "clone" => refuse_bits(0, NEW_NAMESPACES_OF_CLONE | CLONE_PARENT, EPERM),
+        "unshare" => refuse_bits(0, NEW_NAMESPACES, EPERM),
         // Family, type, protocol; socket(2). Names in comments are those of the headers.
         "socket" => vec![
             op(LOAD, argument(0)),
@@ -138,27 +155,23 @@ fn by_argument(name: &str) -> Vec<Instruction> {
             vec![op(LOAD, argument(0)), jump(JUMP_EQUAL, 1, 0, 1), op(RETURN, ALLOW), errno(EAFNOSUPPORT)]
         }
         // Level and option; setsockopt(2).
-        "setsockopt" => vec![
-            op(LOAD, argument(1)),
-            jump(JUMP_EQUAL, 6, 3, 0),  // IPPROTO_TCP
-            jump(JUMP_EQUAL, 17, 5, 0), // IPPROTO_UDP
-            jump(JUMP_EQUAL, 1, 7, 0),  // SOL_SOCKET
-            op(RETURN, ALLOW),
-            op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 31, 11, 0), // TCP_ULP
-            op(RETURN, ALLOW),
-            op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 100, 8, 0), // UDP_ENCAP
-            op(RETURN, ALLOW),
-            op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 26, 5, 0), // SO_ATTACH_FILTER
-            jump(JUMP_EQUAL, 50, 4, 0), // SO_ATTACH_BPF
-            jump(JUMP_EQUAL, 51, 3, 0), // SO_ATTACH_REUSEPORT_CBPF
-            jump(JUMP_EQUAL, 52, 2, 0), // SO_ATTACH_REUSEPORT_EBPF
-            op(RETURN, ALLOW),
-            op(RETURN, ALLOW),
-            errno(ENOPROTOOPT),
-        ],
+        "setsockopt" => {
+            // TCP_MD5SIG, TCP_ULP, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY, _DEL_KEY, _INFO and _REPAIR (linux/tcp.h).
+            let tcp = refuse_values(2, &[14, 31, 32, 38, 39, 40, 42], ENOPROTOOPT);
+            // UDP_ENCAP (linux/udp.h).
+            let udp = refuse_values(2, &[100], ENOPROTOOPT);
+            // SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF (asm-generic/socket.h).
+            let socket = refuse_values(2, &[26, 50, 51, 52], ENOPROTOOPT);
+            let mut block = vec![
+                op(LOAD, argument(1)),
+                jump(JUMP_EQUAL, 6, 3, 0),                               // IPPROTO_TCP
+                jump(JUMP_EQUAL, 17, 2 + length(&tcp), 0),               // IPPROTO_UDP
+                jump(JUMP_EQUAL, 1, 1 + length(&tcp) + length(&udp), 0), // SOL_SOCKET
+                op(RETURN, ALLOW),
+            ];
+            block.extend([tcp, udp, socket].into_iter().flatten());
+            block
+        }
         "personality" => vec![
             op(LOAD, argument(0)),
             jump(JUMP_EQUAL, 0, 5, 0),
@@ -174,9 +187,25 @@ fn by_argument(name: &str) -> Vec<Instruction> {
     }
 }
 
-/// Allows the call unless one of `bits` is set in the low half of the argument.
-fn refuse_bits(index: u32, bits: u32) -> Vec<Instruction> {
-    vec![op(LOAD, argument(index)), jump(JUMP_BITS, bits, 1, 0), op(RETURN, ALLOW), errno(EPERM)]
+/// The length of a block, which every jump over it has room for.
+fn length(block: &[Instruction]) -> u8 {
+    u8::try_from(block.len()).unwrap_or(u8::MAX)
+}
+
+/// Allows the call unless one of `bits` is set in the low half of the argument; then it answers this error.
+fn refuse_bits(index: u32, bits: u32, error: u32) -> Vec<Instruction> {
+    vec![op(LOAD, argument(index)), jump(JUMP_BITS, bits, 1, 0), op(RETURN, ALLOW), errno(error)]
+}
+
+/// Allows the call unless the low half of the argument is one of `values`; then it answers this error, 0 for success.
+fn refuse_values(index: u32, values: &[u32], error: u32) -> Vec<Instruction> {
+    let mut block = vec![op(LOAD, argument(index))];
+    for (value, left) in values.iter().zip((1..=values.len()).rev()) {
+        // Over the comparisons that are left and over the answer that allows.
+        block.push(jump(JUMP_EQUAL, *value, u8::try_from(left).unwrap_or(u8::MAX), 0));
+    }
+    block.extend([op(RETURN, ALLOW), errno(error)]);
+    block
 }
 
 /// The allowed numbers as ranges without gaps, in order.
@@ -229,7 +258,7 @@ mod tests {
             match i.code {
                 LOAD if i.k == OFFSET_NUMBER => a = number,
                 LOAD if i.k == OFFSET_ARCH => a = arch,
-                LOAD => a = arguments[((i.k - 16) / 8) as usize] as u32,
+                LOAD => a = (arguments[((i.k - 16) / 8) as usize] >> (8 * (i.k % 8))) as u32,
                 AND => a &= i.k,
                 JUMP_EQUAL => at += taken(a == i.k),
                 JUMP_GREATER => at += taken(a > i.k),
@@ -309,6 +338,8 @@ mod tests {
             assert_eq!(answer(number("unshare"), [bit, 0, 0, 0, 0, 0]), ERRNO | EPERM, "{bit:#x}");
         }
         assert_eq!(answer(number("unshare"), [0x80, 0, 0, 0, 0, 0]), ERRNO | EPERM);
+        // A child that is its maker's sibling.
+        assert_eq!(answer(number("clone"), [0x8000 | 17, 0, 0, 0, 0, 0]), ERRNO | EPERM);
         // A thread as glibc makes it.
         assert_eq!(answer(number("clone"), [0x003d_0f00, 0, 0, 0, 0, 0]), ALLOW);
     }
@@ -316,16 +347,18 @@ mod tests {
     #[test]
     fn rare_socket_options_and_terminal_injection_are_refused() {
         let option = |level, name| answer(number("setsockopt"), [3, level, name, 0, 0, 0]);
-        for (level, name) in [(6, 31), (17, 100), (1, 26), (1, 50), (1, 51), (1, 52)] {
+        let tcp = [14, 31, 32, 38, 39, 40, 42].map(|name| (6, name));
+        for (level, name) in tcp.into_iter().chain([(17, 100), (1, 26), (1, 50), (1, 51), (1, 52)]) {
             assert_eq!(option(level, name), ERRNO | ENOPROTOOPT, "{level} {name}");
         }
-        for (level, name) in [(6, 1), (17, 103), (1, 2), (0, 31), (41, 26)] {
+        for (level, name) in [(6, 1), (6, 13), (6, 41), (17, 103), (1, 2), (1, 31), (0, 31), (41, 26), (17, 26)] {
             assert_eq!(option(level, name), ALLOW, "{level} {name}");
         }
         let ioctl = |request| answer(number("ioctl"), [0, request, 0, 0, 0, 0]);
         assert_eq!(ioctl(0x5412), ERRNO | EPERM);
         assert_eq!(ioctl(0xffff_ffff_0000_5412), ERRNO | EPERM);
         assert_eq!(ioctl(0x541c), ERRNO | EPERM);
+        assert_eq!(ioctl(0x5423), ERRNO | EPERM);
         assert_eq!(ioctl(0x5413), ALLOW);
     }
 
@@ -333,6 +366,29 @@ mod tests {
     fn a_lease_on_a_file_is_refused() {
         let fcntl = |command| answer(number("fcntl"), [3, command, 0, 0, 0, 0]);
         assert_eq!((fcntl(1024), fcntl(1025), fcntl(3)), (ERRNO | EPERM, ALLOW, ALLOW));
+    }
+
+    #[test]
+    fn what_is_left_of_a_crash_cannot_be_asked_for_otherwise() {
+        let set = |resource| answer(number("setrlimit"), [resource, 1 << 40, 0, 0, 0, 0]);
+        assert_eq!((set(4), set(3), set(7)), (ERRNO, ALLOW, ALLOW));
+        let limit = |resource, new| answer(number("prlimit64"), [0, resource, new, 1 << 40, 0, 0]);
+        assert_eq!((limit(4, 0x7fff_0000_1000), limit(4, 1 << 32), limit(4, 1)), (ERRNO, ERRNO, ERRNO));
+        assert_eq!((limit(4, 0), limit(7, 0x7fff_0000_1000), limit(7, 0)), (ALLOW, ALLOW, ALLOW));
+    }
+
+    #[test]
+    fn huge_pages_of_the_host_are_refused() {
+        let map = |flags| answer(number("mmap"), [0, 4096, 3, flags, u64::MAX, 0]);
+        assert_eq!((map(0x22), map(0x4_0022), map(0x5404_0022)), (ALLOW, ERRNO | ENOMEM, ERRNO | ENOMEM));
+        let file = |flags| answer(number("memfd_create"), [1, flags, 0, 0, 0, 0]);
+        assert_eq!((file(1), file(3), file(5)), (ALLOW, ALLOW, ERRNO | ENOMEM));
+    }
+
+    #[test]
+    fn processors_are_not_taken_from_others() {
+        let option = |option| answer(number("prctl"), [option, 1, 0, 0, 0, 0]);
+        assert_eq!((option(62), option(38), option(15)), (ERRNO | EINVAL, ALLOW, ALLOW));
     }
 
     #[test]

@@ -38,6 +38,8 @@ use crate::{
 pub(crate) const SCRATCH: &str = "/tmp";
 /// The group of terminals (`tty`), as in every distribution.
 const TTY_GROUP: u32 = 5;
+/// Most terminals at once. Chosen: the host has some 3,000 for all (kernel.pty.max less what is kept for its own).
+const TERMINALS_MAX: &str = "128";
 
 /// A step that failed, and with what.
 #[derive(Debug)]
@@ -416,7 +418,7 @@ fn mount_dev(mounts: &Mounts) -> Result<(), Failed> {
         }
     }
     let group = TTY_GROUP.to_string();
-    let mut options = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    let mut options = vec![("ptmxmode", "0666"), ("mode", "0620"), ("max", TERMINALS_MAX)];
     // With one id mapped there is no such group.
     if mounts.dev.is_some() {
         options.push(("gid", &group));
@@ -445,10 +447,20 @@ fn enter_root(top: Option<&OwnedFd>) -> Result<(), Failed> {
     rustix::process::chdir("/").step("enter the new root")
 }
 
+/// Bytes of a core dump. Not 0, which stops no dump to a program of the host's that `core_pattern` names (core(5)): at 1
+/// the kernel dumps nothing at all (fs/coredump.c). The filter keeps everybody from setting another.
+const CORE_MAX: u64 = 1;
+
+/// Has the kernel dump nothing of the calling process: for those that read what strangers wrote.
+pub(crate) fn dump_nothing() -> Result<(), Errno> {
+    // The soft limit counts, which is mostly 0. A hard one of 0 is another's word, and is not raised.
+    let maximum = rustix::process::getrlimit(Resource::Core).maximum.map_or(CORE_MAX, |max| max.min(CORE_MAX));
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(maximum), maximum: Some(maximum) })
+}
+
 /// Resource limits of every process; setrlimit(2). What is higher already stays: limits are clamped, never raised.
 fn set_rlimits() {
     let limits = [
-        (Resource::Core, 0),
         (Resource::Nofile, 8192),
         (Resource::Memlock, 8 << 20),
         (Resource::Msgqueue, 819_200),
@@ -464,6 +476,8 @@ fn set_rlimits() {
         // Lowering one's own limit is never refused.
         let _ = rustix::process::setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) });
     }
+    // Nor is this.
+    let _ = dump_nothing();
 }
 
 /// Landlock over the whole root: no devices made anywhere, ioctl on devices only below `/dev`, no mounts changed, no

@@ -28,7 +28,7 @@ use crate::{
     launch::{self, LaunchError, Launcher, Step as _},
     packet,
     plan::IDS_PER_SANDBOX,
-    setup::{Failed, bound_capabilities},
+    setup::{Failed, bound_capabilities, dump_nothing},
 };
 
 /// First host id of the unpacker: a range below the sandboxes' own.
@@ -191,6 +191,7 @@ fn confine(target: BorrowedFd<'_>, rooted: bool) -> Result<(), Failed> {
     let new = namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS;
     process::unshare(new).map_err(at("unshare"))?;
     rustix::process::chdir("/").map_err(at("go to the root"))?;
+    dump_nothing().map_err(at("forbid core dumps"))?;
     hold_to(target).map_err(at("restrict itself by Landlock"))?;
     bound_capabilities(if rooted { CAPABILITIES } else { 0 })?;
     rustix::thread::set_no_new_privs(true).map_err(at("set no_new_privs"))

@@ -6,6 +6,9 @@ use super::{Attack, Control, Control::*, root, user};
 /// is on the list (getpid).
 const KNOWN: Control = HostOr { lacks: &["ENOSYS"], inside: &["syscall", "39"] };
 
+/// Kernels are built without huge pages too.
+const HUGE: Control = HostOr { lacks: &["ENOSYS", "EINVAL"], inside: &["syscall", "39"] };
+
 const NO: &[&str] = &["ENOSYS", "EPERM"];
 
 pub(crate) const CALLS: &[Attack] = &[
@@ -38,5 +41,9 @@ pub(crate) const CALLS: &[Attack] = &[
     user("call the kernel by the x32 entry", &["x32_entry"], &["SIGNAL 31"], Host),
     user("hold up whoever opens a file, by a lease", &["lease"], &["EPERM"], Host),
     user("type into a terminal", &["terminal_injection"], &["EPERM"], Host),
+    user("give a terminal another line discipline", &["line_discipline"], &["EPERM"], Host),
+    user("take huge pages of the host", &["huge_file"], &["ENOMEM"], HUGE),
+    user("have the host's program take a dump", &["dump_limit"], &["EPERM"], Host),
+    user("make a child that is nobody's below its maker", &["sibling"], &["EPERM"], Host),
     user("change the personality", &["syscall", "135", "0x0040000"], &["EPERM"], Host),
 ];

@@ -7,6 +7,9 @@ const NO: &[&str] = &["EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT"];
 /// Kernels are built without one or the other of these families: then the same probe with a family that is allowed.
 const KNOWN: Control = HostOr { lacks: NO, inside: &["socket_of", "2", "1"] };
 
+/// And without signatures on TCP: then with an option that is allowed.
+const SIGNED: Control = HostOr { lacks: &["ENOPROTOOPT"], inside: &["tcp_option", "1"] };
+
 pub(crate) const SOCKETS: &[Attack] = &[
     user("a socket to the hypervisor", &["socket_of", "40", "1"], NO, Host),
     user("the kernel's ciphers (CVE-2026-31431)", &["socket_of", "38", "5"], NO, KNOWN),
@@ -24,6 +27,7 @@ pub(crate) const SOCKETS: &[Attack] = &[
     user("SCTP, which loads a module", &["socket_of", "2", "1", "132"], NO, KNOWN),
     user("UDP-Lite", &["socket_of", "2", "2", "136"], NO, KNOWN),
     user("an upper protocol on TCP (CVE-2026-46300)", &["upper_protocol"], &["ENOPROTOOPT"], Host),
+    user("a signature on TCP, which loads digests", &["tcp_option", "14"], &["ENOPROTOOPT"], SIGNED),
     user("encapsulation on UDP", &["udp_encapsulation"], &["ENOPROTOOPT"], Host),
     user("a filter program on a socket", &["socket_filter"], &["ENOPROTOOPT"], Host),
     user("an abstract socket of the host's", &["abstract_socket", "{abstract}"], &["ECONNREFUSED"], Host),

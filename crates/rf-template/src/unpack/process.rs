@@ -2,7 +2,7 @@
 //!
 //! Its order comes from the warden as JSON in the first argument; its [`Report`] is one line of JSON on standard output.
 //! It takes from itself what it can before the first byte of the layer is read; the rest of its confinement (user
-//! namespace, empty root, no network, limits of memory) is the warden's.
+//! namespace, Landlock, no network, no core dumps) is the warden's.
 
 use std::{
     fs::File,
@@ -124,7 +124,6 @@ fn confine(caps: &Caps) -> rustix::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     let bound =
         |resource, value| rustix::process::setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
-    bound(Resource::Core, 0)?;
     bound(Resource::Fsize, caps.file_bytes_max)?;
     // Input, output, error, target, and a few directories of the walk.
     bound(Resource::Nofile, 256 + u64::from(caps.depth_max))?;
