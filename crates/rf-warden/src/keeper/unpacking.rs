@@ -25,6 +25,11 @@ impl Keeper {
                 let token = self.token(Source::Unpacking(id));
                 if watch(&self.epoll, unpacking.watched(), token).is_ok() {
                     self.unpacking.insert(id, (unpacking, asker));
+                } else {
+                    self.sources.remove(&token);
+                    self.templates.drop_layer(unpacking.diff_id());
+                    let fault = Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later");
+                    self.answer(asker, Err(fault));
                 }
             }
             Err(fault) => self.answer(asker, Err(fault)),
