@@ -17,7 +17,8 @@ pub(super) fn tree(plan: &Plan, dir: &Path, kind: &str, digest: &str) -> io::Res
     }
     remove_parts(dir, kind)?;
     let part = dir.join(format!(".{kind}-{digest}.part"));
-    let made = fill(plan, &part).and_then(|()| {
+    // Only root can give files away; without, the builder is the sandbox's root and owns everything.
+    let made = fill(plan, &part, rustix::process::geteuid().is_root()).and_then(|()| {
         // One call makes the whole tree durable; a file-by-file fsync of 10,000 files takes a minute.
         rustix::fs::syncfs(File::open(&part)?)?;
         fs::rename(&part, &done)?;
@@ -42,9 +43,9 @@ fn remove_parts(dir: &Path, kind: &str) -> io::Result<()> {
     Ok(())
 }
 
-fn fill(plan: &Plan, root: &Path) -> io::Result<()> {
-    // Only root can give files away; without, the builder is the sandbox's root and owns everything.
-    let gives = rustix::process::geteuid().is_root();
+/// Makes the tree. Where nothing is given away (`gives`), no directory is closed to its owner either: the builder is no
+/// root, and could not remove the tree any more, nor could a person's `rm -r`. Layers are unpacked the same way.
+fn fill(plan: &Plan, root: &Path, gives: bool) -> io::Result<()> {
     let own = |path: &Path, owner: u32, group: u32| {
         if gives { lchown(path, Some(owner), Some(group)) } else { Ok(()) }
     };
@@ -55,7 +56,7 @@ fn fill(plan: &Plan, root: &Path) -> io::Result<()> {
             Node::Dir { mode, owner, group } => {
                 // Writable until the end, whatever it will be.
                 let made = DirBuilder::new().mode(0o700).create(&at);
-                modes.push((at.clone(), *mode));
+                modes.push((at.clone(), if gives { *mode } else { *mode | 0o700 }));
                 made.and_then(|()| own(&at, *owner, *group))
             }
             Node::File { mode, owner, group, bytes } => {
@@ -91,4 +92,30 @@ fn copy(from: &Path, at: &Path, seen: &collect::Seen) -> io::Result<()> {
     let mut file = create(at)?;
     io::copy(&mut source.take(collect::FILE_BYTES_MAX), &mut file)?;
     file.set_permissions(Permissions::from_mode(seen.mode | 0o444))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn who_owns_the_whole_tree_can_remove_it() {
+        let mut plan = Plan { nodes: BTreeMap::new(), binds: Vec::new() };
+        plan.put("", Node::Dir { mode: 0o755, owner: 0, group: 0 });
+        plan.put("closed", Node::Dir { mode: 0o555, owner: 0, group: 0 });
+        plan.put("closed/within", Node::Dir { mode: 0o1077, owner: 7, group: 7 });
+        plan.file("closed/file", 0o444, "");
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |tree: &str, path: &str| dir.path().join(tree).join(path).metadata().unwrap().mode() & 0o7777;
+        fill(&plan, &dir.path().join("own"), false).unwrap();
+        let own = ["closed", "closed/within", "closed/file"].map(|path| mode("own", path));
+        assert_eq!(own, [0o755, 0o1777, 0o444]);
+        // Control: as root, who may remove everything, they are as they are to be.
+        if rustix::process::geteuid().is_root() {
+            fill(&plan, &dir.path().join("given"), true).unwrap();
+            assert_eq!(["closed", "closed/within"].map(|path| mode("given", path)), [0o555, 0o1077]);
+        }
+    }
 }
