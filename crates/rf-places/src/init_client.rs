@@ -321,6 +321,8 @@ impl InitClient {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             done => return done.map_err(|error| self.shared.send_failed(&error)),
         }
+        // Also when the caller goes away meanwhile: nobody would ever answer it.
+        let unsent = Unsent { shared: &self.shared, tag: message.tag };
         let waiting = packet::send_waiting(&self.shared.socket, &message.bytes, &message.fds);
         tokio::select! {
             sent = waiting => sent.map_err(|error| self.shared.send_failed(&error)),
@@ -329,7 +331,9 @@ impl InitClient {
                 self.probe();
                 Err(refusal::timed_out("an order"))
             }
-        }
+        }?;
+        std::mem::forget(unsent);
+        Ok(())
     }
 
     async fn answered<T>(&self, answer: oneshot::Receiver<T>, what: &str) -> Result<T, Fault> {
@@ -379,8 +383,21 @@ const fn is_paused(pauses: u64) -> bool {
     pauses % 2 == 1
 }
 
+/// An order that init has not got yet. Dropped, nobody waits for its answer any more.
+struct Unsent<'a> {
+    shared: &'a Shared,
+    tag: u64,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.shared.state().pending.remove(&self.tag);
+    }
+}
+
 /// An order, ready to be sent.
 struct Message {
+    tag: u64,
     bytes: Vec<u8>,
     fds: Vec<OwnedFd>,
 }
@@ -498,7 +515,7 @@ impl Shared {
         }
         // The buffer was made for exactly this.
         debug_assert!(writer.finish().is_ok());
-        Ok(Message { bytes, fds })
+        Ok(Message { tag, bytes, fds })
     }
 
     /// Sends an order whose answer nobody waits for; later, if there is no room now.

@@ -435,11 +435,11 @@ impl WardenClient {
             state.pending.insert(tag, pending);
             (socket, tag)
         };
-        let sent = self.send_order(&socket, tag, order, fd).await;
-        if sent.is_err() {
-            self.inner.state().pending.remove(&tag);
-        }
-        sent
+        // Also when the caller goes away while there is no room: nobody would ever answer it.
+        let unsent = Unsent { inner: &self.inner, tag };
+        self.send_order(&socket, tag, order, fd).await?;
+        std::mem::forget(unsent);
+        Ok(())
     }
 
     async fn send_order(
@@ -456,6 +456,18 @@ impl WardenClient {
         }
         let fds: Vec<_> = fd.into_iter().collect();
         self.patiently(ORDER_TIME, packet::send_waiting(socket, &message, &fds)).await?.map_err(|_| unavailable())
+    }
+}
+
+/// An order that the warden has not got yet. Dropped, it is not under way any more.
+struct Unsent<'a> {
+    inner: &'a Inner,
+    tag: u64,
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.inner.state().pending.remove(&self.tag);
     }
 }
 
@@ -612,5 +624,40 @@ async fn serve(inner: &Weak<Inner>, socket: &AsyncFd<OwnedFd>, news: &mpsc::Send
         {
             return "nobody reads the news".into();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use rustix::net::{accept, bind, listen};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_order_whose_caller_left_before_it_was_sent_is_not_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&listener, 1).unwrap();
+        // One that greets and then reads nothing more.
+        let greeted = tokio::task::spawn_blocking(move || {
+            let warden = accept(&listener).unwrap();
+            rustix::io::read(&warden, &mut [0; 4096]).unwrap();
+            let hello = Answer { tag: HELLO_TAG, result: Ok(Reply::Done {}) };
+            rustix::io::write(&warden, &serde_json::to_vec(&hello).unwrap()).unwrap();
+            warden
+        });
+        let (client, _news) = WardenClient::connect(&path);
+        client.connected().await;
+        let _warden = greeted.await.unwrap();
+        for n in 0..2 * PENDING_MAX {
+            // Asked, and given up at once.
+            let answer = client.usage(SandboxId::from_bits(1)).now_or_never();
+            assert!(answer.is_none(), "order {n}: {answer:?}");
+        }
+        let under_way = client.inner.state().pending.len();
+        assert!((1..PENDING_MAX).contains(&under_way), "what was sent is under way, and nothing else: {under_way}");
     }
 }
