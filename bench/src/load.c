@@ -352,6 +352,8 @@ int main(int argc, char **argv) {
         double *us[4];
         for (int i = 0; i < 4; i++) us[i] = calloc(count + 1, sizeof(double));
         int once = !strcmp(what, "run");
+        // The pool fills again while nobody waits for it, if that is asked for.
+        const char *pause = getenv("RF_BENCH_PAUSE_MS");
         char body[4096];
         snprintf(body, sizeof body, "{\"exec\":%s}", exec_body);
         // One beforehand that does not count: it opens what is opened once, such as the connection to the store.
@@ -362,6 +364,7 @@ int main(int argc, char **argv) {
                 call(&c, "POST", "/v1/run", body);
                 want(&c, c.status == 200 && strstr(c.kept, "\"code\":0"), "run");
                 *all = now_us() - start;
+                if (pause) usleep(atoi(pause) * 1000);
                 continue;
             }
             create(&c, id);
@@ -375,8 +378,6 @@ int main(int argc, char **argv) {
             us[1][i] = made - start;
             us[2][i] = ran - made;
             us[3][i] = gone - ran;
-            // The pool fills again while nobody waits for it, if that is asked for.
-            const char *pause = getenv("RF_BENCH_PAUSE_MS");
             if (pause) usleep(atoi(pause) * 1000);
         }
         printf("{");

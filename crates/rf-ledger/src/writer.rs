@@ -290,16 +290,21 @@ impl Ticket {
         self.seq
     }
 
-    /// Waits until this record, and so every one before it, is durable.
-    ///
-    /// # Errors
-    /// `ledger_unavailable` when it could not be made durable. Whether it is there after a crash is then not known.
-    pub async fn durable(self) -> Result<(), Fault> {
+    /// Has it made durable from now on, whether or not somebody waits for it yet.
+    pub fn hasten(&self) {
         let asked = self.want(&mut self.shared.lock());
         if asked {
             // After the lock is free again, or the thread would wake only to wait for it.
             self.shared.work.notify_one();
         }
+    }
+
+    /// Waits until this record, and so every one before it, is durable.
+    ///
+    /// # Errors
+    /// `ledger_unavailable` when it could not be made durable. Whether it is there after a crash is then not known.
+    pub async fn durable(self) -> Result<(), Fault> {
+        self.hasten();
         let mut progress = self.shared.progress.subscribe();
         // The sender lives in `shared`, so it cannot have gone.
         let _ = progress.wait_for(|progress| progress.durable >= self.seq || progress.failed).await;

@@ -5,6 +5,7 @@
 //! [`keep`].
 
 mod keep;
+mod one_shot;
 mod pause;
 mod saved;
 
@@ -21,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::saved::Origin;
-use self::saved::Snapshots;
+use self::{one_shot::Launched, saved::Snapshots};
 pub use crate::rows::{
     ChangedWhy, EndedWhy, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow,
 };
@@ -31,7 +32,7 @@ use crate::{
     quota::{self, Hold, Quota},
     refusal,
     sandbox::SandboxPlace,
-    warden::{Created, WardenClient},
+    warden::WardenClient,
 };
 
 /// How long a call waits for the sandboxes to be taken over after a start. Chosen: a warden is back in a fraction of it,
@@ -200,30 +201,8 @@ impl Sandboxes {
     }
 
     async fn make(&self, claim: SandboxClaim, making: Making) -> Result<Arc<SandboxPlace>, Fault> {
-        let SandboxClaim { permit, spec, hold } = claim;
-        let Making { name, default, about, from } = making;
-        let user = permit.user();
-        let made = self.inner.warden.create_from(spec.clone(), from.as_ref().map(Origin::snapshot), None).await?;
-        let Created { id, lease_until, pooled, enforcement, socket } = made;
-        let now = now_ms();
-        let row = SandboxRow {
-            id,
-            user,
-            name,
-            default,
-            spec,
-            state: SandboxState::Running,
-            pause_kind: None,
-            paused_at: None,
-            saved: None,
-            from_snapshot: from.as_ref().and_then(Origin::listed),
-            about,
-            created_at: now,
-            started_at: now,
-            lease_until,
-            pooled,
-            enforcement,
-        };
+        let Launched { row, socket, hold } = self.launch(claim, making).await?;
+        let (user, id) = (row.user, row.id);
         let stored = self.inner.rows.made(&row);
         let entered = stored.and_then(|()| self.enter(row, socket, false, Phase::Running, hold));
         if entered.is_err() {
@@ -311,8 +290,16 @@ impl Sandboxes {
     /// # Errors
     /// `not_found`, also when it is another user's.
     pub fn row(&self, user: UserId, id: SandboxId) -> Result<SandboxRow, Fault> {
+        self.look_at(user, id, SandboxRow::clone)
+    }
+
+    /// As [`Sandboxes::row`], without copying it. Nothing else of any sandbox goes on meanwhile.
+    ///
+    /// # Errors
+    /// As [`Sandboxes::row`].
+    pub fn look_at<T>(&self, user: UserId, id: SandboxId, look: impl FnOnce(&SandboxRow) -> T) -> Result<T, Fault> {
         match self.live().get(&(user, id)) {
-            Some(entry) if entry.phase().is_there() => Ok(entry.row.clone()),
+            Some(entry) if entry.phase().is_there() => Ok(look(&entry.row)),
             _ => Err(Fault::not_found("sandbox")),
         }
     }

@@ -161,17 +161,11 @@ impl App {
         ask: Ask<'_>,
         judged: Result<(Permit, T), Fault>,
     ) -> Result<(Operation, T), Refusal> {
-        let header = Header::of(caller, &ask);
         let (permit, reserved) = match judged {
             Ok(judged) => judged,
-            Err(fault) => {
-                self.metrics().operation(action_name(ask.action), code_name(fault.code), caller.started.elapsed());
-                let entry = header.entry(self.now(), Event::Decision(Some(fault.code)), ask.details);
-                // A denial that cannot be recorded is still a denial, and the ledger's trouble is the answer then.
-                self.ledger().append(&entry)?.durable().await?;
-                return Err(fault.into());
-            }
+            Err(fault) => return Err(self.refuse(caller, ask, fault).await),
         };
+        let header = Header::of(caller, &ask);
         permit.require(ask.action)?;
         let intent = self.ledger().append(&header.entry(self.now(), Event::Intent, ask.details))?;
         let operation = Operation {
@@ -187,6 +181,19 @@ impl App {
             ended: false,
         };
         Ok((operation, reserved))
+    }
+
+    /// Records that the gate said no; gives what to answer.
+    pub async fn refuse(&self, caller: &Caller, ask: Ask<'_>, fault: Fault) -> Refusal {
+        self.metrics().operation(action_name(ask.action), code_name(fault.code), caller.started.elapsed());
+        let header = Header::of(caller, &ask);
+        let entry = header.entry(self.now(), Event::Decision(Some(fault.code)), ask.details);
+        // A denial that cannot be recorded is still a denial, and the ledger's trouble is the answer then.
+        let recorded = match self.ledger().append(&entry) {
+            Ok(ticket) => ticket.durable().await,
+            Err(unwritten) => Err(unwritten),
+        };
+        recorded.err().unwrap_or(fault).into()
     }
 }
 
@@ -299,6 +306,22 @@ impl Operation {
     pub async fn finish<T>(mut self, result: Result<T, Fault>) -> Result<T, Refusal> {
         self.end(result.as_ref().err().map(|fault| fault.code))?.durable().await?;
         result.map_err(Refusal::from)
+    }
+
+    /// As [`Operation::finish`]; the answer is put together by `tell` while the record is on its way to the disk.
+    ///
+    /// # Errors
+    /// As for [`Operation::finish`].
+    pub async fn finish_and_tell<T, U>(
+        mut self,
+        result: Result<T, Fault>,
+        tell: impl FnOnce(T) -> U,
+    ) -> Result<U, Refusal> {
+        let ticket = self.end(result.as_ref().err().map(|fault| fault.code))?;
+        ticket.hasten();
+        let told = result.map(tell);
+        ticket.durable().await?;
+        told.map_err(Refusal::from)
     }
 
     /// Ends the operation within another one: its result is recorded, and durable as soon as that of the other is,

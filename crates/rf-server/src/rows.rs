@@ -11,8 +11,8 @@ use rf_places::{
 use rf_policy::{Action, Asked, Permit};
 use rf_store::{NewSandbox, SandboxChange, Store, StoreError, SystemScope};
 use rf_types::{
-    Enforcement, ExecSpec, Fault, Limits, PauseKind, PlaceRef, Preference, SandboxId, SandboxSpec, SandboxState,
-    SnapshotId, TemplateName, UserId,
+    Enforcement, ExecSpec, Fault, Limits, PauseKind, PlaceRef, Preference, SandboxEnv, SandboxId, SandboxSpec,
+    SandboxState, SnapshotId, TemplateName, UserId,
 };
 
 use crate::{
@@ -302,17 +302,35 @@ impl App {
     /// # Errors
     /// `store_unavailable`.
     pub fn fill_from_template(&self, caller: &Caller, id: SandboxId, spec: &mut ExecSpec) -> Result<(), Fault> {
-        let Ok(row) = self.places().sandboxes().row(caller.who.principal().user, id) else {
-            // Not theirs or not there: said where every place is looked for.
-            return Ok(());
+        // Looked at without a copy: every exec comes here, and most have nothing to be filled in.
+        let of_its_own = |row: &SandboxRow| {
+            (!row.spec.template.is_built_in()).then(|| (row.spec.template.clone(), row.about.env.clone()))
         };
-        if row.spec.template.is_built_in() {
+        match self.places().sandboxes().look_at(caller.who.principal().user, id, of_its_own) {
+            Ok(Some((template, own))) => self.fill(caller, &template, &own, spec),
+            // Where it is not theirs or not there, that is said where every place is looked for.
+            Ok(None) | Err(_) => Ok(()),
+        }
+    }
+
+    /// As [`App::fill_from_template`], for a sandbox with this template and this environment of its own.
+    ///
+    /// # Errors
+    /// `store_unavailable`.
+    pub fn fill(
+        &self,
+        caller: &Caller,
+        template: &TemplateName,
+        own: &SandboxEnv,
+        spec: &mut ExecSpec,
+    ) -> Result<(), Fault> {
+        if template.is_built_in() {
             return Ok(());
         }
-        match self.store().template_get(caller.who.scope(), &row.spec.template) {
+        match self.store().template_get(caller.who.scope(), template) {
             Ok(template) => {
                 // The sandbox's own environment goes above its template's, and is added where the exec starts.
-                let own = row.about.env.keys().filter(|name| !spec.env.contains_key(*name)).collect::<Vec<_>>();
+                let own = own.keys().filter(|name| !spec.env.contains_key(*name)).collect::<Vec<_>>();
                 template.config.fill(spec);
                 for name in own {
                     spec.env.remove(name);

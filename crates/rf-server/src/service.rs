@@ -115,12 +115,15 @@ impl Door {
         let status = response.status().as_u16();
         self.metrics.request(&method, status, took);
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        match code {
-            Some(code) if code.http_status() >= 500 => {
-                tracing::warn!(request_id = %id, %method, path, status, took_us, ?code, "answered");
+        // The line is written when the answer has been: this connection's task goes on before another one is begun.
+        tokio::spawn(async move {
+            match code {
+                Some(code) if code.http_status() >= 500 => {
+                    tracing::warn!(request_id = %id, %method, path, status, took_us, ?code, "answered");
+                }
+                code => tracing::info!(request_id = %id, %method, path, status, took_us, ?code, "answered"),
             }
-            code => tracing::info!(request_id = %id, %method, path, status, took_us, ?code, "answered"),
-        }
+        });
         response
     }
 }

@@ -174,6 +174,39 @@ async fn a_one_shot_leaves_no_sandbox() {
     assert_eq!(destroyed, 3);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_one_shot_is_recorded_as_what_it_is() {
+    let world = World::new().await;
+    let (status, answer) = world.post("/v1/run", &world.ann, json!({"exec": {"argv": ["echo", "hi"]}})).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    // All of it is there when the answer is, but for the end of the sandbox, which comes after it.
+    let told = |records: Vec<Value>| -> Vec<(String, String, Value)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let ours = ["sandbox_create", "exec", "sandbox_destroy"];
+        let of_it = records.iter().filter(|r| r["username"] == "ann" && ours.contains(&text(&r["action"]).as_str()));
+        of_it.map(|r| (text(&r["action"]), text(&r["kind"]), r["place"].clone())).collect()
+    };
+    until(|| world.warden.alive().is_empty()).await;
+    let mut records = told(world.ledger().await);
+    while records.len() < 6 {
+        records = told(world.ledger().await);
+    }
+    let kinds: Vec<(&str, &str)> = records.iter().map(|(action, kind, _)| (action.as_str(), kind.as_str())).collect();
+    let (create, exec, destroy) = ("sandbox_create", "exec", "sandbox_destroy");
+    let whole = [(create, "intent"), (exec, "intent"), (create, "result"), (exec, "result")];
+    assert_eq!(kinds[..4], whole);
+    assert_eq!(kinds[4..], [(destroy, "intent"), (destroy, "result")]);
+    assert!(records[2..].iter().all(|(_, _, place)| *place == answer["place"]), "{records:?} {answer}");
+
+    // Of a command that may not run no sandbox is made.
+    let none = json!({"limits": {"execs_max": 0}});
+    assert_eq!(world.call(Method::PATCH, "/v1/users/ann", &world.admin, none).await.0, StatusCode::OK);
+    let (status, refused) = world.post("/v1/run", &world.ann, json!({"exec": {"argv": ["true"]}})).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::TOO_MANY_REQUESTS, &json!("limit_reached")), "{refused}");
+    let records = told(world.ledger().await);
+    assert_eq!(records[6..].iter().map(|r| (&*r.0, &*r.1)).collect::<Vec<_>>(), [(exec, "decision")]);
+}
+
 /// Waits until something is so; the test's own time limit is the bound.
 async fn until(is: impl Fn() -> bool) {
     while !is() {

@@ -14,7 +14,7 @@ use futures::{
 use http_body_util::BodyExt as _;
 use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
 use rf_policy::Action;
-use rf_types::{ExecId, Fault, PlaceRef, Program, SandboxId};
+use rf_types::{ExecId, Fault, PlaceRef, Program};
 use rf_wire::frames;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
@@ -22,21 +22,16 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    api::{Choice, ExecAnswer, ExecAsk, ExecItem, List, PageQuery, ResizeAsk, RunAsk, SignalAsk, Started, Stdin},
+    api::{Choice, ExecAnswer, ExecAsk, ExecItem, List, PageQuery, ResizeAsk, SignalAsk, Started, Stdin},
     app::{App, Caller, Named, Where, json},
-    doors::{
-        frames::frames_of,
-        sandboxes::{self, paged},
-    },
+    doors::{frames::frames_of, sandboxes::paged},
     input::{self, Json},
     operation::{Ask, Operation},
-    output::Output,
+    output::{Collected, Output},
     refusal::Refusal,
     room::Share,
 };
 
-/// How much longer than its command the sandbox of a one-shot lives, milliseconds. Chosen: a slow destruction.
-const RUN_LEASE_MARGIN_MS: u64 = 60_000;
 /// Longest wait for an exec's end in one request, milliseconds.
 const WAIT_MS_MAX: u64 = 3_600_000;
 
@@ -46,7 +41,6 @@ pub fn routes() -> OpenApiRouter<App> {
         .routes(routes!(exec))
         .routes(routes!(exec_in_sandbox))
         .routes(routes!(exec_on_machine))
-        .routes(routes!(run))
         .routes(routes!(execs))
         .routes(routes!(exec_read, exec_remove))
         .routes(routes!(exec_wait))
@@ -79,18 +73,18 @@ impl Running {
 }
 
 /// What to run, checked, and how to answer.
-struct Wanted {
-    ask: Ask<'static>,
-    spec: rf_types::ExecSpec,
-    stdin: Stdin,
-    choice: Choice,
-    output_bytes_max: usize,
-    held: Share,
+pub(super) struct Wanted {
+    pub(super) ask: Ask<'static>,
+    pub(super) spec: rf_types::ExecSpec,
+    pub(super) stdin: Stdin,
+    pub(super) choice: Choice,
+    pub(super) output_bytes_max: usize,
+    pub(super) held: Share,
 }
 
 impl App {
     /// Checks what is asked and writes down what the ledger is to know of it.
-    fn wanted(&self, caller: &Caller, at: Where, ask: ExecAsk, stdin_open: bool) -> Result<Wanted, Fault> {
+    pub(super) fn wanted(&self, caller: &Caller, at: Where, ask: ExecAsk, stdin_open: bool) -> Result<Wanted, Fault> {
         if at != Where::Routed && ask.place.is_some() {
             return Err(Fault::invalid("`place` cannot be given where the path says the place"));
         }
@@ -222,7 +216,7 @@ pub async fn feed(writer: Option<ByteWriter>, stdin: Stdin, held: Share) {
 }
 
 /// Whether a client asked for frames.
-fn wants_frames(headers: &HeaderMap) -> bool {
+pub(super) fn wants_frames(headers: &HeaderMap) -> bool {
     headers.get(header::ACCEPT).is_some_and(|accept| accept.as_bytes() == frames::MEDIA_TYPE.as_bytes())
 }
 
@@ -291,12 +285,7 @@ async fn answer(
 }
 
 /// Waits for the end and answers with all of it.
-async fn waited(running: Running, output_bytes_max: usize) -> Result<Response<Body>, Refusal> {
-    let answer = collect(running, output_bytes_max).await?;
-    Ok(json(StatusCode::OK, &answer))
-}
-
-async fn collect(running: Running, output_bytes_max: usize) -> Result<ExecAnswer, Refusal> {
+pub(super) async fn waited(running: Running, output_bytes_max: usize) -> Result<Response<Body>, Refusal> {
     let started = running.started();
     let Running { mut operation, exec, place: _, stdin, held } = running;
     let room = operation.room();
@@ -319,24 +308,29 @@ async fn collect(running: Running, output_bytes_max: usize) -> Result<ExecAnswer
     if let Ok(collected) = &collected {
         operation.set_exit(&collected.exit);
     }
-    let collected = operation.finish(collected).await?;
-    let (stdout_truncated, stderr_truncated) = (collected.stdout.truncated, collected.stderr.truncated);
-    let (stdout, stdout_encoding) = collected.stdout.encoded();
-    let (stderr, stderr_encoding) = collected.stderr.encoded();
-    Ok(ExecAnswer {
+    operation.finish_and_tell(collected, |collected| json(StatusCode::OK, &told(started, collected))).await
+}
+
+/// All of an exec that ended.
+fn told(started: Started, collected: Collected) -> ExecAnswer {
+    let Collected { stdout, stderr, exit } = collected;
+    let (stdout_truncated, stderr_truncated) = (stdout.truncated, stderr.truncated);
+    let (stdout, stdout_encoding) = stdout.encoded();
+    let (stderr, stderr_encoding) = stderr.encoded();
+    ExecAnswer {
         started,
-        exit: collected.exit.into(),
+        exit: exit.into(),
         stdout,
         stdout_encoding,
         stdout_truncated,
         stderr,
         stderr_encoding,
         stderr_truncated,
-    })
+    }
 }
 
 /// Answers with frames. `after` is done when the last was taken or the client went away.
-async fn framed(
+pub(super) async fn framed(
     mut running: Running,
     caller: &Caller,
     after: BoxFuture<'static, ()>,
@@ -356,7 +350,7 @@ async fn framed(
 }
 
 /// Does something when it is dropped, on the runtime.
-struct After(Option<BoxFuture<'static, ()>>);
+pub(super) struct After(pub(super) Option<BoxFuture<'static, ()>>);
 
 impl Drop for After {
     fn drop(&mut self) {
@@ -364,58 +358,6 @@ impl Drop for After {
             tokio::spawn(after);
         }
     }
-}
-
-/// Makes a sandbox, runs a command in it and destroys it: 256 MiB, 1 CPU, 30 s and no network if nothing else is
-/// asked for.
-#[utoipa::path(post, path = "/v1/run", operation_id = "run", request_body = RunAsk,
-    responses((status = 200, description = "It ended; or its frames",
-        content((ExecAnswer = "application/json"), (String = "application/vnd.ringfence.frames")))))]
-async fn run(
-    State(app): State<App>,
-    caller: Caller,
-    headers: HeaderMap,
-    Json(RunAsk { mut exec, mut sandbox }): Json<RunAsk>,
-) -> Result<Response<Body>, Refusal> {
-    if exec.background {
-        return Err(Fault::invalid("a one-shot cannot be in the background: make a sandbox for it").into());
-    }
-    if exec.place.is_some() {
-        return Err(Fault::invalid("a one-shot has a sandbox of its own: `place` cannot be given").into());
-    }
-    let timeout_ms = *exec.timeout_ms.get_or_insert(crate::api::RUN_TIMEOUT_MS_STANDARD);
-    if sandbox.lease_ms.is_none() {
-        sandbox.lease_ms = Some(timeout_ms.saturating_add(RUN_LEASE_MARGIN_MS).max(1_000));
-    }
-    if exec.argv.is_none() && exec.shell.is_none() {
-        exec.argv = Some(app.own_command(&caller, sandbox.template.as_ref())?);
-        exec.of_template = true;
-    }
-    // Found out before a sandbox is made for it.
-    app.wanted(&caller, Where::Routed, exec.clone(), false)?;
-    let row = sandboxes::create(&app, &caller, &sandbox, false).await?;
-    // Whatever comes next, also the client's going away, the sandbox is destroyed.
-    let destroy = After(Some(destroy_later(&app, &caller, row.id)));
-    let (running, output_bytes_max) = app.start(&caller, Where::Sandbox(row.id), exec, false).await?;
-    if wants_frames(&headers) {
-        let destroy = async move { drop(destroy) }.boxed();
-        return framed(running, &caller, destroy).await;
-    }
-    let answer = collect(running, output_bytes_max).await?;
-    drop(destroy);
-    Ok(json(StatusCode::OK, &answer))
-}
-
-/// The destruction of a one-shot's sandbox, which nobody waits for: it is recorded like every other.
-fn destroy_later(app: &App, caller: &Caller, id: SandboxId) -> BoxFuture<'static, ()> {
-    let (app, caller) = (app.clone(), caller.again());
-    async move {
-        if let Err(refusal) = sandboxes::destroy(&app, &caller, id).await {
-            // Its lease ends it.
-            tracing::warn!(fault = %refusal.fault, sandbox = %id, "a one-shot's sandbox was not destroyed at once");
-        }
-    }
-    .boxed()
 }
 
 /// Which execs.

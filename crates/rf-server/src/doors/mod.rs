@@ -9,6 +9,7 @@ pub mod frames;
 pub mod health;
 pub mod life;
 pub mod machines;
+pub mod one_shot;
 pub mod ports;
 pub mod sandboxes;
 pub mod stream;
@@ -33,6 +34,7 @@ fn all() -> OpenApiRouter<App> {
         .merge(sandboxes::routes())
         .merge(life::routes())
         .merge(execs::routes())
+        .merge(one_shot::routes())
         .merge(stream::routes())
         .merge(ports::routes())
         .nest("/v1/files", files::routes())

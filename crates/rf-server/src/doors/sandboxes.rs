@@ -7,10 +7,12 @@ use axum::{
     extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
-use rf_places::{Making, SandboxRow, place::Place as _};
+use rf_places::{Making, SandboxRow};
 use rf_policy::{Action, Asked};
 use rf_store::{PageAsk, SandboxFilter};
-use rf_types::{Code, Enforcement, Fault, LayerReport, PauseKind, SandboxId, SandboxSpec, SandboxState, SnapshotId};
+use rf_types::{
+    Enforcement, Fault, LayerReport, PauseKind, PlaceRef, SandboxId, SandboxSpec, SandboxState, SnapshotId,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -20,7 +22,7 @@ use crate::{
     app::{App, Caller, Named, json},
     doors::life,
     input::{self, Json},
-    operation::Ask,
+    operation::{Ask, Operation},
     refusal::Refusal,
     rows::DEFAULT_NAME,
 };
@@ -224,6 +226,20 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
 /// # Errors
 /// What the gate or the warden says.
 pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool) -> Result<SandboxRow, Refusal> {
+    let (spec, making) = wanted(app, caller, ask, default).await?;
+    make(app, caller, spec, making).await
+}
+
+/// What `ask` comes to: the whole spec, and what it is made with.
+///
+/// # Errors
+/// What is wrong with it; what the gate says of the snapshot that it names.
+pub async fn wanted(
+    app: &App,
+    caller: &Caller,
+    ask: &SandboxAsk,
+    default: bool,
+) -> Result<(SandboxSpec, Making), Refusal> {
     let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
     let about = ask.about()?;
     let limits = caller.who.limits();
@@ -234,7 +250,40 @@ pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool)
             (ask.spec_from(limits, origin.spec())?, Some(origin))
         }
     };
-    make(app, caller, spec, Making { name: ask.name.clone(), default, about, from }).await
+    Ok((spec, Making { name: ask.name.clone(), default, about, from }))
+}
+
+/// What is asked and recorded of the making of a sandbox.
+#[must_use]
+pub fn asked(spec: &SandboxSpec) -> Ask<'_> {
+    let mut asked = Ask::of(Action::SandboxCreate)
+        .detail("template", spec.template.as_str())
+        .detail("limits", serde_json::to_value(spec.limits).unwrap_or_default())
+        .detail("lease_ms", spec.lease_ms);
+    asked.asked = Asked::Sandbox(spec);
+    asked
+}
+
+/// Finds out before anything is made what would be in its way.
+///
+/// # Errors
+/// `conflict`, `template_unavailable`.
+pub fn check(app: &App, caller: &Caller, spec: &SandboxSpec, making: &Making) -> Result<(), Fault> {
+    // The store's own index is what holds it.
+    making.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name))?;
+    // What a snapshot stands on is there for as long as it is.
+    if making.from.is_some() { Ok(()) } else { app.check_template(caller, &spec.template) }
+}
+
+/// Notes in the result's record what was made.
+pub fn note(operation: &mut Operation, row: &SandboxRow) {
+    operation.set_place(PlaceRef::Sandbox(row.id));
+    operation.set_subject(row.id);
+    operation.detail("pooled", row.pooled);
+    if let Some(from) = row.from_snapshot {
+        operation.detail("from_snapshot", from.to_string());
+    }
+    operation.set_enforcement(&row.enforcement);
 }
 
 /// Judges, counts and makes the sandbox of a whole spec; every door's way to one.
@@ -242,33 +291,15 @@ pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool)
 /// # Errors
 /// What the gate or the warden says.
 pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making) -> Result<SandboxRow, Refusal> {
-    let mut asked = Ask::of(Action::SandboxCreate)
-        .detail("template", spec.template.as_str())
-        .detail("limits", serde_json::to_value(spec.limits).unwrap_or_default())
-        .detail("lease_ms", spec.lease_ms);
-    asked.asked = Asked::Sandbox(&spec);
     let judged = app.claim_sandbox(caller, &spec);
-    let (mut operation, claim) = app.begin_judged(caller, asked, judged).await?;
-    // Found out before anything is made; the store's own index is what holds it.
-    let free = making.name.as_deref().map_or(Ok(()), |name| app.name_is_free(caller, name));
-    // What a snapshot stands on is there for as long as it is.
-    let template = || if making.from.is_some() { Ok(()) } else { app.check_template(caller, &spec.template) };
-    let made = match free.and_then(|()| template()) {
+    let (mut operation, claim) = app.begin_judged(caller, asked(&spec), judged).await?;
+    let made = match check(app, caller, &spec, &making) {
         Ok(()) => app.places().sandboxes().create(claim, making).await,
         Err(fault) => Err(fault),
     };
     let result = made.and_then(|place| {
-        let rf_types::PlaceRef::Sandbox(id) = place.place() else {
-            return Err(Fault::new(Code::Internal, "a sandbox is no sandbox", ""));
-        };
-        let row = app.places().sandboxes().row(place.user(), id)?;
-        operation.set_place(rf_types::PlaceRef::Sandbox(row.id));
-        operation.set_subject(row.id);
-        operation.detail("pooled", row.pooled);
-        if let Some(from) = row.from_snapshot {
-            operation.detail("from_snapshot", from.to_string());
-        }
-        operation.set_enforcement(&row.enforcement);
+        let row = app.places().sandboxes().row(place.user(), place.sandbox_id())?;
+        note(&mut operation, &row);
         Ok(row)
     });
     operation.finish(result).await
