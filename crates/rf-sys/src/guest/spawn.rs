@@ -284,12 +284,18 @@ fn lower_limit(resource: u32, most: u64) -> Result<(), Errno> {
 pub(super) fn take_identity(identity: &Identity<'_>) -> Result<(), Errno> {
     if let Some((uid, gid)) = identity.ids {
         let (uid, gid) = (uid as usize, gid as usize);
-        // SAFETY: the kernel reads `groups.len()` numbers during the call; the two others take numbers only. Groups
-        // first: without the capability they could not be dropped any more.
+        let (keep, dumpable) = (libc::PR_SET_KEEPCAPS as usize, libc::PR_SET_DUMPABLE as usize);
+        // SAFETY: the kernel reads `groups.len()` numbers during the call; the others take numbers only. Groups first:
+        // without the capability they could not be dropped any more.
         unsafe {
             call(libc::SYS_setgroups, [identity.groups.len(), identity.groups.as_ptr() as usize, 0, 0, 0, 0])?;
             call(libc::SYS_setresgid, [gid, gid, gid, 0, 0, 0])?;
+            // Where the machine has `fs.suid_dumpable` at 1, a change of ids lets the new user trace this process, and so
+            // reach memory that may be process 1's (proc_sys_fs(5), ptrace(2)). With capabilities that the user has not
+            // it cannot be traced, so they stay until that is set right again.
+            call(libc::SYS_prctl, [keep, 1, 0, 0, 0, 0])?;
             call(libc::SYS_setresuid, [uid, uid, uid, 0, 0, 0])?;
+            call(libc::SYS_prctl, [dumpable, 0, 0, 0, 0, 0])?;
         }
     }
     calls::clear_ambient_capabilities()?;
