@@ -284,7 +284,7 @@ impl Keeper {
             (self.wants_refill() && self.starting.is_empty()).then(|| QUIET.saturating_sub(self.asked.elapsed()));
         let freezing = (!self.freezing.is_empty()).then_some(AGAIN);
         let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due());
-        let all = [lease, start, again, behind, refill, freezing, weigh, self.snapshots.retry(), self.until_waited()];
+        let all = [lease, start, again, behind, refill, freezing, weigh, self.until_kept(), self.until_waited()];
         let wait = all.into_iter().flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()

@@ -41,6 +41,10 @@ const FAILURES_MAX: u32 = 3;
 const ROOM: (u64, u64) = (64 << 20, 1_000);
 /// How long after a copy failed it is tried again. Chosen.
 const RETRY: Duration = Duration::from_secs(30);
+/// How long after a snapshot was made its layers are copied, while the sandbox that wrote them lives. Chosen: whoever made
+/// it is at work with it, and would share the processors and the disk with the copy; and one that was made for a fork is
+/// removed long before.
+pub(crate) const REST: Duration = Duration::from_millis(250);
 
 /// Names one layer. Text: 32 lower-case hex digits.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -99,6 +103,8 @@ struct Record {
     chain: Vec<LayerId>,
     /// The layers of the template, as it was then; none of a built-in one.
     template_layers: Vec<String>,
+    /// When it was noted here.
+    since: Instant,
 }
 
 /// A durable snapshot as it is stored.
@@ -182,7 +188,8 @@ impl Snapshots {
             self.layers.entry(id).or_insert(Layer { binds, origin: None, durable: true, busy: false });
             chain.push(id);
         }
-        self.all.insert(snapshot.id, Record { info: snapshot, chain, template_layers });
+        let since = Instant::now();
+        self.all.insert(snapshot.id, Record { info: snapshot, chain, template_layers, since });
         Ok(())
     }
 
@@ -292,7 +299,7 @@ impl Snapshots {
         template_layers: Vec<String>,
     ) -> Result<Snapshot, Fault> {
         let id = info.id;
-        self.all.insert(id, Record { info, chain, template_layers });
+        self.all.insert(id, Record { info, chain, template_layers, since: Instant::now() });
         self.pending.insert(id);
         if let Err(error) = self.settle(id) {
             self.all.remove(&id);
@@ -409,23 +416,46 @@ impl Snapshots {
         self.gone.push(self.layer_dir(id).with_extension("part"));
     }
 
-    /// The next thing to do, if there is any; it is under way from now on.
-    pub(crate) fn next_job(&mut self) -> Option<Job> {
+    /// Whether there may be a [`Self::next_job`].
+    pub(crate) fn has_work(&self) -> bool {
+        !self.layers.is_empty() || !self.gone.is_empty()
+    }
+
+    /// The next thing to do, if there is any; it is under way from now on. With `haste` nothing rests first. `lives` says
+    /// whether a sandbox is there still, and `chains` has those of sandboxes that are due to be copied into one layer.
+    pub(crate) fn next_job(
+        &mut self,
+        haste: bool,
+        lives: impl Fn(SandboxId) -> bool,
+        chains: impl Iterator<Item = Vec<LayerId>>,
+    ) -> Option<Job> {
         if let Some(path) = self.gone.pop() {
             return Some(Job::Remove(path));
         }
         let now = Instant::now();
-        let from = self.pending.iter().filter_map(|id| self.all.get(id)).find_map(|record| {
-            let ready = |id: &LayerId| {
-                let rested = self.failed.get(id).is_none_or(|failed| now.duration_since(failed.at) >= RETRY);
-                rested && self.layers.get(id).is_some_and(|layer| !layer.busy)
-            };
-            if record.chain.len() >= MERGE_FROM {
+        let ready = |id: &LayerId| {
+            let rested = self.failed.get(id).is_none_or(|failed| now.duration_since(failed.at) >= RETRY);
+            rested && self.layers.get(id).is_some_and(|layer| !layer.busy)
+        };
+        // What was written by a sandbox that is gone takes up memory for this alone.
+        let is_left = |id: &LayerId| {
+            let layer = self.layers.get(id).filter(|layer| !layer.durable);
+            layer.and_then(|layer| layer.origin.as_ref()).is_some_and(|origin| !lives(origin.owner))
+        };
+        let mut pending = self.pending.iter().filter_map(|id| self.all.get(id));
+        let of_snapshot = pending.find_map(|record| {
+            let is_due = haste || now.duration_since(record.since) >= REST || record.chain.iter().any(is_left);
+            if !is_due {
+                return None;
+            }
+            if is_long(&record.chain) {
                 return record.chain.iter().all(ready).then(|| record.chain.clone());
             }
             let wanted = |id: &&LayerId| self.layers.get(id).is_some_and(|layer| !layer.durable) && ready(id);
             record.chain.iter().find(wanted).map(|id| vec![*id])
-        })?;
+        });
+        let mut chains = chains.filter(|chain| is_long(chain) && chain.iter().all(ready));
+        let from = of_snapshot.or_else(|| chains.next())?;
         for id in &from {
             if let Some(layer) = self.layers.get_mut(id) {
                 layer.busy = true;
@@ -441,13 +471,12 @@ impl Snapshots {
         self.gone.clear();
     }
 
-    /// When something that failed is to be tried again.
-    pub(crate) fn retry(&self) -> Option<Duration> {
-        self.failed
-            .values()
-            .map(|failed| RETRY.saturating_sub(failed.at.elapsed()))
-            .filter(|left| !left.is_zero())
-            .min()
+    /// Until something that failed is to be tried again, or something has rested.
+    pub(crate) fn until_due(&self) -> Option<Duration> {
+        let failed = self.failed.values().map(|failed| RETRY.saturating_sub(failed.at.elapsed()));
+        let pending = self.pending.iter().filter_map(|id| self.all.get(id));
+        let resting = pending.map(|record| REST.saturating_sub(record.since.elapsed()));
+        failed.chain(resting).filter(|left| !left.is_zero()).min()
     }
 
     /// A copy has failed.
@@ -538,6 +567,11 @@ impl Snapshots {
 }
 
 const ROOT: &str = "root";
+
+/// Whether so many layers are better copied into one.
+pub(crate) fn is_long(chain: &[LayerId]) -> bool {
+    chain.len() >= MERGE_FROM
+}
 
 fn bind_name(index: usize) -> String {
     format!("bind{index}")

@@ -28,7 +28,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::snapshots::{Job, LayerId, Origin, replace_prefix};
+use crate::snapshots::{CHAIN_MAX, Job, LayerId, Origin, REST, is_long, replace_prefix};
 
 /// How much of the host's memory the disks of sandboxes that are gone may take while others stand on them or they are to
 /// be copied, as a part of the whole. Chosen: until then a sandbox is made from a snapshot at once, past it when that is
@@ -42,6 +42,8 @@ const STOP_TIME: Duration = Duration::from_secs(8);
 /// Most sandboxes whose files are copied while they are frozen, at once. Chosen: as for those in the background, and some
 /// more, since somebody waits.
 const COPYING_MAX: usize = 8;
+/// With how little room for more layers those of a sandbox are copied into one although it was just saved. Chosen.
+const ROOM: usize = 20;
 /// Most copies in the background at once. Chosen: more would only share the disk.
 const KEEPING_MAX: usize = 2;
 
@@ -89,11 +91,20 @@ pub(super) struct Layers {
     leans_on: BTreeSet<SandboxId>,
     /// Bytes and files of its file system when it was last pushed.
     counted: (u64, u64),
+    /// When that was.
+    pushed_at: Option<Instant>,
 }
 
 impl Layers {
     fn of(chain: &[LayerId], leans_on: BTreeSet<SandboxId>) -> Self {
-        Self { mounted: chain.to_vec(), chain: chain.to_vec(), leans_on, counted: (0, 0) }
+        Self { mounted: chain.to_vec(), chain: chain.to_vec(), leans_on, ..Self::default() }
+    }
+
+    /// Until its chain is to be copied into one layer: snapshots that are removed at once, as those for forks are, leave
+    /// it long, and one that is too long can take no more.
+    fn until_due(&self) -> Option<Duration> {
+        let rested = self.pushed_at.filter(|_| is_long(&self.chain))?.elapsed();
+        Some(if self.chain.len() > CHAIN_MAX - ROOM { Duration::ZERO } else { REST.saturating_sub(rested) })
     }
 }
 
@@ -241,6 +252,7 @@ impl Keeper {
         self.snapshots.add_layer(layer, binds, Some(Origin { owner: id, disk, written }));
         let live = self.live.get_mut(&id).ok_or_else(no_sandbox)?;
         live.layers.chain.push(layer);
+        live.layers.pushed_at = Some(Instant::now());
         let chain = live.layers.chain.clone();
         let size = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
         self.note(id, SnapshotWay::Pushed, chain, size)
@@ -428,6 +440,15 @@ impl Keeper {
         self.keep_on();
     }
 
+    /// Until something is to be copied.
+    pub(super) fn until_kept(&self) -> Option<Duration> {
+        if self.snapshots.is_empty() || self.keeping.len() >= KEEPING_MAX {
+            return None;
+        }
+        let chains = self.live.values().filter_map(|live| live.layers.until_due()).filter(|left| !left.is_zero());
+        chains.chain(self.snapshots.until_due()).min()
+    }
+
     /// Gives up file systems whose last user we may be.
     fn let_go(&mut self, unused: Vec<OwnedFd>) {
         if unused.is_empty() {
@@ -441,9 +462,19 @@ impl Keeper {
 
     /// Begins what is to be copied or removed next.
     pub(super) fn keep_on(&mut self) {
-        while self.keeping.len() < KEEPING_MAX
-            && let Some(job) = self.snapshots.next_job()
-        {
+        self.keep_what_is_due(!self.waiting.is_empty());
+    }
+
+    /// As [`Self::keep_on`]; with `haste` nothing rests first.
+    fn keep_what_is_due(&mut self, haste: bool) {
+        while self.keeping.len() < KEEPING_MAX && self.snapshots.has_work() {
+            let due = self
+                .live
+                .values()
+                .map(|live| &live.layers)
+                .filter(|layers| layers.until_due().is_some_and(|left| left.is_zero()));
+            let chains = due.map(|layers| layers.chain.clone());
+            let Some(job) = self.snapshots.next_job(haste, |id| self.live.contains_key(&id), chains) else { return };
             let begun = match &job {
                 Job::Remove(dir) if !dir.exists() => continue,
                 Job::Remove(dir) => Keeping::empty(&self.launcher, dir)
@@ -556,7 +587,7 @@ impl Keeper {
     pub(super) fn save_what_waits(&mut self) {
         let begun = Instant::now();
         loop {
-            self.keep_on();
+            self.keep_what_is_due(true);
             let wait = STOP_TIME.saturating_sub(begun.elapsed());
             if self.keeping.is_empty() || wait.is_zero() {
                 return;
