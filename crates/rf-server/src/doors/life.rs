@@ -238,8 +238,11 @@ pub async fn fork(
         let origin = app.places().sandboxes().fork_origin(operation.permit(), id).await?;
         Ok((spec, about, origin))
     };
-    let result = taken.await;
-    let (spec, about, origin) = operation.finish(result).await?;
+    let (spec, about, origin) = match taken.await {
+        // Durable with what comes after it: each of the forks is recorded, made or refused.
+        Ok(taken) => operation.finish_later(Ok(taken))?,
+        Err(fault) => return Err(operation.fail(fault).await),
+    };
     let making = Making { name: None, default: false, about, from: Some(origin) };
     let made = (0..count).map(|_| sandboxes::make(app, caller, spec.clone(), making.clone()));
     Ok(futures::future::join_all(made).await)
