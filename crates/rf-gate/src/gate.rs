@@ -11,6 +11,7 @@ use crate::{
     jwt::Tokens,
     rate::{Peer, Rates},
     secret,
+    seen::Seen,
 };
 
 /// How old the note of a key's last use may get, milliseconds. Chosen: a write every five minutes is nothing.
@@ -95,6 +96,8 @@ pub struct Authenticated {
     pub(crate) preference: Preference,
     /// When the credential ends by itself.
     pub(crate) expires: Option<UnixMs>,
+    /// What the store had counted before all this was read; none where more than a credential's row says that it stands.
+    pub(crate) changes: Option<u64>,
     /// Set when an operator acts for this user: the operator's own rows, and proof that they are one.
     pub(crate) acting: Option<(UserScope, OperatorScope)>,
 }
@@ -166,6 +169,7 @@ pub(crate) struct Inner {
     /// Requests of visitors, for each sandbox: they use up nothing of its user's own rate.
     pub(crate) visits: Rates<SandboxId>,
     pub(crate) failures: Rates<Peer>,
+    seen: Seen,
 }
 
 impl std::fmt::Debug for Gate {
@@ -190,6 +194,7 @@ impl Gate {
             requests: Rates::new(config.requests),
             visits: Rates::new(config.requests),
             failures: Rates::new(config.failures),
+            seen: Seen::default(),
             config,
         })))
     }
@@ -260,22 +265,34 @@ impl Gate {
     }
 
     fn by_key(&self, text: &str, now: UnixMs) -> Result<Authenticated, Denied> {
-        let known = self.0.store.scope_by_key(&secret::hash(self.0.pepper.as_ref(), text), now)??;
-        let stale = known.last_used.is_none_or(|used| now.saturating_sub(used) >= KEY_USED_EVERY_MS);
-        if stale && let Err(error) = self.0.store.key_used(&known.scope, known.id, now) {
+        let hash = secret::hash(self.0.pepper.as_ref(), text);
+        let changes = self.0.store.changes();
+        if let Some(who) = self.0.seen.get(&hash, changes, now) {
+            return Ok(who);
+        }
+        let known = self.0.store.scope_by_key(&hash, now)??;
+        let noted_until = known.last_used.map_or(0, |used| used.saturating_add(KEY_USED_EVERY_MS));
+        if noted_until <= now
+            && let Err(error) = self.0.store.key_used(&known.scope, known.id, now)
+        {
             // Only a note for people; a full disk must not lock out whoever comes to make room.
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot note a key's use");
         }
         let scopes = scopes_from(&known.scopes)?;
         let credential = Credential::Key { id: known.id };
-        Ok(authenticated(known, credential, scopes))
+        let who = Authenticated { changes: Some(changes), ..authenticated(known, credential, scopes) };
+        if noted_until > now {
+            self.0.seen.put(hash, changes, &who, noted_until);
+        }
+        Ok(who)
     }
 
     fn by_session(&self, text: &str, now: UnixMs) -> Result<Authenticated, Denied> {
+        let changes = self.0.store.changes();
         let known = self.0.store.scope_by_session(&secret::hash(self.0.pepper.as_ref(), text), now)??;
         let scopes = scopes_from(&known.scopes)?;
         let credential = Credential::Session { id: known.id.clone() };
-        Ok(authenticated(known, credential, scopes))
+        Ok(Authenticated { changes: Some(changes), ..authenticated(known, credential, scopes) })
     }
 
     async fn by_token(&self, text: &str, now: UnixMs) -> Result<Authenticated, Denied> {
@@ -372,6 +389,7 @@ impl Gate {
             limits: row.limits,
             preference: row.preference,
             expires: who.expires,
+            changes: None,
             acting: Some((who.scope.clone(), operator.clone())),
         })
     }
@@ -389,6 +407,10 @@ impl Gate {
         // A provider's token has no row: its end is all there is to it.
         if who.expires.is_some_and(|expires| expires <= now) {
             return Err(Denied::credential("expired credential").fault);
+        }
+        // Nothing was written since to what it was read from: reading it again would say the same.
+        if who.changes.is_some_and(|changes| changes == self.0.store.changes()) {
+            return Ok(who.limits);
         }
         let proof = match &who.principal.credential {
             Credential::Key { id } => Proof::Key(*id),
@@ -429,6 +451,7 @@ pub(crate) fn authenticated<I>(known: Known<I>, credential: Credential, mut scop
         limits: known.limits,
         preference: known.preference,
         expires: known.expires,
+        changes: None,
         acting: None,
     }
 }

@@ -11,7 +11,8 @@
 //!
 //! The user comes from the verified credential and from nothing else. Whatever is wrong with a credential, the client
 //! gets one and the same answer; the reason is in [`Denied::reason`], for the log and the ledger. Nothing caches a yes:
-//! each permit reads again whether the credential still stands.
+//! each permit asks again whether the credential still stands. The store counts its changes, and only while there was
+//! none is what was read before taken for what would be read now.
 
 mod accounts;
 mod config;
@@ -21,6 +22,7 @@ mod jwt;
 mod rate;
 mod sandbox;
 mod secret;
+mod seen;
 
 pub use accounts::{Enrolled, KeyAsked, KeyForm, MachineAuthenticated};
 pub use config::{GateConfig, IssuerConfig, JwksSource, ScopesByClaim, SignatureAlgorithm};

@@ -146,6 +146,40 @@ fn nothing_caches_a_yes() {
 }
 
 #[test]
+fn a_key_that_came_before_is_read_anew_after_any_change() {
+    let w = plain();
+    let root = w.root();
+    let operator = root.operator().unwrap().clone();
+    let (user, secret) = w.user("ann", UserLimits::STANDARD);
+    let hour_later = NOW + HOUR;
+    // Again and again: once it is noted when it was used, nothing is written any more.
+    let again = |now| (0..3).map(|_| w.bearer(secret.reveal(), now)).last().unwrap();
+    let ann = again(NOW).unwrap();
+    let before = w.store.changes();
+    assert_eq!(again(NOW).unwrap().limits(), &UserLimits::STANDARD);
+    assert_eq!(w.store.changes(), before, "control: nothing was written");
+
+    let none = UserLimits { execs_max: 0, ..UserLimits::STANDARD };
+    w.store.user_set_limits(&operator, user, &none).unwrap();
+    assert_eq!(again(NOW).unwrap().limits(), &none);
+    w.store.user_set_disabled(&operator, user, Some(NOW)).unwrap();
+    assert_eq!(again(NOW).unwrap_err().reason, "disabled user");
+    w.store.user_set_disabled(&operator, user, None).unwrap();
+    again(hour_later).unwrap();
+    let keys = w.store.key_list(ann.scope()).unwrap();
+    assert_eq!(keys[0].last_used, Some(hour_later), "its use is noted also when nothing else changed");
+    w.gate.key_revoke(&w.permit(&ann, Action::KeyManage), &ann, keys[0].id, NOW).unwrap();
+    assert_eq!(again(NOW).unwrap_err().reason, "revoked credential");
+
+    // Its own end needs no change.
+    let asked = KeyAsked { expires: Some(hour_later), ..asked("short") };
+    let (_, short) = w.gate.key_make(&w.permit(&root, Action::KeyManage), &root, &asked, NOW).unwrap();
+    let root_again = |now| (0..3).map(|_| w.bearer(short.reveal(), now)).last().unwrap();
+    root_again(hour_later - 1).unwrap();
+    assert_eq!(root_again(hour_later).unwrap_err().reason, "expired credential");
+}
+
+#[test]
 fn what_is_counted_is_never_judged_without_its_count() {
     let w = plain();
     let ann = w.ann();

@@ -47,7 +47,7 @@ impl Store {
     /// [`StoreError::Sqlite`].
     pub fn repeat_put(&self, scope: &UserScope, key: &str, repeat: &Repeat, now: UnixMs) -> Result<(), StoreError> {
         let user = blob(scope.user());
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             let at = StoreError::at("note a request");
             let values = params![user, key, repeat.digest, blob(repeat.made), int(now)];
             transaction
@@ -74,7 +74,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Sqlite`].
     pub fn repeats_prune(&self, _system: &crate::SystemScope, before: UnixMs) -> Result<usize, StoreError> {
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             transaction
                 .execute("DELETE FROM repeats WHERE created < ?1", [int(before)])
                 .map_err(StoreError::at("forget old requests"))

@@ -172,7 +172,7 @@ impl Store {
             auto_pause,
             new.from_snapshot.map(blob),
         ];
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             // Without its user it would be nobody's; `SELECT` makes the two one step.
             let inserted = transaction
                 .prepare_cached(
@@ -224,7 +224,7 @@ impl Store {
             paused.map(int),
             saved.map(blob),
         ];
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             let changed = transaction
                 .prepare_cached(
                     "UPDATE sandboxes SET spec = ?3, cpu_milli = ?4, memory_bytes = ?5, disk_bytes = ?6,
@@ -334,7 +334,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`], also when it had ended before.
     pub fn sandbox_end(&self, scope: &UserScope, sandbox: SandboxId, why: &str, now: UnixMs) -> Result<(), StoreError> {
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             let changed = transaction
                 .prepare_cached(
                     "UPDATE sandboxes SET phase = 'ended', ended = ?3, ended_why = ?4

@@ -58,7 +58,7 @@ impl Store {
             new.durable,
             int(new.created),
         ];
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             transaction
                 .prepare_cached("UPDATE snapshots SET name = NULL WHERE user = ?1 AND name = ?2")
                 .and_then(|mut statement| statement.execute(params![blob(user), new.name]))
@@ -89,7 +89,7 @@ impl Store {
         durable: bool,
     ) -> Result<(), StoreError> {
         let values = params![blob(snapshot), blob(user), int(bytes), int(files), durable];
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             let changed = transaction
                 .prepare_cached("UPDATE snapshots SET bytes = ?3, files = ?4, durable = ?5 WHERE id = ?1 AND user = ?2")
                 .and_then(|mut statement| statement.execute(values))
@@ -103,7 +103,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`].
     pub fn snapshot_remove(&self, _system: &SystemScope, user: UserId, snapshot: SnapshotId) -> Result<(), StoreError> {
-        self.write(|transaction| {
+        self.write_things(|transaction| {
             let removed = transaction
                 .prepare_cached("DELETE FROM snapshots WHERE id = ?1 AND user = ?2")
                 .and_then(|mut statement| statement.execute([blob(snapshot), blob(user)]))

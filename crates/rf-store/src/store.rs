@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -39,6 +39,8 @@ struct Inner {
     writer: Mutex<Connection>,
     readers: Mutex<Vec<Connection>>,
     reader_back: Condvar,
+    /// Counts what was written but for what [`Store::write_things`] writes.
+    changes: AtomicU64,
     // Held for as long as the store is open: one process at a time.
     _lock: File,
 }
@@ -97,6 +99,7 @@ impl Store {
             writer: Mutex::new(writer),
             readers: Mutex::new(readers),
             reader_back: Condvar::new(),
+            changes: AtomicU64::new(0),
             _lock: lock,
         });
         Ok((Self(inner), SystemScope::new()))
@@ -108,8 +111,27 @@ impl Store {
         read(&reader)
     }
 
+    /// Counts what is written to anything that a credential, a user or what they may have is read from. What was read
+    /// after this was asked still stands for as long as it says the same: nobody but this store writes to the file, and
+    /// whoever changed something hears of it only after it was counted.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.0.changes.load(Ordering::Acquire)
+    }
+
     /// Runs `write` in one IMMEDIATE transaction, which is committed if it returns `Ok` and rolled back otherwise.
     pub(crate) fn write<T>(
+        &self,
+        write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let written = self.write_things(write);
+        // Also when the commit failed, whatever became of it.
+        self.0.changes.fetch_add(1, Ordering::AcqRel);
+        written
+    }
+
+    /// As [`Store::write`], for rows of sandboxes, snapshots and the like alone: see [`Store::changes`].
+    pub(crate) fn write_things<T>(
         &self,
         write: impl FnOnce(&Transaction<'_>) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
@@ -132,7 +154,7 @@ impl Store {
                 .query_row("SELECT count(*) FROM migrations", [], |_| Ok(()))
                 .map_err(StoreError::at("read its migrations"))
         })?;
-        self.write(|_| Ok(()))
+        self.write_things(|_| Ok(()))
     }
 }
 
