@@ -85,6 +85,8 @@ struct Session<'s> {
     registry: &'s Registry,
     reference: &'s Reference,
     credentials: &'s Credentials,
+    /// What a token is asked for.
+    scope: Option<String>,
     /// Spoken to without TLS, by name or because it is this machine.
     plain: bool,
     authorization: Option<HeaderValue>,
@@ -110,6 +112,40 @@ impl Registry {
         Ok(Self { client: builder.build().map_err(wrong)?, plain_http: options.plain_http })
     }
 
+    /// Asks the registry of `reference` whether it is one and lets this user in; no image is asked for.
+    ///
+    /// # Errors
+    /// [`ImageError::Unreachable`], [`ImageError::Insecure`]; [`ImageError::Denied`] when it wants other credentials;
+    /// [`ImageError::Protocol`] when it is no registry.
+    pub async fn check(&self, reference: &Reference, credentials: &Credentials) -> Result<(), ImageError> {
+        let mut session = self.session(reference, credentials, None)?;
+        // OCI distribution specification 1.1, "Determining Support".
+        let response = session.get(session.address("")?, HeaderMap::new()).await?;
+        match response.status() {
+            StatusCode::OK => Ok(()),
+            status => Err(session.protocol(format!("{status} for `/v2/`"))),
+        }
+    }
+
+    fn session<'s>(
+        &'s self,
+        reference: &'s Reference,
+        credentials: &'s Credentials,
+        scope: Option<String>,
+    ) -> Result<Session<'s>, ImageError> {
+        Ok(Session {
+            registry: self,
+            reference,
+            credentials,
+            scope,
+            plain: reference.is_loopback() || self.plain_http.iter().any(|host| host == reference.registry()),
+            authorization: match credentials {
+                Credentials::Bearer(token) => Some(bearer(token)?),
+                Credentials::Anonymous | Credentials::Basic { .. } => None,
+            },
+        })
+    }
+
     /// Gets an image: its manifest for this machine, its configuration, and every layer that is not there yet.
     ///
     /// # Errors
@@ -122,16 +158,9 @@ impl Registry {
         caps: &ImageCaps,
         progress: ProgressSink<'_>,
     ) -> Result<Image, ImageError> {
-        let mut session = Session {
-            registry: self,
-            reference,
-            credentials,
-            plain: reference.is_loopback() || self.plain_http.iter().any(|host| host == reference.registry()),
-            authorization: match credentials {
-                Credentials::Bearer(token) => Some(bearer(token)?),
-                Credentials::Anonymous | Credentials::Basic { .. } => None,
-            },
-        };
+        // The scope is made from what was asked for, not from what a challenge says.
+        let scope = format!("repository:{}:pull", reference.repository());
+        let mut session = self.session(reference, credentials, Some(scope))?;
         let (mut digest, mut bytes) = session.manifest(&reference.version(), reference.digest(), caps).await?;
         let mut kind = Document::read(&bytes, caps)?;
         if let Kind::Index(manifests) = kind {
@@ -168,8 +197,12 @@ impl Session<'_> {
     }
 
     fn url(&self, kind: &str, version: &str) -> Result<Url, ImageError> {
+        self.address(&format!("{}/{kind}/{version}", self.reference.repository()))
+    }
+
+    fn address(&self, path: &str) -> Result<Url, ImageError> {
         let scheme = if self.plain { "http" } else { "https" };
-        let text = format!("{scheme}://{}/v2/{}/{kind}/{version}", self.reference.host(), self.reference.repository());
+        let text = format!("{scheme}://{}/v2/{path}", self.reference.host());
         Url::parse(&text).map_err(|e| self.protocol(format!("its name makes no address: {e}")))
     }
 
@@ -390,9 +423,9 @@ impl Session<'_> {
         };
         let mut url = Url::parse(realm).map_err(|_| self.protocol("a token server without an address"))?;
         self.judge(&url)?;
-        // The scope is made from what was asked for, not from what the challenge says.
-        let scope = format!("repository:{}:pull", self.reference.repository());
-        url.query_pairs_mut().append_pair("scope", &scope);
+        if let Some(scope) = &self.scope {
+            url.query_pairs_mut().append_pair("scope", scope);
+        }
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
         }

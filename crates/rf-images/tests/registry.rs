@@ -331,6 +331,40 @@ async fn basic_credentials_are_sent_only_when_asked_for() {
 }
 
 #[tokio::test]
+async fn a_registry_is_checked_without_an_image() {
+    let ask = async |fake: &Fake, credentials| {
+        Registry::new(RegistryOptions::default()).unwrap().check(&fake.reference(""), &credentials).await
+    };
+    let wrong = || Credentials::Basic { user: "user".to_owned(), password: Secret::new("wrong".to_owned()) };
+    let there = || HashMap::from([("/v2/".to_owned(), b"{}".to_vec())]);
+    let tokens = Fake::start(HashMap::new(), |_, headers| {
+        let known = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC);
+        Some(plain(if known { StatusCode::OK } else { StatusCode::UNAUTHORIZED }, r#"{"token":"t0ken"}"#))
+    })
+    .await;
+    let realm = format!(r#"Bearer realm="http://{}/token",service="fake""#, tokens.address);
+    for (wanted, challenged) in [("Bearer t0ken", realm.as_str()), (BASIC, "Basic realm=\"fake\"")] {
+        let text = challenged.to_owned();
+        let closed = Fake::start(there(), move |_, headers| {
+            let known = headers.get(header::AUTHORIZATION).is_some_and(|value| value == wanted);
+            (!known).then(|| challenge(&text))
+        })
+        .await;
+        ask(&closed, basic()).await.unwrap();
+        for credentials in [wrong(), Credentials::Anonymous, Credentials::Bearer(Secret::new("other".to_owned()))] {
+            let error = ask(&closed, credentials).await.unwrap_err();
+            assert!(matches!(error, ImageError::Denied { .. }), "{wanted}: {error}");
+        }
+        assert!(closed.seen().iter().all(|(path, _)| path == "/v2/"));
+    }
+    // No token for anything in particular.
+    assert!(tokens.seen().iter().all(|(path, _)| path == "/token?service=fake"), "{:?}", tokens.seen());
+    ask(&Fake::start(there(), |_, _| None).await, Credentials::Anonymous).await.unwrap();
+    let other = Fake::start(HashMap::new(), |_, _| None).await;
+    assert!(matches!(ask(&other, basic()).await.unwrap_err(), ImageError::Protocol { .. }));
+}
+
+#[tokio::test]
 async fn a_redirect_to_another_host_gets_no_credentials() {
     let ours = image(ARCH);
     // Another port is another origin.

@@ -7,9 +7,11 @@ use std::{
     collections::HashMap,
     io::Read as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use rf_images::{Credentials, ImageError, Reference, RegistryOptions, Secret};
+use futures::{StreamExt as _, stream};
+use rf_images::{Credentials, ImageError, Reference, Registry, RegistryOptions, Secret};
 use rf_types::{Code, Fault};
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +150,48 @@ impl RegistryConfig {
     }
 }
 
+/// Longest wait for one registry that is checked. Chosen: four names' resolutions and connections on a bad day.
+const CHECK_TIME: Duration = Duration::from_secs(20);
+/// Registries that are checked at once. Chosen.
+const CHECKS_AT_ONCE: usize = 8;
+
+/// What was found of one registry.
+#[derive(Clone, Debug, Serialize)]
+pub struct RegistryCheck {
+    /// As it is configured.
+    pub host: String,
+    /// Whether images can be had there, as far as that is known without one.
+    pub available: bool,
+    /// What was seen; never a secret.
+    pub evidence: String,
+    /// What would help; empty where nothing is missing.
+    pub cure: String,
+}
+
+/// Asks every registry whether it is there and takes what the configuration has for it.
+pub async fn check(registries: &[RegistryConfig]) -> Vec<RegistryCheck> {
+    let all = &Registries::new(registries);
+    let client = &Registry::new(all.options());
+    let check = |config: &RegistryConfig| {
+        let (host, who) = (config.host.clone(), config.describe());
+        async move {
+            let (evidence, cure) = match all.check(client, &host).await {
+                Ok(seen) => {
+                    return RegistryCheck {
+                        host,
+                        available: true,
+                        evidence: format!("{seen}, {who}"),
+                        cure: String::new(),
+                    };
+                }
+                Err(Fault { message, hint, .. }) => (format!("{message}, {who}"), hint),
+            };
+            RegistryCheck { host, available: false, evidence, cure }
+        }
+    };
+    stream::iter(registries.iter().map(check)).buffered(CHECKS_AT_ONCE).collect().await
+}
+
 /// Every registry that is configured, by name.
 pub(crate) struct Registries {
     credentials: HashMap<String, Credentials>,
@@ -173,6 +217,32 @@ impl Registries {
     /// Who the server is to a registry.
     pub(crate) fn credentials(&self, registry: &str) -> &Credentials {
         self.credentials.get(registry).unwrap_or(&Credentials::Anonymous)
+    }
+
+    /// What is seen of one registry.
+    async fn check(&self, client: &Result<Registry, ImageError>, host: &str) -> Result<&'static str, Fault> {
+        let client = client.as_ref().map_err(ImageError::fault)?;
+        // INVARIANT: `validate` has read it as a part of an image's name.
+        let reference: Reference =
+            format!("{host}/x").parse().map_err(|_| Fault::invalid("it is no registry's name"))?;
+        let credentials = self.credentials(host);
+        match tokio::time::timeout(CHECK_TIME, client.check(&reference, credentials)).await {
+            Ok(Ok(())) => Ok("it answers as a registry and lets us in"),
+            // Most serve public images to who has a token for one, and nothing without.
+            Ok(Err(ImageError::Denied { .. })) if matches!(credentials, Credentials::Anonymous) => {
+                Ok("it answers as a registry and has public images at most")
+            }
+            Ok(Err(error @ ImageError::Denied { .. })) => {
+                let Fault { code, hint, .. } = self.explain(&reference, &error);
+                Err(Fault { code, message: "it does not take its credentials".to_owned(), hint })
+            }
+            Ok(Err(error)) => Err(self.explain(&reference, &error)),
+            Err(_) => Err(Fault::new(
+                Code::TimedOut,
+                format!("it did not answer within {} s", CHECK_TIME.as_secs()),
+                "check the registry's name and the server's network",
+            )),
+        }
     }
 
     /// Why an image was not had, with what the configuration lacks.

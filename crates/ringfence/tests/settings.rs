@@ -2,7 +2,12 @@
 
 mod support;
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+};
 
 use support::{Ran, System, fresh_dir, golden, ringfence};
 
@@ -65,4 +70,68 @@ fn a_configuration_file_is_read_whole_or_refused() {
     let system = System::start_with(dir, &["--listen", "127.0.0.1:0", "--config", &path]);
     system.ok(&["run", "--", "true"]);
     system.stop();
+}
+
+/// A registry that takes one user alone, for as long as the test runs; gives its address.
+fn registry() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            // `ann:right` in base 64.
+            let known = BufReader::new(stream.try_clone().unwrap())
+                .lines()
+                .map_while(Result::ok)
+                .take_while(|line| !line.is_empty())
+                .fold(false, |known, line| known | line.ends_with("Basic YW5uOnJpZ2h0"));
+            let status = if known { "200 OK" } else { "401 Unauthorized\r\nwww-authenticate: Basic realm=\"r\"" };
+            let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    address
+}
+
+#[test]
+fn doctor_reads_a_configuration_and_asks_its_registries() {
+    let dir = fresh_dir();
+    let (file, password) = (dir.path().join("ringfence.toml"), dir.path().join("password"));
+    let doctor = || {
+        let mut command = ringfence(dir.path());
+        command.args(["doctor", "--config"]).arg(&file).arg("--state").arg(dir.path().join("state"));
+        Ran::of(command, b"")
+    };
+    let (there, gone) = (registry(), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let section = |host: &str| {
+        format!("[[registries]]\nhost = '{host}'\nuser = 'ann'\npassword_file = '{}'\n", password.display())
+    };
+    fs::write(&file, section(&there)).unwrap();
+
+    // A file that cannot be read, and one that is wrong, are told before anything is asked.
+    let ran = doctor();
+    ran.expect(1);
+    assert!(ran.stderr.contains(password.to_str().unwrap()), "{}", ran.stderr);
+    fs::write(&password, "right\n").unwrap();
+    let ran = doctor();
+    let told = ran.expect(0);
+    let line = told.lines().find(|line| line.contains(&there)).unwrap();
+    assert!(line.contains(" yes ") && line.contains("lets us in, as `ann`"), "{line}");
+
+    fs::write(&password, "wr0ng\n").unwrap();
+    fs::write(&file, section(&there) + &section(&gone.to_string())).unwrap();
+    let ran = doctor();
+    ran.expect(1);
+    let told = ran.text();
+    let line = |host: &str| told.lines().find(|line| line.contains(host)).unwrap().to_owned();
+    assert!(
+        line(&there).contains(" NO ") && line(&there).contains("does not take its credentials"),
+        "{}",
+        line(&there)
+    );
+    assert!(line(&gone.to_string()).contains("cannot reach"), "{}", line(&gone.to_string()));
+    assert!(!told.contains("wr0ng") && !ran.stderr.contains("wr0ng"));
+    fs::write(&file, "no_such_key = 1\n").unwrap();
+    let ran = doctor();
+    ran.expect(1);
+    assert!(ran.stderr.contains("no_such_key"), "{}", ran.stderr);
 }

@@ -1,16 +1,24 @@
 //! `ringfence doctor`: what this host can hold and how to get the rest; `--audit`: what each process of ours holds.
 
-use std::{collections::BTreeMap, path::Path, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use rf_sandbox::host::HostReport;
+use rf_server::registries::RegistryCheck;
 use rf_template::host::base;
 use rf_types::{Code, Fault};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
     cli::Global,
+    commands::server,
+    connect,
     output::{self, Output},
     state::State,
     supervise::inspect::{self, Audit, Process, Role},
@@ -22,13 +30,32 @@ pub(crate) struct DoctorArgs {
     /// holds rights.
     #[arg(long)]
     audit: bool,
+    /// Read this configuration as `up` would, and ask its registries whether they take what it has for them.
+    #[arg(long, value_name = "FILE", conflicts_with = "audit")]
+    config: Option<PathBuf>,
 }
 
 pub(crate) fn doctor(global: &Global, args: &DoctorArgs, out: &Output) -> Result<ExitCode> {
-    if args.audit { audit(global, out) } else { host(out) }
+    if args.audit { audit(global, out) } else { host(global, args.config.as_deref(), out) }
 }
 
-fn host(out: &Output) -> Result<ExitCode> {
+/// What is found of a configuration.
+#[derive(Serialize)]
+struct Configured<'a> {
+    file: &'a Path,
+    registries: Vec<RegistryCheck>,
+}
+
+/// Reads a configuration, which must be right for anything to be told of it, and asks its registries.
+fn configured<'a>(global: &Global, file: &'a Path) -> Result<Configured<'a>> {
+    let config = server::config_of(global, file)?;
+    let registries = connect::runtime()?.block_on(rf_server::registries::check(&config.registries));
+    Ok(Configured { file, registries })
+}
+
+fn host(global: &Global, config: Option<&Path>, out: &Output) -> Result<ExitCode> {
+    let configured = config.map(|file| configured(global, file)).transpose()?;
+    let registries = configured.as_ref().map_or(&[][..], |configured| &configured.registries);
     let report = HostReport::probe("ringfence-doctor").context("cannot probe this host")?;
     // The probe made groups to see whether it may.
     report.hierarchies.remove_base();
@@ -43,6 +70,7 @@ fn host(out: &Output) -> Result<ExitCode> {
         "disk_image": { "available": report.image.available, "evidence": report.image.evidence, "cure": report.image.cure },
         "template_base": { "available": packages.is_empty(), "missing_packages": packages },
         "missing": missing,
+        "configuration": configured,
     });
     out.value(&value, |_| {
         let mark = |available| if available { "yes" } else { "NO" };
@@ -62,7 +90,14 @@ fn host(out: &Output) -> Result<ExitCode> {
                 } else {
                     format!("looked for programs: {} missing", packages.join(", "))
                 },
-            ]]);
+            ]])
+            .chain(configured.iter().map(|configured| {
+                let read = format!("`{}` was read, and the files of its registries", configured.file.display());
+                vec!["configuration".to_owned(), mark(true).to_owned(), read]
+            }))
+            .chain(registries.iter().map(|found| {
+                vec![format!("registry {}", found.host), mark(found.available).to_owned(), found.evidence.clone()]
+            }));
         let mut text = format!(
             "kernel {}, {mode}\n\n{}\n",
             report.kernel,
@@ -77,6 +112,9 @@ fn host(out: &Output) -> Result<ExitCode> {
         if !packages.is_empty() {
             text.push_str(&format!("\nthe template `base` is not to be had. To get it: {}", base::cure(&packages)));
         }
+        for found in registries.iter().filter(|found| !found.available) {
+            text.push_str(&format!("\nno images are to be had of {}. To get them: {}", found.host, found.cure));
+        }
         match missing {
             0 => text.push_str("\nevery layer can be held: sandboxes start as they should"),
             _ => text.push_str(&format!(
@@ -85,7 +123,8 @@ fn host(out: &Output) -> Result<ExitCode> {
         }
         text
     })?;
-    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let well = missing == 0 && registries.iter().all(|found| found.available);
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn audit(global: &Global, out: &Output) -> Result<ExitCode> {

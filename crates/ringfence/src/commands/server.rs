@@ -92,6 +92,20 @@ impl ServerArgs {
     }
 }
 
+/// What a server started with this configuration file would have: read and checked as it would.
+pub(crate) fn config_of(global: &Global, file: &std::path::Path) -> Result<ServerConfig> {
+    let args = ServerArgs {
+        supervisor: None,
+        listen: None,
+        tls_certificate: None,
+        tls_key: None,
+        allow_plaintext: false,
+        public_url: None,
+        config: Some(file.to_owned()),
+    };
+    args.config(&State::locate(global.state.as_deref())?, geteuid().is_root())
+}
+
 fn path_text(path: &std::path::Path) -> Result<String> {
     path.to_str().map(str::to_owned).with_context(|| format!("`{}` is not UTF-8", path.display()))
 }
