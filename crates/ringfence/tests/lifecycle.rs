@@ -168,6 +168,13 @@ fn a_snapshot_is_one_users_and_others_begin_with_it() {
         "one\n[]\n1000000"
     );
     text(&ann, &child, "echo child > file");
+
+    // A name that a sandbox and a snapshot have is not guessed at.
+    let twin = id(&json(&ann, &["create", "--lease", "10m", "--name", "base"]));
+    let refused = run(&ann, &["rm", "base"]);
+    let both = [twin.as_str(), first["id"].as_str().unwrap()];
+    assert!(refused.code == 1 && both.iter().all(|id| refused.stderr.contains(id)), "{refused:?}");
+    assert_eq!(run(&ann, &["rm", &twin]).code, 0);
     assert_eq!(text(&ann, &parent, "cat file"), "two");
 
     // Nobody else's.

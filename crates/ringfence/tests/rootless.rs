@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, os::unix::process::CommandExt as _, process::Command};
 
 use rustix::process::geteuid;
 use serde_json::Value;
@@ -145,5 +145,12 @@ fn commands_files_and_terminals_work_and_nothing_is_left() {
         inits.iter().all(|init| !alive.iter().any(|(pid, line)| u64::from(*pid) == *init && line.contains("init")))
     });
     assert_eq!(sh("true").code, 125);
-    system.stop();
+    // Who started it can throw all of it away, templates included, as they would anything of theirs.
+    let state = system.state();
+    system.stop_and(|| {
+        assert!(state.join("warden/host").read_dir().unwrap().next().is_some());
+        let removed = Command::new("rm").arg("-r").arg(&state).uid(NOBODY).gid(NOBODY).output().unwrap();
+        assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+        assert!(!state.exists());
+    });
 }
