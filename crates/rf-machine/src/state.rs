@@ -208,7 +208,8 @@ impl Seen {
                 "start another exec",
             ));
         }
-        self.file.write_all(format!("{exec}\n").as_bytes()).map_err(|error| {
+        // A line of its own, also after one that could be written in part only.
+        self.file.write_all(format!("\n{exec}\n").as_bytes()).map_err(|error| {
             Fault::new(Code::DiskFull, format!("the machine cannot note the exec before it starts: {error}"), "")
         })?;
         self.known.insert(exec);
@@ -240,6 +241,21 @@ mod tests {
         let mut seen = state.seen().unwrap();
         assert_eq!(seen.note(exec).unwrap_err().code, Code::PlaceLost);
         seen.note(ExecId::random()).unwrap();
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_hides_none_after_it() {
+        let base = tempfile::tempdir().unwrap();
+        let (cut, exec) = (ExecId::random().to_string(), ExecId::random());
+        {
+            let state = State::open(base.path(), "https://a:1").unwrap();
+            let mut seen = state.seen().unwrap();
+            // As a full disk leaves it.
+            seen.file.write_all(&cut.as_bytes()[..9]).unwrap();
+            seen.note(exec).unwrap();
+        }
+        let state = State::open(base.path(), "https://a:1").unwrap();
+        assert_eq!(state.seen().unwrap().note(exec).unwrap_err().code, Code::PlaceLost);
     }
 
     #[test]

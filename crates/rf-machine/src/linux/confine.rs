@@ -7,7 +7,7 @@
 //! | sockets with a path (session bus, Docker, agents of keys), which Landlock does not cover | the filter: no `AF_UNIX` by socket(2) |
 //! | io_uring (another way to a socket), the owner's keyrings | the filter |
 //! | set-id programs; root's capabilities, when root joined | `no_new_privs`, none permitted |
-//! | **not held:** the network; mode, owner, times and extended attributes of files outside whose name is known (Landlock has no right for them); memory, tasks, CPU | nothing |
+//! | **not held:** the network; mode, owner, times and extended attributes of files outside whose name is known (Landlock has no right for them); memory, tasks, CPU; System V objects, limits and priorities of the owner's other programs | nothing |
 
 use std::{
     fs::File,
@@ -108,6 +108,8 @@ pub(crate) fn not_held() -> Vec<String> {
         "mode, owner and times of files outside of the workspace can be changed by whoever knows their name".to_owned(),
         "command lines of the owner's other programs can be read in /proc".to_owned(),
         "memory, tasks and CPU have no limit of their own".to_owned(),
+        "the owner's other programs share their System V queues and memory, and can be given other limits and priorities"
+            .to_owned(),
     ];
     if abi() < 6 {
         missing.push("signals reach the owner's other programs (Landlock ABI 6 would hold them)".to_owned());
@@ -193,6 +195,7 @@ pub(crate) fn filter() -> Vec<Instruction> {
     const EACCES: u32 = 13;
     const AF_UNIX: u32 = 1;
     const SOCK_DGRAM: u32 = 2;
+    const SOCK_RAW: u32 = 3;
     let (arch, socket, socketpair, keys) = ARCH;
     let load = |at| Instruction { code: 0x20, jt: 0, jf: 0, k: at };
     let equal = |k, jt, jf| Instruction { code: 0x15, jt, jf, k };
@@ -212,13 +215,15 @@ pub(crate) fn filter() -> Vec<Instruction> {
         back(ERRNO | ENOSYS),
         equal(socket, 0, 3),
         load(16),
-        equal(AF_UNIX, 0, 6),
+        equal(AF_UNIX, 0, 7),
         back(ERRNO | EACCES),
-        // A pair of datagram sockets can be connected anew, to a path.
-        equal(socketpair, 0, 4),
+        // A pair of datagram sockets can be connected anew, to a path. A raw one is made a datagram one (unix_create in
+        // net/unix/af_unix.c).
+        equal(socketpair, 0, 5),
         load(24),
         Instruction { code: 0x54, jt: 0, jf: 0, k: 0xF },
-        equal(SOCK_DGRAM, 0, 1),
+        equal(SOCK_DGRAM, 1, 0),
+        equal(SOCK_RAW, 0, 1),
         back(ERRNO | EACCES),
         back(ALLOW),
     ]
@@ -266,6 +271,8 @@ mod tests {
             (NATIVE, 53, [1, 1], ALLOW),
             (NATIVE, 53, [1, 2], 0x0005_000D),
             (NATIVE, 53, [1, 0x8_0802], 0x0005_000D),
+            (NATIVE, 53, [1, 3], 0x0005_000D),
+            (NATIVE, 53, [1, 0x8_0003], 0x0005_000D),
             (NATIVE, 53, [1, 5], ALLOW),
             (NATIVE, 425, [0, 0], 0x0005_0026),
             (NATIVE, 248, [0, 0], 0x0005_0026),
