@@ -1,6 +1,7 @@
 //! Accepts connections and serves HTTP/1.1, HTTP/2 and WebSocket on each, within bounds: connections at once, time for
 //! a header, time for a TLS handshake. Ends gracefully: no new request, running ones get their time.
 
+mod duct;
 mod unread;
 
 use std::{
@@ -30,6 +31,7 @@ use tokio::{
     sync::Semaphore,
 };
 
+pub(crate) use self::duct::{Duct, Filling};
 use crate::{app::Peer, config::DoorConfig, refusal::Refusal, service::Door, tls::Certificate};
 
 /// How often certificate files are looked at. Chosen: renewals come days ahead.
@@ -92,7 +94,8 @@ pub async fn serve(
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let line = Line { tls: acceptor.is_some(), ..Line::none() };
+        let tls = acceptor.is_some();
+        let line = Line { tls, duct: (!tls).then(Duct::default), ..Line::none() };
         let stream = Impatient { stream, stall, waiting: None, lingering: None, line: line.clone() };
         let watcher = graceful.watcher();
         let (door, builder, acceptor) = (door.clone(), builder.clone(), acceptor.clone());
@@ -125,13 +128,20 @@ pub struct Line {
     pub tls: bool,
     reset: Arc<AtomicBool>,
     linger: Arc<AtomicBool>,
+    duct: Option<Duct>,
 }
 
 impl Line {
     /// A line of its own, for requests that came over none.
     #[must_use]
     pub fn none() -> Self {
-        Self { tls: false, reset: Arc::default(), linger: Arc::default() }
+        Self { tls: false, reset: Arc::default(), linger: Arc::default(), duct: None }
+    }
+
+    /// The way around this program for the bytes of an answer. For HTTP/1.1 without TLS alone, where what is answered and
+    /// what is sent are the same bytes.
+    pub(crate) fn duct(&self) -> Option<&Duct> {
+        self.duct.as_ref()
     }
 
     /// Has the connection end with a reset (RST) instead of an orderly end, once it is given up: what was under way on
@@ -250,7 +260,10 @@ impl AsyncRead for Impatient {
 
 impl AsyncWrite for Impatient {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        let written = match &self.line.duct {
+            Some(duct) if duct::is_placeholder(bytes) => duct.poll_drain(&self.stream, bytes.len(), context),
+            _ => Pin::new(&mut self.stream).poll_write(context, bytes),
+        };
         self.judge(written, context)
     }
 
@@ -259,8 +272,18 @@ impl AsyncWrite for Impatient {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, bytes);
-        self.judge(written, context)
+        // What comes before a placeholder goes out first, by itself.
+        let plain = match self.line.duct {
+            Some(_) => bytes.iter().position(|bytes| duct::is_placeholder(bytes)).unwrap_or(bytes.len()),
+            None => bytes.len(),
+        };
+        match bytes.first() {
+            Some(first) if plain == 0 => self.poll_write(context, first),
+            _ => {
+                let written = Pin::new(&mut self.stream).poll_write_vectored(context, &bytes[..plain]);
+                self.judge(written, context)
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! client ─(HTTP/1.1, HTTP/2, TLS)─▶ head.rs: another head ─▶ pool.rs: a connection of this sandbox and port ─▶ program
-//!        ◀── body.rs: cut off with the sandbox ──────────────────────────────────────────────────────────────┘
+//!        ◀── body.rs: cut off with the sandbox ── moved.rs: long ones by the kernel ─────────────────────────┘
 //!                 visits.rs: one operation in the ledger for each visit
 //! ```
 //!
@@ -13,6 +13,7 @@
 mod body;
 mod door;
 mod head;
+mod moved;
 mod pool;
 mod visits;
 
@@ -33,6 +34,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 pub(crate) use self::body::cut;
 pub use self::door::routes;
 use self::{
+    moved::Back,
     pool::{Pool, Sender},
     visits::{UnderWay, Visits},
 };
@@ -133,13 +135,14 @@ impl Ports {
         if request.method() == Method::CONNECT {
             return Err(NotPassed::Unfit("CONNECT asks for a tunnel, and a port is none"));
         }
-        let version = request.version();
+        let (version, small) = (request.version(), moved::is_small(&request));
         let switching = version < Version::HTTP_2 && head::upgrade(request.headers()).is_some();
         let client = switching.then(|| hyper::upgrade::on(&mut request));
         let request = outgoing(&passage, request)?;
         let Passage { visit, place, ref line, .. } = passage;
         let Visit { sandbox, port, permit, under_way } = visit;
-        let Answered { mut response, sender } = self.send(place, sandbox, port, &permit, request).await?;
+        let to = To { place, sandbox, port, permit: &permit };
+        let Answered { mut response, sender } = self.send(&to, request, switching).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(client) = client else {
                 return Err(NotPassed::NoAnswer("it went over to another protocol that nobody asked for"));
@@ -154,8 +157,19 @@ impl Ports {
             });
             return incoming(response.map(|_| Body::empty()), true);
         }
-        self.pool.keep(sandbox, port, sender);
-        let response = incoming(response.map(Body::new), false)?;
+        let reused = moved::is_kept_alive(&response);
+        let (head, body) = response.into_parts();
+        let body = match line.duct().filter(|_| small && version < Version::HTTP_2 && !switching) {
+            Some(duct) if moved::is_worth_it(&body) => {
+                let back = Back { pool: self.pool.clone(), place: Arc::clone(place), sandbox, port };
+                moved::body(body, sender, duct, reused.then_some(back)).await
+            }
+            _ => {
+                self.pool.keep(sandbox, port, sender);
+                Body::new(body)
+            }
+        };
+        let response = incoming(Response::from_parts(head, body), false)?;
         Ok(cut(response, place, Some(under_way.fallen()), line, version, under_way))
     }
 
@@ -179,17 +193,12 @@ impl Ports {
     }
 
     /// Sends a request over a connection that was kept, else over a new one.
-    async fn send(
-        &self,
-        place: &Arc<SandboxPlace>,
-        sandbox: SandboxId,
-        port: u16,
-        permit: &Permit,
-        mut request: Request<Body>,
-    ) -> Result<Answered, NotPassed> {
-        while let Some(mut sender) = self.pool.take(sandbox, port) {
+    async fn send(&self, to: &To<'_>, mut request: Request<Body>, switching: bool) -> Result<Answered, NotPassed> {
+        let To { place, sandbox, port, permit } = *to;
+        // One that may go over to something else is made for that.
+        while !switching && let Some(mut sender) = self.pool.take(sandbox, port) {
             let again = again(&request);
-            match sender.try_send_request(request).await {
+            match sender.send(request).await {
                 Ok(response) => return Ok(Answered { response, sender }),
                 // The program closed it at the moment that we took it: it has seen nothing of the request, or may see
                 // it twice (RFC 9110, section 9.2.2).
@@ -199,12 +208,24 @@ impl Ports {
                 },
             }
         }
-        let mut sender = self.pool.open(place, sandbox, permit, port).await.map_err(not_connected)?;
-        match sender.try_send_request(request).await {
+        let opened = match switching {
+            true => self.pool.open_switching(place, sandbox, permit, port).await,
+            false => self.pool.open(place, sandbox, permit, port).await,
+        };
+        let mut sender = opened.map_err(not_connected)?;
+        match sender.send(request).await {
             Ok(response) => Ok(Answered { response, sender }),
             Err(error) => Err(broken(place, error.error())),
         }
     }
+}
+
+/// A port, and the proof that it may be reached.
+struct To<'a> {
+    place: &'a Arc<SandboxPlace>,
+    sandbox: SandboxId,
+    port: u16,
+    permit: &'a Permit,
 }
 
 fn not_connected(fault: Fault) -> NotPassed {

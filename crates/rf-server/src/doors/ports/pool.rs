@@ -10,13 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::body::Body;
-use hyper::client::conn::http1::{Builder, SendRequest};
+use axum::{
+    body::Body,
+    http::{Request, Response},
+};
+use bytes::Bytes;
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http1::{Builder, SendRequest},
+    },
+};
 use hyper_util::rt::TokioIo;
 use rf_places::sandbox::SandboxPlace;
 use rf_policy::Permit;
 use rf_types::{Code, Fault, SandboxId};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::oneshot};
 
 /// How long a connection waits for its next request. Chosen: servers of the usual frameworks close idle ones after five
 /// seconds, and one that we close first cannot be closed under a request.
@@ -34,7 +44,38 @@ const HEAD_BYTES_MAX: usize = 512 << 10;
 const FIELDS_MAX: usize = 256;
 
 /// A connection to a port, ready for one request.
-pub(super) type Sender = SendRequest<Body>;
+#[derive(Debug)]
+pub(super) struct Sender {
+    sender: SendRequest<Body>,
+    /// To the task that drives it.
+    take_out: Option<oneshot::Sender<oneshot::Sender<TakenOut>>>,
+}
+
+/// A connection that was taken from HTTP in the middle of an answer's body.
+#[derive(Debug)]
+pub(super) struct TakenOut {
+    pub(super) stream: TcpStream,
+    /// What was read of it, and handed on to nobody.
+    pub(super) read: Bytes,
+    pub(super) seat: Seat,
+}
+
+impl Sender {
+    pub(super) async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        self.sender.try_send_request(request).await
+    }
+
+    /// Takes the connection from HTTP: none when it has ended, or goes over to another protocol by itself. What of the
+    /// body was read by then is still in it, or in [`TakenOut::read`] after that.
+    pub(super) async fn take_out(self) -> Option<TakenOut> {
+        let (reply, taken) = oneshot::channel();
+        self.take_out?.send(reply).ok()?;
+        taken.await.ok()
+    }
+}
 
 /// The connections; clones are the same ones.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +96,7 @@ struct Kept {
 }
 
 /// One open connection; counts until it is dropped.
+#[derive(Debug)]
 pub(super) struct Seat {
     pool: Pool,
     sandbox: SandboxId,
@@ -81,16 +123,16 @@ impl Pool {
     pub(super) fn take(&self, sandbox: SandboxId, port: u16) -> Option<Sender> {
         let mut connections = self.lock();
         let kept = connections.kept.get_mut(&(sandbox, port))?;
-        kept.retain(|kept| !kept.sender.is_closed());
+        kept.retain(|kept| !kept.sender.sender.is_closed());
         // The newest that is free: the others may then grow old.
-        let free = kept.iter().rposition(|kept| kept.sender.is_ready())?;
+        let free = kept.iter().rposition(|kept| kept.sender.sender.is_ready())?;
         let Kept { sender, since } = kept.remove(free);
         (since.elapsed() < IDLE_TIME).then_some(sender)
     }
 
     /// Keeps a connection whose answer has begun, for when that has ended.
     pub(super) fn keep(&self, sandbox: SandboxId, port: u16, sender: Sender) {
-        if sender.is_closed() {
+        if sender.sender.is_closed() {
             return;
         }
         let mut connections = self.lock();
@@ -115,13 +157,22 @@ impl Pool {
         port: u16,
     ) -> Result<Sender, Fault> {
         let (stream, seat) = self.connect(place, sandbox, permit, port).await?;
-        let mut builder = Builder::new();
-        // As most clients of HTTP/1.1 write them: what listens here may be a few lines that never heard of another way.
-        builder.title_case_headers(true).max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX);
-        let (sender, connection) = builder
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| Fault::new(Code::Internal, format!("a connection did not begin: {error}"), ""))?;
+        drive(stream, seat, place).await
+    }
+
+    /// As [`Self::open`], for one request that asks to go over to another protocol. It is not kept.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub(super) async fn open_switching(
+        &self,
+        place: &Arc<SandboxPlace>,
+        sandbox: SandboxId,
+        permit: &Permit,
+        port: u16,
+    ) -> Result<Sender, Fault> {
+        let (stream, seat) = self.connect(place, sandbox, permit, port).await?;
+        let (sender, connection) = handshake(stream).await?;
         let place = Arc::clone(place);
         tokio::spawn(async move {
             tokio::select! {
@@ -131,7 +182,14 @@ impl Pool {
             }
             drop(seat);
         });
-        Ok(sender)
+        Ok(Sender { sender, take_out: None })
+    }
+
+    /// Gives HTTP a connection back that was taken from it and is between two messages, for the next request.
+    pub(super) async fn give_back(&self, place: &Arc<SandboxPlace>, sandbox: SandboxId, port: u16, taken: TakenOut) {
+        if let Ok(sender) = drive(taken.stream, taken.seat, place).await {
+            self.keep(sandbox, port, sender);
+        }
     }
 
     /// A connection as it is, counted until its seat is dropped.
@@ -171,15 +229,44 @@ impl Pool {
     }
 }
 
+type Connection = hyper::client::conn::http1::Connection<TokioIo<TcpStream>, Body>;
+
+async fn handshake(stream: TcpStream) -> Result<(SendRequest<Body>, Connection), Fault> {
+    let mut builder = Builder::new();
+    // As most clients of HTTP/1.1 write them: what listens here may be a few lines that never heard of another way.
+    builder.title_case_headers(true).max_buf_size(HEAD_BYTES_MAX).max_headers(FIELDS_MAX);
+    let begun = builder.handshake(TokioIo::new(stream)).await;
+    begun.map_err(|error| Fault::new(Code::Internal, format!("a connection did not begin: {error}"), ""))
+}
+
+/// Starts the task that drives a connection until it ends, its sandbox does, or somebody takes it out.
+async fn drive(stream: TcpStream, seat: Seat, place: &Arc<SandboxPlace>) -> Result<Sender, Fault> {
+    let (sender, mut connection) = handshake(stream).await?;
+    let (take_out, mut taken) = oneshot::channel::<oneshot::Sender<TakenOut>>();
+    let place = Arc::clone(place);
+    tokio::spawn(async move {
+        let reply = tokio::select! {
+            // How it ends is seen by whoever has a request on it.
+            _ = &mut connection => return,
+            _ = place.lost() => return,
+            Ok(reply) = &mut taken => reply,
+        };
+        let parts = connection.into_parts();
+        // Whoever asked may have gone: then it is closed.
+        let _ = reply.send(TakenOut { stream: parts.io.into_inner(), read: parts.read_buf, seat });
+    });
+    Ok(Sender { sender, take_out: Some(take_out) })
+}
+
 /// Closes what was idle for too long, until nothing is kept.
 async fn sweep(pool: Weak<Mutex<Connections>>) {
     loop {
         tokio::time::sleep(SWEEP_PERIOD).await;
         let Some(pool) = pool.upgrade() else { return };
         let mut connections = pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = |kept: &Kept| !kept.sender.is_ready() || kept.since.elapsed() < IDLE_TIME;
+        let fresh = |kept: &Kept| !kept.sender.sender.is_ready() || kept.since.elapsed() < IDLE_TIME;
         connections.kept.retain(|_, kept| {
-            kept.retain(|kept| !kept.sender.is_closed() && fresh(kept));
+            kept.retain(|kept| !kept.sender.sender.is_closed() && fresh(kept));
             !kept.is_empty()
         });
         if connections.kept.is_empty() {
@@ -223,6 +310,7 @@ mod tests {
         let pool = Pool::default();
         let (ours, theirs) = tokio::io::duplex(1 << 10);
         let (sender, connection) = Builder::new().handshake(TokioIo::new(ours)).await.unwrap();
+        let sender = Sender { sender, take_out: None };
         let driver = tokio::spawn(connection);
         tokio::task::yield_now().await;
         pool.keep(ONE, 80, sender);
@@ -241,6 +329,7 @@ mod tests {
         let pool = Pool::default();
         let (ours, theirs) = tokio::io::duplex(1 << 10);
         let (sender, connection) = Builder::new().handshake(TokioIo::new(ours)).await.unwrap();
+        let sender = Sender { sender, take_out: None };
         let driver = tokio::spawn(connection);
         pool.keep(ONE, 80, sender);
         assert!(pool.lock().sweeping);
