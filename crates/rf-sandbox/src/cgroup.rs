@@ -185,6 +185,13 @@ impl Hierarchies {
         matches!(self.memory, Some(Controller::V1(_)))
     }
 
+    /// Whether block I/O is limited by version 1, which counts what is written later for nobody: its groups of memory and
+    /// of I/O know nothing of each other (the kernel's cgroup-v2 document, "Writeback").
+    #[must_use]
+    pub fn io_is_version_1(&self) -> bool {
+        matches!(self.io, Some(Controller::V1(_)))
+    }
+
     /// Whether the controller behind `layer` is there.
     #[must_use]
     pub fn has(&self, layer: Layer) -> bool {

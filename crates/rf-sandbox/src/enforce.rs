@@ -64,6 +64,10 @@ fn partly(layer: Layer, plan: &Plan, group: &Group) -> Held {
             "buffers of TCP sockets: cgroup version 1 counts them apart; held to a quarter of the memory limit, and past \
              that to some 25 KiB a connection"
         }
+        (Layer::Io, _) if plan.disk == DiskKind::Image && group.hierarchies().io_is_version_1() => {
+            "what the kernel writes later: cgroup version 1 counts it for nobody. Held are reads, and writes that their \
+             program waits for"
+        }
         (Layer::Tasks, _) if !group.hierarchies().has_v2() => {
             "a group for each exec: cgroup version 1 alone. Killing an exec finds its processes in /proc, and not one that \
              detached itself from a first process that has ended"

@@ -59,25 +59,34 @@ pub fn next(socket: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
 pub struct Warden {
     dir: tempfile::TempDir,
     child: Child,
+    /// After its state directory.
+    args: Vec<String>,
 }
 
 impl Warden {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With so many sandboxes kept prepared.
+    pub fn start_with(args: &[&str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "run this as root");
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("run")).unwrap();
-        let child = Self::run(&dir);
-        Self { dir, child }
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
+        let child = Self::run(&dir, &args);
+        Self { dir, child, args }
     }
 
-    fn run(dir: &tempfile::TempDir) -> Child {
+    fn run(dir: &tempfile::TempDir, args: &[String]) -> Child {
         let tests = std::env::current_exe().unwrap();
         let program = tests.ancestors().nth(2).unwrap().join("examples/warden");
         assert!(program.exists(), "cargo builds {} with the tests", program.display());
         let log = fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
         // The socket of a former one is refused, a new one's accepts.
         let _ = fs::remove_file(dir.path().join("run/warden.sock"));
-        let mut child = Command::new(program).arg(dir.path()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut child =
+            Command::new(program).arg(dir.path()).args(args).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         eventually("the warden listens", || {
             let ended = child.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", fs::read_to_string(dir.path().join("log")).unwrap());
@@ -98,13 +107,13 @@ impl Warden {
     pub fn kill_and_restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
-        self.child = Self::run(&self.dir);
+        self.child = Self::run(&self.dir, &self.args);
     }
 
     /// Ends it in order, and starts the next on the same state.
     pub fn restart(&mut self) {
         self.end();
-        self.child = Self::run(&self.dir);
+        self.child = Self::run(&self.dir, &self.args);
     }
 
     fn end(&mut self) {
