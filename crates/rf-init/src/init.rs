@@ -21,6 +21,7 @@ use rustix::{
 };
 
 use crate::{
+    ahead,
     channel::{Answer, Channel, Fds, Listing, Received, Sent, receive},
     exec::{Context, Refused, Streams, at, start_exec},
     file, kill, probe,
@@ -161,6 +162,7 @@ fn run(args: Args) -> Result<(), Errno> {
     }
     let probes = probe::probe(init.spare_cgroup.is_some());
     init.warden.answer(Answer::new(answer::READY, 0, |writer| writer.u32(probes)))?;
+    ahead::look(init.rights, &mut init.last_user);
     init.serve(signals.as_fd(), buffer)
 }
 

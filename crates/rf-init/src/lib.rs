@@ -20,6 +20,7 @@
 
 #![cfg_attr(not(test), no_std)]
 
+mod ahead;
 mod channel;
 mod exec;
 mod file;

@@ -4,30 +4,30 @@
 
 use std::{
     fs,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
 };
 
-use rf_types::{DiskKind, Enforcement, Held, Layer, LayerReport};
-use rf_wire::init::{Ready, ready};
-use rustix::process::Pid;
-
 use crate::{
     cgroup::Group,
-    launch::LaunchError,
+    launch::{Child, LaunchError},
     plan::{Ids, Plan},
     setup::Facts,
 };
+use rf_sys::process::namespace_of;
+use rf_types::{DiskKind, Enforcement, Held, Layer, LayerReport};
+use rf_wire::init::{Ready, ready};
 
 /// Reads back every layer.
 pub(crate) fn read_back(
     plan: &Plan,
-    pid: Pid,
+    child: &Child,
     group: &Group,
     facts: &Facts,
     ready: Ready,
     own: &OwnNamespaces,
 ) -> Result<Enforcement, LaunchError> {
-    let seen = Seen::of(pid, own);
+    let seen = Seen::of(child, own);
     let mut layers = Vec::with_capacity(Layer::ALL.len());
     for layer in Layer::ALL {
         let (held, evidence) = if plan.holds(layer) {
@@ -83,6 +83,7 @@ fn partly(layer: Layer, plan: &Plan, group: &Group) -> Held {
 /// What `/proc` says of the sandbox's process 1.
 struct Seen<'a> {
     pid: i32,
+    pidfd: BorrowedFd<'a>,
     status: String,
     /// `/proc/PID/cgroup`.
     cgroup: String,
@@ -110,12 +111,12 @@ impl OwnNamespaces {
 }
 
 impl<'a> Seen<'a> {
-    fn of(pid: Pid, own: &'a OwnNamespaces) -> Self {
-        let pid = pid.as_raw_pid();
+    fn of(child: &'a Child, own: &'a OwnNamespaces) -> Self {
+        let pid = child.pid.as_raw_pid();
         // Nothing read is nothing held: every look below then fails.
         let read = |file| fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let root = rustix::fs::statfs(format!("/proc/{pid}/root")).map_err(|errno| errno.to_string());
-        Self { pid, status: read("status"), cgroup: read("cgroup"), root, own }
+        Self { pid, pidfd: child.pidfd.as_fd(), status: read("status"), cgroup: read("cgroup"), root, own }
     }
 
     /// A line of `status`; proc_pid_status(5).
@@ -125,7 +126,14 @@ impl<'a> Seen<'a> {
 
     /// Whether its namespace is another than ours, and its name.
     fn namespace(&self, name: &str) -> (bool, String) {
-        match (fs::read_link(format!("/proc/{}/ns/{name}", self.pid)), self.own.get(name)) {
+        // By the process itself, where the kernel can; a name in `/proc` stays in its caches, 1 KiB each, as long as the
+        // process lives.
+        let number = namespace_of(self.pidfd, name).and_then(rustix::fs::fstat).map(|stat| stat.st_ino);
+        let theirs = match number {
+            Ok(number) => Ok(PathBuf::from(format!("{name}:[{number}]"))),
+            Err(_) => fs::read_link(format!("/proc/{}/ns/{name}", self.pid)),
+        };
+        match (theirs, self.own.get(name)) {
             (Ok(theirs), Some(ours)) => (theirs != ours, theirs.to_string_lossy().into_owned()),
             _ => (false, format!("ns/{name} cannot be read")),
         }

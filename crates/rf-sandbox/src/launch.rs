@@ -588,8 +588,8 @@ impl Starting {
         };
         let ready = Ready { probes: reader.u32().map_err(|_| LaunchError::NotInit)? };
         let facts = self.facts.take().ok_or(LaunchError::NotInit)?;
-        let pid = self.pid();
-        let enforcement = enforce::read_back(&self.plan, pid, &self.cleanup.group, &facts, ready, &launcher.own)?;
+        let child = self.cleanup.child.as_ref().ok_or(LaunchError::Died)?;
+        let enforcement = enforce::read_back(&self.plan, child, &self.cleanup.group, &facts, ready, &launcher.own)?;
         Ok(Some(Confirmed { enforcement }))
     }
 

@@ -352,6 +352,34 @@ pub fn unshare(new: u64) -> Result<(), Errno> {
     check(unsafe { libc::unshare(new as i32) }.into()).map(drop)
 }
 
+/// Opens the namespace of a process, named as in `/proc/PID/ns` (namespaces(7)), by the process's pidfd.
+///
+/// Wraps the ioctls `PIDFD_GET_*_NAMESPACE` (linux/pidfd.h). Since Linux 6.11.
+///
+/// # Errors
+/// `ENOTTY` on an older kernel; `EPERM` without the right to look at the process (ptrace(2), `PTRACE_MODE_READ_FSCREDS`);
+/// `ESRCH` when it has ended; `EINVAL` for another name.
+pub fn namespace_of(pidfd: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errno> {
+    let number = match name {
+        "cgroup" => 1,
+        "ipc" => 2,
+        "mnt" => 3,
+        "net" => 4,
+        "pid" => 5,
+        "time" => 7,
+        "user" => 9,
+        "uts" => 10,
+        _ => return Err(Errno::INVAL),
+    };
+    // `_IO(PIDFS_IOCTL_MAGIC, number)`.
+    let request = 0xff00 | number;
+    // SAFETY: the request takes no argument and touches no memory of ours.
+    let raw = check(unsafe { libc::ioctl(pidfd.as_raw_fd(), request, 0) }.into())?;
+    // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
+    let namespace = unsafe { OwnedFd::from_raw_fd(raw as RawFd) };
+    Ok(namespace)
+}
+
 /// Gives the calling process a new, empty session keyring; see keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`.
 ///
 /// Returns its serial number.
