@@ -62,19 +62,27 @@ fn child_on_a_small_disk() {
     println!("held on a full disk");
 }
 
-#[test]
-fn a_full_disk_refuses_and_loses_nothing() {
+/// Runs one of the tests that are none of their own, behind a line of shell (`$1` is the directory it gets in `variable`),
+/// which must end well and with these words.
+fn holds(through: &[&str], line: &str, child: &str, variable: &str, words: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let output = Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-ec"])
-        .arg("mount -t tmpfs -o size=6m none \"$0\"; exec \"$1\" --exact child_on_a_small_disk --nocapture")
-        .arg(dir.path())
+    let output = Command::new(through[0])
+        .args(&through[1..])
+        .args(["-ec", &format!("{line}; exec \"$0\" --exact {child} --nocapture")])
         .arg(std::env::current_exe().unwrap())
-        .env(CHILD, dir.path())
+        .arg(dir.path())
+        .env(variable, dir.path())
         .output()
         .unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("held on a full disk"), "{text}");
+    assert!(output.status.success() && text.contains(words), "{text}");
+}
+
+#[test]
+fn a_full_disk_refuses_and_loses_nothing() {
+    let through = ["unshare", "--user", "--map-root-user", "--mount", "sh"];
+    let line = "mount -t tmpfs -o size=6m none \"$1\"";
+    holds(&through, line, "child_on_a_small_disk", CHILD, "held on a full disk");
 }
 
 /// A limit on the size of files stands for every other failure of write(2): the signal is blocked by the shell's trap.
@@ -99,16 +107,9 @@ fn child_with_a_limit_on_file_sizes() {
 
 #[test]
 fn a_limit_on_file_sizes_refuses_and_loses_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let output = Command::new("sh")
-        // An ignored signal stays ignored across exec; the write then fails with EFBIG.
-        .args(["-ec", "trap '' XFSZ; ulimit -f 200; exec \"$0\" --exact child_with_a_limit_on_file_sizes --nocapture"])
-        .arg(std::env::current_exe().unwrap())
-        .env("RF_LEDGER_TEST_FSIZE", dir.path())
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("held at the limit"), "{text}");
+    // An ignored signal stays ignored across exec; the write then fails with EFBIG.
+    let line = "trap '' XFSZ; ulimit -f 200";
+    holds(&["sh"], line, "child_with_a_limit_on_file_sizes", "RF_LEDGER_TEST_FSIZE", "held at the limit");
 }
 
 /// Not a test of its own: may open few files; see the next test.
@@ -146,13 +147,5 @@ fn child_without_descriptors() {
 
 #[test]
 fn exhausted_descriptors_refuse_and_lose_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let output = Command::new("sh")
-        .args(["-ec", "ulimit -n 64; exec \"$0\" --exact child_without_descriptors --nocapture"])
-        .arg(std::env::current_exe().unwrap())
-        .env("RF_LEDGER_TEST_FILES", dir.path())
-        .output()
-        .unwrap();
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("held without descriptors"), "{text}");
+    holds(&["sh"], "ulimit -n 64", "child_without_descriptors", "RF_LEDGER_TEST_FILES", "held without descriptors");
 }

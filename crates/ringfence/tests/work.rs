@@ -10,6 +10,7 @@ use std::{
     process::Command,
 };
 
+use rf_testkit::noise;
 use sha2::{Digest as _, Sha256};
 use support::System;
 
@@ -212,20 +213,6 @@ print(found, sums, "people_by_name" in plan, base.execute("PRAGMA integrity_chec
     let again = "python3 -c 'import sqlite3; print(sqlite3.connect(\"base.db\").execute(\"SELECT count(*) FROM people\").fetchone()[0])'";
     assert_eq!(bench.sh("database", again), "100000");
     bench.close();
-}
-
-/// Bytes that do not repeat, always the same.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// Every file below a directory with the hash of what is in it, as `sha256sum` prints it, sorted.

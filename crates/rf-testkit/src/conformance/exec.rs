@@ -3,7 +3,8 @@
 use rf_types::{Code, ExecId, Program, Pty, Rlimits, SignalScope};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Site, feed, finish, noise, read_until, sh, spec};
+use super::{Site, feed, finish, read_until, sh, spec};
+use crate::noise;
 
 const SIGKILL: i32 = 9;
 const SIGPIPE: i32 = 13;

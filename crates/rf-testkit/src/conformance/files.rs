@@ -5,7 +5,8 @@ use futures::StreamExt;
 use rf_places::place::FileAnswer;
 use rf_types::{Code, FileKind, FileOp, Stat, WriteMode};
 
-use super::{Site, noise, sh};
+use super::{Site, sh};
+use crate::noise;
 
 pub(super) async fn write_modes_meet_a_file_that_is_there(site: &Site) {
     use WriteMode::{Append, CreateNew, Replace, Truncate};

@@ -290,20 +290,6 @@ pub(crate) async fn read_until(from: &mut (impl AsyncReadExt + Unpin), wanted: &
     }
 }
 
-/// Bytes that no coincidence makes: a generator of xorshift kind.
-pub(crate) fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
 /// Writes all and ends the input.
 pub(crate) async fn feed(stdin: Option<rf_places::place::ByteWriter>, bytes: &[u8]) {
     let mut stdin = stdin.expect("an input was asked for");

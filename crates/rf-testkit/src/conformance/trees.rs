@@ -8,7 +8,8 @@ use rf_places::place::{ChangeKind, FileAnswer};
 use rf_types::{Code, Fault, FileOp};
 use tar::{Archive, Builder, EntryType, Header};
 
-use super::{Site, noise};
+use super::Site;
+use crate::noise;
 
 async fn download(site: &Site, name: &str) -> Vec<u8> {
     let answer = site.file(FileOp::TarOut { path: site.path(name) }).await.unwrap();
