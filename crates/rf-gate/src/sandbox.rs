@@ -86,6 +86,14 @@ impl Gate {
         }
     }
 
+    /// Counts a failure of a peer's that was answered elsewhere.
+    pub fn failed(&self, peer: Option<IpAddr>, now: UnixMs) {
+        if let Some(peer) = peer {
+            // Past the rate nothing more is counted; who asks first is told so.
+            let _ = self.0.failures.take(Peer::of(peer), now);
+        }
+    }
+
     /// Whether a peer has failures left, before something is tried for it that costs.
     ///
     /// # Errors

@@ -245,3 +245,51 @@ async fn post(server: &Listening, path: &str, body: &str) -> (u16, Value) {
     let status = response.status().as_u16();
     (status, serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap())
 }
+
+/// Attack: guess tokens, or fill the record with refusals, by machines that prove nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_that_prove_nothing_are_turned_away_after_some() {
+    use rf_wire::machine::{self, kind};
+
+    const MOST: u32 = 3;
+    let failures = rf_gate::Rate { per_second: 1, burst: MOST };
+    let server = Listening::with(|config| config.gate.failures = failures).await;
+    let facts = json!({
+        "hostname": "h", "os": "linux", "kernel": "6", "arch": "x86_64", "home": "/h", "username": "u",
+        "workspace": "/w", "level": "workspace", "version": "1", "landlock_abi": 1, "not_held": [],
+    });
+    let hello = json!({
+        "version_min": machine::VERSION, "version_max": machine::VERSION, "origin": "http://x:1", "facts": facts,
+        "proof": { "by": "token", "token": "rfe_", "public_key": "00".repeat(32), "signature": "00".repeat(64) },
+        "resume": null,
+    });
+    let mut refused = 0;
+    loop {
+        let request = format!("ws://{}/v1/machines/connect", server.address).into_client_request().unwrap();
+        let mut socket = match connect_async(request).await {
+            Ok((socket, _)) => socket,
+            Err(tungstenite::Error::Http(response)) => {
+                assert_eq!(response.status().as_u16(), 429);
+                break;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        assert!(matches!(socket.next().await, Some(Ok(Message::Binary(_)))), "the challenge");
+        socket.send(Message::binary(machine::encode_json(kind::HELLO, &hello))).await.unwrap();
+        let Some(Ok(Message::Binary(bye))) = socket.next().await else { panic!("it is told why") };
+        let Ok(machine::Frame::Json { kind: kind::BYE, json }) = machine::Frame::decode(&bye) else {
+            panic!("{bye:?}")
+        };
+        let bye: Value = serde_json::from_slice(json).unwrap();
+        assert_eq!(bye["fault"]["code"], "unauthenticated", "{bye}");
+        // Until the server is through with it.
+        while socket.next().await.is_some_and(|message| message.is_ok()) {}
+        refused += 1;
+        assert!(refused < 60, "one after the other is heard");
+    }
+    assert!(refused >= MOST, "{refused}");
+    // The control: a key is heard all the same.
+    let mut socket = start(&server, json!({"argv": ["true"]})).await;
+    assert!(next(&mut socket).await.is_some());
+    server.stop().await;
+}

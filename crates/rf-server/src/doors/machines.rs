@@ -1,6 +1,6 @@
 //! Users' machines: list and remove, enrol, install, and the connection that a machine dials in with.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -8,7 +8,7 @@ use axum::{
         State,
         ws::{Message, WebSocket},
     },
-    http::{HeaderMap, HeaderValue, Response, StatusCode, header},
+    http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header},
 };
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, future::ready};
@@ -31,7 +31,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::List,
-    app::{App, Caller, Named, json, now},
+    app::{App, Caller, Named, Peer, json, now},
     doors::{account::whole, stream::Socket},
     input::{self, Json},
     operation::Ask,
@@ -237,13 +237,20 @@ async fn machine_binary() -> Result<Response<Body>, Refusal> {
 /// The connection of a machine: a WebSocket within which it proves who it is.
 #[utoipa::path(get, path = "/v1/machines/connect", operation_id = "machine_connect",
     responses((status = 101, description = "A WebSocket")))]
-async fn machine_connect(State(app): State<App>, socket: Socket) -> Result<Response<Body>, Refusal> {
+async fn machine_connect(
+    State(app): State<App>,
+    extensions: Extensions,
+    socket: Socket,
+) -> Result<Response<Body>, Refusal> {
     let socket = socket.required()?.max_message_size(MACHINE_MESSAGE_MAX).max_frame_size(MACHINE_MESSAGE_MAX);
-    Ok(socket.on_upgrade(move |socket| machines_ws(app, socket)))
+    let peer = extensions.get::<Peer>().map(|peer| peer.0);
+    // Each proof that is none costs a check of a signature and a record.
+    app.gate().failures_left(peer, app.now()).map_err(|denied| denied.fault)?;
+    Ok(socket.on_upgrade(move |socket| machines_ws(app, socket, peer)))
 }
 
 /// Serves one connection of a machine until it ends.
-async fn machines_ws(app: App, socket: WebSocket) {
+async fn machines_ws(app: App, socket: WebSocket, peer: Option<IpAddr>) {
     let transport =
         socket.with(|bytes: Bytes| ready(Ok::<_, axum::Error>(Message::Binary(bytes)))).filter_map(|message| {
             ready(match message {
@@ -257,6 +264,9 @@ async fn machines_ws(app: App, socket: WebSocket) {
         });
     if let Err(fault) = app.hub().serve(Box::pin(transport)).await {
         tracing::info!(%fault, "a machine was not let in");
+        if fault.code == Code::Unauthenticated {
+            app.gate().failed(peer, app.now());
+        }
     }
 }
 
