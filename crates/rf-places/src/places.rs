@@ -9,14 +9,14 @@ use std::{
 
 use futures::future::BoxFuture;
 use rf_policy::{Permit, UserUsage};
-use rf_types::{Code, Fault, MachineId, PlaceRef, Preference, SandboxId, SandboxSpec, UserId};
+use rf_types::{Code, Fault, Limits, MachineId, PlaceRef, Preference, SandboxId, SandboxSpec, UserId};
 
 use crate::{
     execs::{ExecClaim, Execs, ExecsConfig},
     place::Place,
     quota::{Quota, less, of_exec, of_resumed, of_sandbox, of_snapshot, of_stored},
     route::{MachineState, Route, SandboxState, route},
-    rows::{Making, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow},
+    rows::{LimitsClaim, Making, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow},
     sandbox::SandboxPlace,
     sandboxes::Sandboxes,
     warden::WardenClient,
@@ -209,6 +209,27 @@ impl Places {
         let (permit, hold) = self.inner.quota.claim(user, wants, beside)?;
         same_user(&permit, user)?;
         Ok(ResumeClaim { permit, more: row.saved.map(|_| hold) })
+    }
+
+    /// Claims other limits for one sandbox: `judge` is asked with its row and with what the user has beside it.
+    ///
+    /// # Errors
+    /// What `judge` says; `not_found` when there is no such sandbox of the user's.
+    pub fn claim_limits(
+        &self,
+        user: UserId,
+        id: SandboxId,
+        limits: impl FnOnce(&SandboxRow) -> Limits,
+        judge: impl FnOnce(&SandboxRow, &Limits, &UserUsage) -> Result<Permit, Fault>,
+    ) -> Result<LimitsClaim, Fault> {
+        let row = self.inner.sandboxes.row(user, id)?;
+        let limits = limits(&row);
+        let has = of_sandbox(&row.spec.limits);
+        let beside = |usage: &UserUsage| judge(&row, &limits, &less(usage, &has));
+        // Where they are lower nothing more is taken, and what is given back is so when it is done.
+        let (permit, more) = self.inner.quota.claim(user, less(&of_sandbox(&limits), &has), beside)?;
+        same_user(&permit, user)?;
+        Ok(LimitsClaim { permit, limits, more })
     }
 
     /// Claims one snapshot that is `bytes` long as far as is known before, as [`Places::claim_sandbox`].

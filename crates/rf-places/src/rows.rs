@@ -2,7 +2,7 @@
 
 use rf_policy::Permit;
 use rf_types::{
-    Enforcement, Fault, PauseKind, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SnapshotId, UserId,
+    Enforcement, Fault, Limits, PauseKind, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SnapshotId, UserId,
     units::UnixMs,
 };
 use serde::{Deserialize, Serialize};
@@ -156,6 +156,16 @@ pub struct ResumeClaim {
     pub(crate) permit: Permit,
     /// What it will have beyond what it has while it is paused.
     pub(crate) more: Option<Hold>,
+}
+
+/// Leave to give one sandbox other limits; see [`crate::places::Places::claim_limits`].
+#[must_use = "a claim that nobody uses is given back"]
+#[derive(Debug)]
+pub struct LimitsClaim {
+    pub(crate) permit: Permit,
+    pub(crate) limits: Limits,
+    /// What it will have beyond what it has; counted until it has it.
+    pub(crate) more: Hold,
 }
 
 /// Leave to make one snapshot; see [`crate::places::Places::claim_snapshot`].

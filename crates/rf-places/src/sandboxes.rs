@@ -16,7 +16,7 @@ use std::{
 };
 
 use rf_policy::{Action, Permit};
-use rf_types::{Code, Fault, Limits, PlaceRef, SandboxId, SandboxSpec, SandboxState, UserId, units::UnixMs};
+use rf_types::{Code, Fault, PlaceRef, SandboxId, SandboxSpec, SandboxState, UserId, units::UnixMs};
 use rf_wire::warden::Usage;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::saved::Origin;
 use self::{one_shot::Launched, saved::Snapshots};
 pub use crate::rows::{
-    ChangedWhy, EndedWhy, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim, SnapshotRow,
+    ChangedWhy, EndedWhy, LimitsClaim, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim,
+    SnapshotRow,
 };
 use crate::{
     execs::Execs,
@@ -359,7 +360,7 @@ impl Sandboxes {
             .map(|((_, id), _)| *id)
     }
 
-    /// Sets the end of a lease, `lease_ms` from now; 0 ends it now.
+    /// Sets the end of a lease, `lease_ms` from now; 0 ends it now. Goes on also when the caller stops waiting.
     ///
     /// # Errors
     /// `not_found`, `paused`, `warden_unavailable`, `store_unavailable`.
@@ -368,15 +369,21 @@ impl Sandboxes {
         let user = permit.user();
         self.get(user, id)?;
         let lease_until = now_ms().saturating_add(lease_ms);
-        self.inner.warden.set_lease(id, lease_until).await?;
-        self.change(user, id, |entry| entry.row.lease_until = lease_until)
+        let this = self.clone();
+        let set = async move {
+            this.inner.warden.set_lease(id, lease_until).await?;
+            this.change(user, id, |entry| entry.row.lease_until = lease_until)
+        };
+        Self::for_sure(set).await
     }
 
-    /// Sets limits of memory, tasks, CPU and I/O; `claim` has the new ones and is counted while it lasts.
+    /// Sets limits of memory, tasks, CPU and I/O; `claim` has the new ones and is counted until they are. Goes on also
+    /// when the caller stops waiting: what the warden gave is counted.
     ///
     /// # Errors
     /// `not_found`, `paused`, `warden_unavailable`, `store_unavailable`; `invalid_request` when the disk's limits differ.
-    pub async fn set_limits(&self, permit: &Permit, id: SandboxId, limits: Limits) -> Result<SandboxRow, Fault> {
+    pub async fn set_limits(&self, claim: LimitsClaim, id: SandboxId) -> Result<SandboxRow, Fault> {
+        let LimitsClaim { permit, limits, more } = claim;
         permit.require(Action::SandboxUpdate)?;
         let user = permit.user();
         self.get(user, id)?;
@@ -387,11 +394,18 @@ impl Sandboxes {
         }
         let spec = SandboxSpec { limits, ..row.spec };
         spec.validate().map_err(|error| Fault::invalid(error.to_string()))?;
-        self.inner.warden.set_limits(id, limits).await?;
-        self.change(user, id, |entry| {
-            entry.row.spec.limits = limits;
-            entry.hold.change(quota::of_sandbox(&limits));
-        })
+        let this = self.clone();
+        let set = async move {
+            this.inner.warden.set_limits(id, limits).await?;
+            let changed = this.change(user, id, |entry| {
+                entry.row.spec.limits = limits;
+                entry.hold.change(quota::of_sandbox(&limits));
+            });
+            // What it held is the sandbox's own by now.
+            drop(more);
+            changed
+        };
+        Self::for_sure(set).await
     }
 
     /// Sets what its door must remember of a sandbox, running or paused.

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use rf_places::{ExecClaim, Making, Place, Places, SandboxClaim};
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
 use rf_types::{Code, ExecId, Fault, KeyId, RequestId, SandboxSpec, SignalScope, UserId, UserLimits};
@@ -176,4 +177,45 @@ async fn a_permit_of_another_user_claims_nothing() {
     for who in [1, 2] {
         assert_eq!(places.usage(user(who)), UserUsage::default());
     }
+}
+
+#[tokio::test]
+async fn other_limits_are_counted_from_their_judgement_on_and_also_when_nobody_waits_for_them() {
+    let field = Field::new();
+    let places = field.places().await;
+    let who = user(1);
+    let spec = SandboxSpec::standard(HOUR);
+    let (has, wants) = (spec.limits.memory_bytes_max, spec.limits.memory_bytes_max * 2);
+    // As much as one large sandbox takes, and no more.
+    let limits = UserLimits { memory_bytes_max: wants, ..UserLimits::STANDARD };
+    let claim = claim_sandbox(&places, who, &spec, &limits).unwrap();
+    let made = places.sandboxes().create(claim, Making::default()).await.unwrap();
+    let id = made.sandbox_id();
+    let larger = || {
+        let over = |row: &rf_places::SandboxRow| rf_types::Limits { memory_bytes_max: wants, ..row.spec.limits };
+        places.claim_limits(who, id, over, |row, limits, usage| {
+            assert_eq!((usage.sandboxes, usage.memory_bytes), (0, 0), "what it has is not beside it");
+            let spec = SandboxSpec { limits: *limits, ..row.spec.clone() };
+            judged(who, &limits_of_all(wants), Action::SandboxUpdate, Asked::Sandbox(&spec), usage)
+        })
+    };
+    let claim = larger().unwrap();
+    assert_eq!(places.usage(who).memory_bytes, wants);
+    let second = claim_sandbox(&places, who, &spec, &limits).map(drop);
+    assert_eq!(second.unwrap_err().code, Code::LimitReached, "another cannot have what was just given");
+    drop(claim);
+    assert_eq!(places.usage(who).memory_bytes, has, "not used, it is given back");
+
+    // Its caller goes away in the middle; what the warden gave is counted all the same.
+    assert!(places.sandboxes().set_limits(larger().unwrap(), id).now_or_never().is_none());
+    while places.sandboxes().row(who, id).unwrap().spec.limits.memory_bytes_max != wants {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
+    assert_eq!(places.usage(who).memory_bytes, wants);
+    assert_eq!(places.usage(who).sandboxes, 1);
+}
+
+fn limits_of_all(memory_bytes_max: u64) -> UserLimits {
+    UserLimits { memory_bytes_max, ..UserLimits::STANDARD }
 }

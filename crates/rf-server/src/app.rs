@@ -193,6 +193,18 @@ impl App {
     pub fn now(&self) -> UnixMs {
         now()
     }
+
+    /// Carries `work` out and on the record also when its client goes away in the middle: what it made would else be
+    /// there, and the record would not say what.
+    ///
+    /// # Errors
+    /// What `work` says.
+    pub async fn to_its_end<T: Send + 'static>(
+        work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let done = tokio::spawn(work).await;
+        done.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the server made a mistake", "").into()))
+    }
 }
 
 /// Now, by the clock of the host, milliseconds since 1970.
@@ -210,6 +222,7 @@ pub const ACT_FOR: &str = "x-ringfence-act-for";
 pub struct Peer(pub IpAddr);
 
 /// Who calls, by a credential that the gate verified.
+#[derive(Clone)]
 pub struct Caller {
     /// Whom the gate found.
     pub who: Authenticated,

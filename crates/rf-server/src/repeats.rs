@@ -1,8 +1,8 @@
 //! Requests that may come again: under one `Idempotency-Key` something is made once, and its maker's answer is given to
 //! every repetition, also by the next server.
 //!
-//! What was made is in the store. It is noted after it was made and before the answer: a server that is killed in
-//! between knows nothing of it, and a repetition makes another.
+//! What was made is in the store. It is noted after it was made and before the answer, also when nobody waits for that any
+//! more; a server that is killed in between knows nothing of it, and a repetition makes another.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -74,13 +74,13 @@ impl App {
         caller: &Caller,
         key: Option<String>,
         body: &[u8],
-        make: impl Future<Output = Result<SandboxRow, Refusal>>,
+        make: impl Future<Output = Result<SandboxRow, Refusal>> + Send + 'static,
     ) -> Result<SandboxRow, Refusal> {
         let Some(key) = key else { return make.await };
         let (now, scope) = (self.now(), caller.who.scope());
         let turn = self.repeats().turn(scope.user(), &key, now);
         // Whoever comes with the same key waits here for the first.
-        let _turn = turn.lock().await;
+        let turn = turn.lock_owned().await;
         let digest: [u8; 32] = Sha256::digest(body).into();
         match self.store().repeat_get(scope, &key, now.saturating_sub(REPEAT_MS)).map_err(Fault::from)? {
             Some(repeat) if repeat.digest != digest => {
@@ -93,13 +93,20 @@ impl App {
                 operation.finish(row).await
             }
             None => {
-                let row = make.await?;
-                let repeat = Repeat { digest, made: row.id };
-                // It is made, and that is the answer: a store that cannot note it costs the repetition, not the sandbox.
-                if let Err(error) = self.store().repeat_put(scope, &key, &repeat, now) {
-                    tracing::warn!(%error, sandbox = %row.id, "a request is not known when it is repeated");
-                }
-                Ok(row)
+                let (app, scope) = (self.clone(), scope.clone());
+                // A client that goes away in the middle is one that comes again.
+                let made = async move {
+                    let _turn = turn;
+                    let row = make.await?;
+                    let repeat = Repeat { digest, made: row.id };
+                    // It is made, and that is the answer: a store that cannot note it costs the repetition, not the
+                    // sandbox.
+                    if let Err(error) = app.store().repeat_put(&scope, &key, &repeat, now) {
+                        tracing::warn!(%error, sandbox = %row.id, "a request is not known when it is repeated");
+                    }
+                    Ok(row)
+                };
+                Self::to_its_end(made).await
             }
         }
     }

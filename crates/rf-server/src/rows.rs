@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{FutureExt as _, future::BoxFuture};
 use rf_ledger::{Entry, Event, Ledger};
 use rf_places::{
-    ChangedWhy, Choice, EndedWhy, FirstUse, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim,
-    SnapshotRow, place::Place,
+    ChangedWhy, Choice, EndedWhy, FirstUse, LimitsClaim, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow,
+    SnapshotClaim, SnapshotRow, place::Place,
 };
 use rf_policy::{Action, Asked, Permit};
 use rf_store::{NewSandbox, SandboxChange, Store, StoreError, SystemScope};
@@ -343,22 +343,27 @@ impl App {
         Ok(())
     }
 
-    /// Judges other limits of a sandbox that is there, as if it were made anew beside the user's others.
+    /// Judges other limits of a sandbox, as if it were made anew beside the user's others, and counts what is more.
     ///
     /// # Errors
-    /// What the gate says.
-    pub fn judge_limits(&self, caller: &Caller, row: &SandboxRow, limits: Limits) -> Result<(Permit, ()), Fault> {
-        let mut usage = self.places().usage(row.user);
-        let old = &row.spec.limits;
-        usage.sandboxes = usage.sandboxes.saturating_sub(1);
-        usage.cpu_milli = usage.cpu_milli.saturating_sub(old.cpu_milli_max);
-        usage.memory_bytes = usage.memory_bytes.saturating_sub(old.memory_bytes_max);
-        usage.disk_bytes = usage.disk_bytes.saturating_sub(old.disk_bytes_max);
-        // The lease and root are not what is asked here: both were judged when they were given.
-        let spec = SandboxSpec { limits, lease_ms: 1_000, root_allowed: false, ..row.spec.clone() };
-        let (action, asked) = (Action::SandboxUpdate, Asked::Sandbox(&spec));
-        let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, &usage, self.now())?;
-        Ok((permit, ()))
+    /// What the gate says; `not_found`.
+    pub fn claim_limits(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        limits: impl FnOnce(Limits) -> Limits,
+    ) -> Result<(Permit, LimitsClaim), Fault> {
+        let mut kept = None;
+        let over = |row: &SandboxRow| limits(row.spec.limits);
+        let claim = self.places().claim_limits(caller.who.principal().user, id, over, |row, limits, usage| {
+            // The lease and root are not what is asked here: both were judged when they were given.
+            let spec = SandboxSpec { limits: *limits, lease_ms: 1_000, root_allowed: false, ..row.spec.clone() };
+            let (action, asked) = (Action::SandboxUpdate, Asked::Sandbox(&spec));
+            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
+            kept = Some(permit.clone());
+            Ok(permit)
+        })?;
+        with_permit(kept, claim)
     }
 
     /// Where a call goes; the user's own sandbox is made, judged and recorded as an operation of its own, at first use.

@@ -9,7 +9,7 @@ use axum::{
     http::{Method, Request, StatusCode, header},
 };
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use rf_wire::frames;
 use serde_json::{Value, json};
 use support::{World, whole};
@@ -310,4 +310,40 @@ async fn files_are_written_read_listed_and_moved() {
 
 fn leak(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_in_the_middle_has_one_sandbox_and_a_record_of_it() {
+    let world = World::new().await;
+    let ask = || {
+        let request = axum::http::Request::post("/v1/sandboxes");
+        let request = request.header("authorization", format!("Bearer {}", world.ann)).header("idempotency-key", "k");
+        world.send(request.body(Body::from("{}")).unwrap())
+    };
+    // Asked, and gone before there is an answer.
+    assert!(ask().now_or_never().is_none());
+    let (status, answer) = whole(ask().await).await;
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    assert_eq!(world.warden.alive().len(), 1, "the same request, and the same sandbox");
+    let (_, all) = world.get("/v1/sandboxes", &world.ann).await;
+    assert_eq!(all["items"].as_array().unwrap().len(), 1, "{all}");
+    let records = world.ledger().await;
+    let made: Vec<_> =
+        records.iter().filter(|record| record["action"] == "sandbox_create" && record["kind"] == "result").collect();
+    assert_eq!(made.len(), 1, "{made:?}");
+    assert_eq!((&made[0]["subject"], &made[0]["details"]["client_gone"]), (&answer["id"], &Value::Null), "{made:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_refused_has_changed_nothing() {
+    let world = World::new().await;
+    let id = world.sandbox(&world.ann).await;
+    let path = format!("/v1/sandboxes/{id}");
+    let (_, before) = world.get(&path, &world.ann).await;
+    let both = json!({"limits": {"memory_bytes_max": 536_870_912u64}, "lease_ms": 1});
+    let (status, refused) = world.call(Method::PATCH, &path, &world.ann, both).await;
+    assert_eq!((status, &refused["code"]), (StatusCode::BAD_REQUEST, &json!("invalid_request")), "{refused}");
+    let (_, after) = world.get(&path, &world.ann).await;
+    assert_eq!(after["spec"], before["spec"]);
 }

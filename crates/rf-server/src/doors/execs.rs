@@ -634,7 +634,11 @@ async fn exec_stdin(
             closed => closed,
         }
     };
-    let result = pour.await;
+    let result = tokio::select! {
+        biased;
+        result = pour => result,
+        fault = operation.fallen() => Err(fault),
+    };
     operation.detail("bytes", taken);
     operation.finish(result.map(|()| StatusCode::NO_CONTENT)).await
 }

@@ -11,7 +11,7 @@ use rf_places::{Making, SandboxRow};
 use rf_policy::{Action, Asked};
 use rf_store::{PageAsk, SandboxFilter};
 use rf_types::{
-    Enforcement, Fault, LayerReport, PauseKind, PlaceRef, SandboxId, SandboxSpec, SandboxState, SnapshotId,
+    Code, Enforcement, Fault, LayerReport, PauseKind, PlaceRef, SandboxId, SandboxSpec, SandboxState, SnapshotId,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -210,7 +210,11 @@ async fn sandbox_create(
 ) -> Result<Response<Body>, Refusal> {
     let bytes = app.intake().bytes(&headers, body).await?;
     let ask: SandboxAsk = input::parse(&bytes)?;
-    let row = app.once(&caller, key(&headers)?, &bytes, create(&app, &caller, &ask, false)).await?;
+    let make = {
+        let (app, caller) = (app.clone(), caller.clone());
+        async move { create(&app, &caller, &ask, false).await }
+    };
+    let row = app.once(&caller, key(&headers)?, &bytes, make).await?;
     Ok(json(StatusCode::CREATED, &SandboxAnswer::from(row)))
 }
 
@@ -286,23 +290,28 @@ pub fn note(operation: &mut Operation, row: &SandboxRow) {
     operation.set_enforcement(&row.enforcement);
 }
 
-/// Judges, counts and makes the sandbox of a whole spec; every door's way to one.
+/// Judges, counts and makes the sandbox of a whole spec; every door's way to one. What was begun is made and recorded
+/// also when the client goes away.
 ///
 /// # Errors
 /// What the gate or the warden says.
 pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making) -> Result<SandboxRow, Refusal> {
     let judged = app.claim_sandbox(caller, &spec);
     let (mut operation, claim) = app.begin_judged(caller, asked(&spec), judged).await?;
-    let made = match check(app, caller, &spec, &making) {
-        Ok(()) => app.places().sandboxes().create(claim, making).await,
-        Err(fault) => Err(fault),
+    if let Err(fault) = check(app, caller, &spec, &making) {
+        return Err(operation.fail(fault).await);
+    }
+    let app = app.clone();
+    let made = async move {
+        let made = app.places().sandboxes().create(claim, making).await;
+        let result = made.and_then(|place| {
+            let row = app.places().sandboxes().row(place.user(), place.sandbox_id())?;
+            note(&mut operation, &row);
+            Ok(row)
+        });
+        operation.finish(result).await
     };
-    let result = made.and_then(|place| {
-        let row = app.places().sandboxes().row(place.user(), place.sandbox_id())?;
-        note(&mut operation, &row);
-        Ok(row)
-    });
-    operation.finish(result).await
+    App::to_its_end(made).await
 }
 
 /// One sandbox with what it uses now.
@@ -339,31 +348,33 @@ async fn sandbox_change(
 ) -> Result<Response<Body>, Refusal> {
     let id: SandboxId = input::id("sandbox", &id)?;
     let user = caller.who.principal().user;
+    // Before anything is changed: what is refused has changed nothing.
+    if let Some(lease_ms) = patch.lease_ms
+        && !(1_000..=30 * 86_400_000).contains(&lease_ms)
+    {
+        return Err(Fault::invalid("`lease_ms` must be 1000 to 2592000000").into());
+    }
     let mut row = None;
     if let Some(limits) = patch.limits {
-        // Two changes at once would both be judged before either is counted.
+        // Of two changes at once the second begins with the first one's.
         let _turn = app.limits_turns().take(user).await;
         let ask = Ask::of(Action::SandboxUpdate).subject(id).detail("op", "limits");
         // Another user's sandbox has no limits here, so the question is one without a quota then.
-        let there = app.places().sandboxes().row(user, id).ok();
-        let judged = match &there {
-            Some(there) => app.judge_limits(&caller, there, limits.over(there.spec.limits)),
-            None => app.permit(&caller, Action::SandboxUpdate).map(|permit| (permit, ())),
-        };
-        let (operation, ()) = app.begin_judged(&caller, ask, judged).await?;
-        let result = match there {
-            Some(there) => {
-                let limits = limits.over(there.spec.limits);
-                app.places().sandboxes().set_limits(operation.permit(), id, limits).await
+        let judged = match app.claim_limits(&caller, id, |old| limits.over(old)) {
+            Ok((permit, claim)) => Ok((permit, Some(claim))),
+            Err(fault) if fault.code == Code::NotFound => {
+                app.permit(&caller, Action::SandboxUpdate).map(|permit| (permit, None))
             }
+            Err(fault) => Err(fault),
+        };
+        let (operation, claim) = app.begin_judged(&caller, ask, judged).await?;
+        let result = match claim {
+            Some(claim) => app.places().sandboxes().set_limits(claim, id).await,
             None => Err(Fault::not_found("sandbox")),
         };
         row = Some(operation.finish(result).await?);
     }
     if let Some(lease_ms) = patch.lease_ms {
-        if !(1_000..=30 * 86_400_000).contains(&lease_ms) {
-            return Err(Fault::invalid("`lease_ms` must be 1000 to 2592000000").into());
-        }
         let mut ask = Ask::of(Action::SandboxUpdate).subject(id).detail("op", "lease").detail("lease_ms", lease_ms);
         ask.asked = Asked::Lease { lease_ms };
         let operation = app.begin(&caller, ask).await?;

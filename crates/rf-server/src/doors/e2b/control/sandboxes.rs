@@ -74,7 +74,11 @@ async fn create(
     let bytes = app.intake().bytes(headers, body).await?;
     let ask: NewSandbox = input::parse(&bytes)?;
     let plan = Plan::new(app, caller, ask, timeout).await?;
-    let row = app.once(caller, key(headers)?, &bytes, plan.carry_out(app, caller)).await?;
+    let make = {
+        let (app, caller) = (app.clone(), caller.clone());
+        async move { plan.carry_out(&app, &caller).await }
+    };
+    let row = app.once(caller, key(headers)?, &bytes, make).await?;
     Ok(json(StatusCode::CREATED, &view::sandbox(app, caller, &row)))
 }
 
