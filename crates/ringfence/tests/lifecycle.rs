@@ -15,11 +15,16 @@ use support::{Ran, System, eventually, signal};
 
 /// A call of the public interface with a key; the status and the answer.
 fn call(system: &System, key: &str, method: &str, path: &str, body: &Value) -> (u16, Value) {
+    call_by(system, &format!("authorization: Bearer {key}"), method, path, body)
+}
+
+/// As [`call`], with the header that has the key.
+fn call_by(system: &System, credential: &str, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let address = system.url.trim_start_matches("http://");
     let mut stream = TcpStream::connect(address).unwrap();
     let body = if body.is_null() { String::new() } else { body.to_string() };
     let length = body.len();
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\n");
+    let head = format!("{method} {path} HTTP/1.1\r\nhost: {address}\r\n{credential}\r\n");
     write!(stream, "{head}connection: close\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -332,5 +337,37 @@ fn what_is_idle_is_paused() {
     eventually("it is paused", || state(&system, &id)["state"] == "paused");
     assert_eq!(system.run(&["logs", "-f", &exec]).code, 0);
     assert_eq!(system.ok(&["exec", "-s", &id, "--", "echo", "awake"]), "awake");
+    system.stop();
+}
+
+/// Whoever connects while a sandbox is being paused, or resumed, gets it resumed.
+#[test]
+fn connecting_waits_for_a_pause_to_end() {
+    let system = System::start();
+    let body = json!({"name": "client", "e2b": true});
+    let (status, made) = call(&system, &admin(&system), "POST", "/v1/users/admin/keys", &body);
+    assert_eq!(status, 201, "{made}");
+    let key = format!("x-api-key: {}", made["key"].as_str().unwrap());
+    let client = |path: &str, body: &Value| call_by(&system, &key, "POST", path, body);
+    let (status, made) = client("/sandboxes", &json!({"templateID": "base", "timeout": 600}));
+    assert_eq!(status, 201, "{made}");
+    let id = made["sandboxID"].as_str().unwrap().to_owned();
+    let mut resumed = 0;
+    for round in 0_u64..24 {
+        let (paused, connected) = std::thread::scope(|scope| {
+            let pause = scope.spawn(|| client(&format!("/sandboxes/{id}/pause"), &json!({"memory": round % 2 == 0})));
+            // Each time at another instant of the pause.
+            std::thread::sleep(Duration::from_micros(250 * round));
+            let connected = client(&format!("/v2/sandboxes/{id}/connect"), &json!({}));
+            (pause.join().unwrap(), connected)
+        });
+        // It may have been resumed before its files were saved.
+        assert!(matches!(paused.0, 204 | 409), "{paused:?}");
+        assert!(matches!(connected.0, 200 | 201), "round {round}: {connected:?}");
+        resumed += u32::from(connected.0 == 201);
+        let (status, answer) = client(&format!("/v2/sandboxes/{id}/connect"), &json!({}));
+        assert!(matches!(status, 200 | 201), "round {round}: {answer}");
+    }
+    assert!(resumed > 0, "no connection came after its pause had begun");
     system.stop();
 }
