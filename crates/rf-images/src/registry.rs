@@ -343,6 +343,10 @@ impl Session<'_> {
         if response.status() != StatusCode::UNAUTHORIZED {
             return if response.status() == StatusCode::FORBIDDEN { Err(self.denied()) } else { Ok(response) };
         }
+        // Whoever the registry sent on to may not say where its password goes.
+        if response.url().origin() != url.origin() {
+            return Err(self.denied());
+        }
         let challenge = response
             .headers()
             .get(WWW_AUTHENTICATE)

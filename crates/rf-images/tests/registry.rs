@@ -391,6 +391,29 @@ async fn a_redirect_to_another_host_gets_no_credentials() {
     assert_eq!(*within.lock().unwrap(), 1);
 }
 
+/// Attack: a place that the registry sends on to wants a password, and names the server to send it to.
+#[tokio::test]
+async fn only_the_registry_itself_says_who_gets_the_password() {
+    let ours = image(ARCH);
+    let thief = Fake::start(HashMap::new(), |_, _| Some(plain(StatusCode::OK, r#"{"token":"t0ken"}"#))).await;
+    let realm = format!("Bearer realm=\"http://{}/token\"", thief.address);
+    let asks = realm.clone();
+    let cdn = Fake::start(HashMap::new(), move |_, _| Some(challenge(&asks))).await;
+    let to = cdn.address;
+    let fake = Fake::start(documents(&ours, &[("latest", &ours.manifest)]), move |path, _| {
+        path.contains("/blobs/").then(|| redirect(&format!("http://{to}{path}")))
+    })
+    .await;
+    let error = pull(&fake.reference(""), &basic(), &store()).await.unwrap_err();
+    assert!(matches!(error, ImageError::Denied { .. }), "{error}");
+    assert_eq!(cdn.seen().len(), 1);
+    assert_eq!(thief.seen().len(), 0);
+    // Control: the registry itself may name it.
+    let own = Fake::start(HashMap::new(), move |_, _| Some(challenge(&realm))).await;
+    assert!(pull(&own.reference(""), &basic(), &store()).await.is_err());
+    assert_eq!(thief.asked_with_authorization().len(), 1);
+}
+
 #[tokio::test]
 async fn redirects_and_token_servers_that_lead_astray_are_refused() {
     let astray = [
