@@ -280,8 +280,10 @@ pub struct Sample {
     pub cpu_count: u32,
     /// How much of them it used, 0 to 100.
     pub cpu_used_pct: f32,
-    /// Memory in use, bytes.
+    /// Memory in use, without the cache, bytes.
     pub mem_used: u64,
+    /// Pages of files, bytes.
+    pub mem_cache: u64,
     /// Memory it may use, bytes.
     pub mem_total: u64,
     /// Bytes on its disk.
@@ -307,7 +309,7 @@ pub struct Metric {
 
 impl From<Sample> for Metric {
     fn from(sample: Sample) -> Self {
-        let Sample { at, cpu_count, cpu_used_pct, mem_used, mem_total, disk_used, disk_total } = sample;
+        let Sample { at, cpu_count, cpu_used_pct, mem_used, mem_cache, mem_total, disk_used, disk_total } = sample;
         Self {
             timestamp: timestamp(at),
             timestamp_unix: at / 1_000,
@@ -315,8 +317,7 @@ impl From<Sample> for Metric {
             cpu_used_pct,
             mem_used,
             mem_total,
-            // The kernel counts a sandbox's cache with its memory, and it is not told apart here.
-            mem_cache: 0,
+            mem_cache,
             disk_used,
             disk_total,
         }

@@ -598,6 +598,7 @@ impl Group {
         let memory = h.memory.as_ref();
         rf_wire::warden::Usage {
             memory_bytes: self.number(memory, "memory.usage_in_bytes", "memory.current").unwrap_or(0),
+            memory_cache_bytes: self.cache_bytes(memory).unwrap_or(0),
             memory_peak_bytes: self.number(memory, "memory.max_usage_in_bytes", "memory.peak").unwrap_or(0),
             oom_kills: self.field(memory, "memory.oom_control", "memory.events", "oom_kill ").unwrap_or(0),
             // Init itself is not the user's.
@@ -606,6 +607,12 @@ impl Group {
             disk_bytes: 0,
             inodes: 0,
         }
+    }
+
+    /// Pages of files, bytes. Of the whole group below: processes of version 1 are in groups of their own execs.
+    fn cache_bytes(&self, memory: Option<&Controller>) -> Option<u64> {
+        let name = if matches!(memory?, Controller::V1(_)) { "total_cache " } else { "file " };
+        self.field(memory, "memory.stat", "memory.stat", name)
     }
 
     /// How often the CPU limit has held it up so far.

@@ -286,6 +286,9 @@ pub enum GoneWhy {
 pub struct Usage {
     /// Memory now, bytes.
     pub memory_bytes: u64,
+    /// Of that pages of files, which the kernel takes back when it wants memory; those in the `memory` disk and `/dev/shm`
+    /// as well, which it does not. Bytes.
+    pub memory_cache_bytes: u64,
     /// Memory at most so far, bytes.
     pub memory_peak_bytes: u64,
     /// Processes killed for want of memory so far.

@@ -88,7 +88,9 @@ impl Ring {
             cpu_count: self.limits.cpu_milli_max.div_ceil(1_000),
             // A reading of the counter between two ticks may be a little beyond what was allowed.
             cpu_used_pct: (used_us as f64 / most_us as f64 * 100.0).min(100.0) as f32,
-            mem_used: usage.memory_bytes,
+            // The kernel counts the cache with the rest; these clients do not.
+            mem_used: usage.memory_bytes.saturating_sub(usage.memory_cache_bytes),
+            mem_cache: usage.memory_cache_bytes,
             mem_total: self.limits.memory_bytes_max,
             disk_used: usage.disk_bytes,
             disk_total: self.limits.disk_bytes_max,
@@ -258,7 +260,7 @@ mod tests {
     }
 
     fn usage(cpu_us: u64) -> Usage {
-        Usage { cpu_us, memory_bytes: 7, ..Usage::default() }
+        Usage { cpu_us, memory_bytes: 7, memory_cache_bytes: 3, ..Usage::default() }
     }
 
     #[test]
@@ -269,7 +271,7 @@ mod tests {
             ring.add(&usage(cpu_us), at);
             let last = ring.samples.back().unwrap();
             assert!((last.cpu_used_pct - percent).abs() < 0.01, "{}", last.cpu_used_pct);
-            assert_eq!((last.at, last.cpu_count, last.mem_used), (at, 2, 7));
+            assert_eq!((last.at, last.cpu_count, last.mem_used, last.mem_cache), (at, 2, 4, 3));
         }
     }
 

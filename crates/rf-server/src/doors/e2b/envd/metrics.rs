@@ -33,8 +33,7 @@ impl From<Sample> for Metrics {
             cpu_used_pct: sample.cpu_used_pct,
             mem_total: sample.mem_total,
             mem_used: sample.mem_used,
-            // Not told apart from the rest.
-            mem_cache: 0,
+            mem_cache: sample.mem_cache,
             mem_total_mib: sample.mem_total >> 20,
             mem_used_mib: sample.mem_used >> 20,
             disk_used: sample.disk_used,
