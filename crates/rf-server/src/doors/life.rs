@@ -156,7 +156,8 @@ async fn sandbox_snapshot(
     Ok(json(StatusCode::CREATED, &SnapshotAnswer::from(row)))
 }
 
-/// Judges, counts and makes a snapshot; every door's way to one.
+/// Judges, counts and makes a snapshot; every door's way to one. What was begun is made and recorded also when the client
+/// goes away.
 ///
 /// # Errors
 /// What the gate says and [`rf_places::Sandboxes::snapshot`].
@@ -174,12 +175,16 @@ pub async fn snapshot_of(
     let bytes = app.places().sandboxes().bytes_written(caller.who.principal().user, id).await.unwrap_or(0);
     let judged = app.claim_snapshot(caller, bytes);
     let (mut operation, claim) = app.begin_judged(caller, ask, judged).await?;
-    let result = app.places().sandboxes().snapshot(claim, id, name).await;
-    if let Ok(row) = &result {
-        operation.set_subject(row.id);
-        operation.detail("bytes", row.bytes);
-    }
-    operation.finish(result).await
+    let app = app.clone();
+    let made = async move {
+        let result = app.places().sandboxes().snapshot(claim, id, name).await;
+        if let Ok(row) = &result {
+            operation.set_subject(row.id);
+            operation.detail("bytes", row.bytes);
+        }
+        operation.finish(result).await
+    };
+    App::to_its_end(made).await
 }
 
 /// Makes sandboxes that begin with the files of this one, running or paused, as they are now. Each is judged by itself:
