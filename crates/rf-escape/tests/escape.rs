@@ -61,6 +61,18 @@ fn the_servers_secrets_and_descriptors_are_not_inside() {
 }
 
 #[test]
+fn every_number_that_is_not_printed_answers_enosys_on_the_kernel_itself() {
+    let field = Field::open();
+    let listed = field.listed();
+    assert!((200..=300).contains(&listed.len()), "{}", listed.len());
+    assert_eq!(field.numbers_beside(&listed), ["", ""]);
+    // The control: getpid, getuid and gettid, were they not listed.
+    let fewer: Vec<u64> = listed.into_iter().filter(|number| ![39, 102, 186].contains(number)).collect();
+    assert_eq!(field.numbers_beside(&fewer), ["39,102,186", "39,102,186"]);
+    field.close();
+}
+
+#[test]
 fn there_are_at_least_eighty() {
     assert!(attacks::count() >= 80, "{}", attacks::count());
 }

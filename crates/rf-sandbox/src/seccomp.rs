@@ -1,7 +1,8 @@
 //! The system call filter: an allow-list compiled from [`table`] to the kernel's classic BPF.
 //!
 //! Default deny: a number that is not listed answers ENOSYS, as on a kernel that lacks it, so programs take their own
-//! way round. The entries for 32-bit and x32 programs kill the process: their numbers mean other calls. Installed
+//! way round. (Two numbers Linux shows to no filter: uretprobe and uprobe, 335 and 336, which end by SIGILL or ENXIO
+//! what calls them from elsewhere than a probe of the host's.) The entries for 32-bit and x32 programs kill the process: their numbers mean other calls. Installed
 //! before init's first instruction; init adds [`rf_sys::guest`]'s small filter for each exec, which takes `clone3` away.
 
 use rf_sys::seccomp::Instruction;
@@ -235,7 +236,7 @@ fn search(ranges: &[(u32, u32)], program: &mut Vec<Instruction>) {
             let (left, right) = ranges.split_at(ranges.len() / 2);
             let mut block = Vec::new();
             search(left, &mut block);
-            // 50 ranges make some 250 instructions, and half of them lie to the left: it fits in the 8 bits of a jump.
+            // Some 60 ranges make 300 instructions, and half of them lie to the left: it fits in the 8 bits of a jump.
             let skip = u8::try_from(block.len()).unwrap_or(u8::MAX);
             program.push(jump(JUMP_GREATER_EQUAL, right[0].0, skip, 0));
             program.extend(block);

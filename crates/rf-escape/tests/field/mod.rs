@@ -222,6 +222,26 @@ impl Field {
         said(&out, &err)
     }
 
+    /// Which numbers of system calls, beside `listed`, the kernel has for the sandbox's user; and for `root` inside.
+    pub(crate) fn numbers_beside(&self, listed: &[u64]) -> [String; 2] {
+        let listed = listed.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        ["user", "root"].map(|user| {
+            let body = json!({ "argv": ["python3", INSIDE, "numbers_beside", listed], "user": user });
+            let result = self.exec(&body);
+            match said(text(&result, "stdout"), text(&result, "stderr")) {
+                Said::Got(numbers) => numbers,
+                Said::Refused(errno) if errno == "ENOSYS" => String::new(),
+                other => panic!("{other:?}: {result}"),
+            }
+        })
+    }
+
+    /// The numbers that `ringfence seccomp` prints.
+    pub(crate) fn listed(&self) -> Vec<u64> {
+        let list: Value = serde_json::from_str(&self.system().run(&["--json", "seccomp"]).expect(0)).unwrap();
+        list["calls"].as_array().unwrap().iter().map(|call| call["number"].as_u64().unwrap()).collect()
+    }
+
     fn inside(&self, attack: &Attack, arguments: &[String]) -> Said {
         let mut argv = vec!["python3", INSIDE];
         argv.extend(arguments.iter().map(String::as_str));
