@@ -162,7 +162,7 @@ fn run(args: Args) -> Result<(), Errno> {
     }
     let probes = probe::probe(init.spare_cgroup.is_some());
     init.warden.answer(Answer::new(answer::READY, 0, |writer| writer.u32(probes)))?;
-    ahead::look(init.rights, &mut init.last_user);
+    ahead::look();
     init.serve(signals.as_fd(), buffer)
 }
 
