@@ -32,8 +32,9 @@ need() {
         return 1
     fi
     say "installing: ${missing[*]}"
-    if as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2 &&
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2; then
+    # Without the hundred lines of dpkg's progress; what goes wrong is said on standard error.
+    if as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null &&
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; then
         return 0
     fi
     say "could not install. Please run this as root, then try again:"
