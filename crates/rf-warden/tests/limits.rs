@@ -90,7 +90,7 @@ fn a_prepared_sandbox_is_handed_out_once_and_another_prepared() {
     let mut server = warden.connect();
     let spec = SandboxSpec::standard(600_000);
     let mut made = Vec::new();
-    let mut prepared = |server: &mut Server| {
+    let prepared = |server: &mut Server| {
         eventually("two are prepared", || match server.ask(Order::Status {}) {
             Ok(Reply::Status(status)) => status.pooled == 2,
             other => panic!("{other:?}"),
