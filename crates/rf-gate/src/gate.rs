@@ -9,7 +9,7 @@ use rf_types::{Code, Fault, Preference, RequestId, SandboxId, UserId, UserLimits
 use crate::{
     GateConfig, Pepper, SecretKind,
     jwt::Tokens,
-    rate::{Peer, Rates},
+    rate::{Party, Rates},
     secret,
     seen::Seen,
 };
@@ -168,7 +168,7 @@ pub(crate) struct Inner {
     requests: Rates<UserId>,
     /// Requests of visitors, for each sandbox: they use up nothing of its user's own rate.
     pub(crate) visits: Rates<SandboxId>,
-    pub(crate) failures: Rates<Peer>,
+    pub(crate) failures: Rates<Party>,
     seen: Seen,
 }
 
@@ -214,7 +214,7 @@ impl Gate {
         peer: Option<IpAddr>,
         now: UnixMs,
     ) -> Result<Authenticated, Denied> {
-        let peer = peer.map(Peer::of);
+        let peer = peer.map(Party::of);
         let found = match presented {
             Presented::Bearer(text) | Presented::ApiKey(text) if text.len() > CREDENTIAL_BYTES_MAX => {
                 Err(Denied::credential("oversized credential"))

@@ -27,6 +27,6 @@ mod seen;
 pub use accounts::{Enrolled, KeyAsked, KeyForm, MachineAuthenticated};
 pub use config::{GateConfig, IssuerConfig, JwksSource, ScopesByClaim, SignatureAlgorithm};
 pub use gate::{ActFor, Authenticated, Denied, Gate, GateError, Presented};
-pub use rate::Rate;
+pub use rate::{Party, Rate};
 pub use sandbox::SandboxOwner;
 pub use secret::{Pepper, Secret, SecretKind};

@@ -92,12 +92,14 @@ impl<K: Copy + Eq + Hash> Rates<K> {
     }
 }
 
-/// The part of a peer's address that one party controls: all of an IPv4 address, the first 64 bits of an IPv6 one.
+/// Whom an address stands for: all of an IPv4 address is one party's, and the first 64 bits of an IPv6 one.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub(crate) struct Peer(u128);
+pub struct Party(u128);
 
-impl Peer {
-    pub(crate) fn of(address: IpAddr) -> Self {
+impl Party {
+    /// Of an address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(v4) => Self(u128::from(v4.to_bits())),
             IpAddr::V6(v6) => Self(v6.to_bits() >> 64 << 64),
@@ -149,7 +151,7 @@ mod tests {
 
     #[test]
     fn an_ipv6_peer_is_its_network() {
-        let of = |text: &str| Peer::of(text.parse().unwrap());
+        let of = |text: &str| Party::of(text.parse().unwrap());
         assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
         assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
         assert_ne!(of("192.0.2.1"), of("192.0.2.2"));

@@ -10,7 +10,7 @@ use rf_policy::{Credential, Scope};
 use rf_store::{Known, Refused};
 use rf_types::{SandboxId, UserId, units::UnixMs};
 
-use crate::{Authenticated, Denied, Gate, gate::authenticated, rate::Peer};
+use crate::{Authenticated, Denied, Gate, gate::authenticated, rate::Party};
 
 /// Whose sandbox a request is for. Proves nothing of who asks.
 #[derive(Clone, Debug)]
@@ -80,7 +80,7 @@ impl Gate {
     /// What a peer is answered that showed a wrong token of a sandbox, or a link that no sandbox signed.
     #[must_use]
     pub fn sandbox_refused(&self, reason: &'static str, peer: Option<IpAddr>, now: UnixMs) -> Denied {
-        match peer.map(|peer| self.0.failures.take(Peer::of(peer), now)) {
+        match peer.map(|peer| self.0.failures.take(Party::of(peer), now)) {
             Some(Err(wait_ms)) => self.too_many_failures(wait_ms),
             Some(Ok(())) | None => Denied::credential(reason),
         }
@@ -90,7 +90,7 @@ impl Gate {
     pub fn failed(&self, peer: Option<IpAddr>, now: UnixMs) {
         if let Some(peer) = peer {
             // Past the rate nothing more is counted; who asks first is told so.
-            let _ = self.0.failures.take(Peer::of(peer), now);
+            let _ = self.0.failures.take(Party::of(peer), now);
         }
     }
 
@@ -99,7 +99,7 @@ impl Gate {
     /// # Errors
     /// `rate_limited`.
     pub fn failures_left(&self, peer: Option<IpAddr>, now: UnixMs) -> Result<(), Denied> {
-        match peer.map(|peer| self.0.failures.has(Peer::of(peer), now)) {
+        match peer.map(|peer| self.0.failures.has(Party::of(peer), now)) {
             Some(Err(wait_ms)) => Err(self.too_many_failures(wait_ms)),
             Some(Ok(())) | None => Ok(()),
         }

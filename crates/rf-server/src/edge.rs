@@ -24,6 +24,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
 };
+use rf_gate::Party;
 use rf_types::{Code, Fault, RequestId};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
@@ -157,21 +158,22 @@ impl Line {
     }
 }
 
-/// Connections of each peer's address, so that one cannot take every seat.
+/// Connections of each peer, so that one cannot take every seat.
 #[derive(Clone)]
 struct Peers {
-    counts: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    counts: Arc<Mutex<HashMap<Party, u32>>>,
     max: u32,
 }
 
 /// One connection of a peer's; counts until it is dropped.
 struct PeerSeat {
     peers: Peers,
-    peer: IpAddr,
+    peer: Party,
 }
 
 impl Peers {
-    fn take(&self, peer: IpAddr) -> Option<PeerSeat> {
+    fn take(&self, address: IpAddr) -> Option<PeerSeat> {
+        let peer = Party::of(address);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(peer).or_default();
         if *count >= self.max {
@@ -406,4 +408,21 @@ async fn turn_away(mut stream: TcpStream, tls: bool) {
     };
     // Whether it is read is the client's affair.
     let _ = tokio::time::timeout(Duration::from_secs(1), write).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_addresses_of_one_network_share_their_seats() {
+        let peers = Peers { counts: Arc::default(), max: 2 };
+        let take = |address: &str| peers.take(address.parse().unwrap());
+        let seats = [take("2001:db8::1"), take("2001:db8::2")].map(Option::unwrap);
+        assert!(take("2001:db8::ffff:3").is_none());
+        assert!(take("2001:db8:0:1::1").is_some() && take("192.0.2.1").is_some());
+        drop(seats);
+        assert!(take("2001:db8::ffff:3").is_some());
+        assert!(peers.counts.lock().unwrap().is_empty());
+    }
 }

@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rf_gate::Party;
 use rf_policy::{Action, Credential, Permit};
 use rf_types::{PlaceRef, SandboxId};
 use tokio::task::AbortHandle;
@@ -43,8 +44,7 @@ const VISITS_MAX: usize = 8_192;
 struct Key {
     sandbox: SandboxId,
     port: u16,
-    /// See [`party`].
-    peer: Option<IpAddr>,
+    peer: Option<Party>,
     /// By what: one user's two keys are two visits.
     by: String,
 }
@@ -173,7 +173,7 @@ impl Visits {
                 };
             }
         };
-        let key = Key { sandbox, port, peer: peer.map(party), by: by(caller) };
+        let key = Key { sandbox, port, peer: peer.map(Party::of), by: by(caller) };
         if let Some(visit) = self.lock().visits.get(&key).filter(|visit| visit.began.elapsed() < AGE_MAX) {
             return Ok((permit, UnderWay::new(&visit.counts)));
         }
@@ -221,15 +221,6 @@ impl Visits {
     }
 }
 
-/// The part of an address that one party controls: all of an IPv4 address, the first 64 bits of an IPv6 one. Else each
-/// request of a stranger could be a visit of its own, with two records.
-fn party(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
-        v4 => v4,
-    }
-}
-
 /// By what credential, in one text.
 fn by(caller: &Caller) -> String {
     match &caller.who.principal().credential {
@@ -265,19 +256,5 @@ async fn sweep(visits: Weak<Mutex<Table>>) {
         if done {
             return;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv6_party_is_its_network() {
-        let of = |text: &str| party(text.parse().unwrap());
-        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
-        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
-        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
-        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
     }
 }
