@@ -15,27 +15,42 @@ const ARG_BYTES_MAX: usize = 1024;
 /// Most variables that are recorded.
 const ENV_MAX: usize = 64;
 
-/// Texts after which a secret stands, up to the next space, quote or separator. Lower case; compared without case.
-const MARKS: [&str; 14] = [
-    "password=",
-    "password:",
-    "passwd=",
-    "pwd=",
-    "secret=",
-    "token=",
-    "api_key=",
-    "api-key=",
-    "apikey=",
-    "access_key=",
-    "auth=",
-    "bearer ",
-    "basic ",
-    "api-key: ",
+/// Names of secrets: what stands after one and `=` or `:` is a secret, up to the next space, quote or separator. Lower
+/// case; compared without case.
+const NAMES: [&str; 21] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "secret",
+    "secret_key",
+    "secret-key",
+    "secretkey",
+    "token",
+    "api_key",
+    "api-key",
+    "apikey",
+    "access_key",
+    "access-key",
+    "accesskey",
+    "private_key",
+    "private-key",
+    "privatekey",
+    "auth",
+    "authorization",
+    "credential",
 ];
 
+/// Words before a secret, after a name or alone: schemes of `Authorization` (RFC 9110, section 11.6.2).
+const SCHEMES: [&str; 2] = ["bearer ", "basic "];
+/// Such words that are too common to count alone.
+const NAMED_SCHEMES: [&str; 2] = ["token ", "apikey "];
+
 /// Options whose next argument is a secret.
-const OPTIONS: [&str; 11] = [
+const OPTIONS: [&str; 13] = [
     "--password",
+    "--passphrase",
+    "--api-token",
     "--passwd",
     "--pass",
     "--token",
@@ -49,7 +64,7 @@ const OPTIONS: [&str; 11] = [
 ];
 
 /// How well-known tokens begin.
-const PREFIXES: [&str; 21] = [
+const PREFIXES: [&str; 25] = [
     "ghp_",
     "gho_",
     "ghu_",
@@ -59,6 +74,10 @@ const PREFIXES: [&str; 21] = [
     "glpat-",
     "sk-",
     "sk_live_",
+    "sk_test_",
+    "npm_",
+    "hf_",
+    "pypi-",
     "rk_live_",
     "xoxb-",
     "xoxp-",
@@ -144,7 +163,7 @@ impl Redactor {
                 out = Cow::Owned(out.replace(secret, &self.hash(secret.as_bytes())));
             }
         }
-        let marked = self.after_marks(&out);
+        let marked = self.after_marks(&self.private_keys(&out));
         let worded = self.words(&marked);
         if worded.len() <= ARG_BYTES_MAX {
             return worded;
@@ -159,15 +178,14 @@ impl Redactor {
         let mut out = String::with_capacity(text.len());
         let mut at = 0;
         while at < text.len() {
-            let here = MARKS.iter().find(|mark| lower[at..].starts_with(**mark));
-            let Some(mark) = here else {
+            let Some(mark_len) = mark_at(&lower[at..]) else {
                 // `at` stands on a character and so does the next one.
                 let step = text[at..].chars().next().map_or(1, char::len_utf8);
                 out.push_str(&text[at..at + step]);
                 at += step;
                 continue;
             };
-            let value_at = at + mark.len();
+            let value_at = at + mark_len;
             out.push_str(&text[at..value_at]);
             let rest = &text[value_at..];
             let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''));
@@ -176,11 +194,37 @@ impl Redactor {
                 None => rest.split([' ', '\t', '\n', '"', '\'', '&', ';', '|']).next().unwrap_or(rest),
             };
             if !value.is_empty() {
-                out.push_str(&self.hash(value.trim_start_matches(['"', '\'']).as_bytes()));
+                // Within quotes of a shell, those of JSON stand behind backslashes.
+                out.push_str(&self.hash(value.trim_start_matches(['"', '\'']).trim_end_matches('\\').as_bytes()));
             }
             at = value_at + value.len();
         }
         out
+    }
+
+    /// Private keys as files hold them (RFC 7468), whole or cut off.
+    fn private_keys<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        const BEGIN: &str = "PRIVATE KEY-----";
+        const END: &str = "-----END";
+        const DASHES: &str = "-----";
+        if !text.contains(BEGIN) {
+            return text.into();
+        }
+        let (mut out, mut rest) = (String::with_capacity(text.len()), text);
+        while let Some((before, after)) = rest.split_once(BEGIN) {
+            let secret = after.split(END).next().unwrap_or(after);
+            out.push_str(before);
+            out.push_str(BEGIN);
+            out.push_str(&self.hash(secret.trim().as_bytes()));
+            rest = &after[secret.len()..];
+            // Its last line reads like a first one.
+            let line = rest.strip_prefix(END).and_then(|line| line.find(DASHES));
+            let line_len = line.map_or(0, |at| END.len() + at + DASHES.len());
+            out.push_str(&rest[..line_len]);
+            rest = &rest[line_len..];
+        }
+        out.push_str(rest);
+        out.into()
     }
 
     fn words(&self, text: &str) -> String {
@@ -219,6 +263,23 @@ impl Redactor {
     }
 }
 
+/// How long the mark is with which `text`, in lower case, begins; a secret stands after it.
+fn mark_at(text: &str) -> Option<usize> {
+    if let Some(scheme) = SCHEMES.iter().find(|scheme| text.starts_with(**scheme)) {
+        return Some(scheme.len());
+    }
+    NAMES.iter().find_map(|name| {
+        let rest = text.strip_prefix(name)?;
+        // `"name": "value"` of JSON, also within another text's quotes; `name := value` of programs.
+        let rest = rest.strip_prefix('s').unwrap_or(rest).trim_start_matches(['\\', '"', '\'']);
+        let rest = rest.trim_start_matches([' ', '\t']).strip_prefix([':', '='])?;
+        let rest = rest.trim_start_matches(['=', '>', ' ', '\t', '\\']);
+        let mut schemes = SCHEMES.iter().chain(&NAMED_SCHEMES);
+        let rest = schemes.find_map(|scheme| rest.strip_prefix(scheme)).unwrap_or(rest);
+        Some(text.len() - rest.len())
+    })
+}
+
 fn cut(text: &str) -> Cow<'_, str> {
     if text.len() <= 256 { text.into() } else { format!("{}…", &text[..text.floor_char_boundary(256)]).into() }
 }
@@ -247,13 +308,28 @@ mod tests {
             format!("mysql --password={secret} -h db"),
             format!("curl -H 'Authorization: Bearer {secret}' https://x"),
             format!("curl -H \"authorization: bearer {secret}\""),
+            format!("curl -H 'Authorization: {secret}'"),
+            format!("curl -H 'Authorization: ApiKey {secret}'"),
+            format!("x --auth=Basic {secret}"),
+            format!("{{\"auth\": \"Bearer {secret}\"}}"),
             format!("X_TOKEN={secret} ./run"),
             format!("TOKEN='{secret} two' ./run"),
             format!("git clone https://me:{secret}@example.org/r.git"),
             format!("echo ghp_{secret}"),
             format!("export K=sk-{secret}"),
             format!("url?api_key={secret}&x=1"),
-            format!("ä password: {secret}").replace("password: ", "password:"),
+            format!("ä password:{secret}"),
+            format!("password: {secret}"),
+            format!("curl -d '{{\"password\": \"{secret}\"}}' https://x"),
+            format!("curl -d \"{{\\\"api_key\\\":\\\"{secret}\\\"}}\" https://x"),
+            format!("curl -H 'X-Api-Key:   {secret}'"),
+            format!("AWS_SECRET_ACCESS_KEY={secret} aws s3 ls"),
+            format!("aws_secret_key = {secret}"),
+            format!("PASSPHRASE={secret} gpg"),
+            format!("private_key := '{secret}'"),
+            format!("export CREDENTIALS={secret}"),
+            format!("echo '-----BEGIN RSA PRIVATE KEY-----\n{secret}\n-----END RSA PRIVATE KEY-----' > k"),
+            format!("echo '-----BEGIN PRIVATE KEY-----\n{secret}"),
         ] {
             let shown = redactor().text(&text, &[]);
             assert!(!shown.contains(secret), "{shown}");
@@ -269,12 +345,25 @@ mod tests {
             "pip install sk-learn",
             "git log --format=%H",
             "user@host:/path",
+            "cat /etc/passwd tokens.txt",
+            "python -m tokenize secret.py",
+            "openssl x509 -in '-----BEGIN CERTIFICATE-----'",
             "",
             "=",
             "eyJ",
         ] {
             assert_eq!(redactor().text(text, &[]), text);
         }
+    }
+
+    #[test]
+    fn what_stands_after_a_private_key_is_shown() {
+        let key = |body: &str| format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----");
+        let shown = redactor().text(&format!("a '{}' > b; c '{}' > d", key("one"), key("two")), &[]);
+        let hashed = |body: &str| {
+            format!("-----BEGIN PRIVATE KEY-----{}-----END PRIVATE KEY-----", redactor().hash(body.as_bytes()))
+        };
+        assert_eq!(shown, format!("a '{}' > b; c '{}' > d", hashed("one"), hashed("two")));
     }
 
     #[test]
