@@ -60,6 +60,11 @@ pub struct HostReport {
 const USERNS_CURE: &str = "allow unprivileged user namespaces: `sysctl -w user.max_user_namespaces=15000`, on Ubuntu \
     also `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0` or an AppArmor profile for ringfence, on old \
     Debian `sysctl -w kernel.unprivileged_userns_clone=1`; or run the warden as root";
+// user_namespaces(7): EPERM for whom the root directory is not that of the mount namespace, root or not.
+const USERNS_ROOT_CURE: &str = "leave the chroot: in one the kernel makes no user namespaces, for root neither; a root of \
+    one's own is made by pivot_root(2), as `systemd-nspawn` and containers have it. In a container, have its runtime allow \
+    nested user namespaces";
+const WITH_USER_CURE: &str = "it comes with a user namespace: get the layer `user` first";
 const NAMESPACE_CURE: &str = "use a kernel with this namespace built in (CONFIG_NAMESPACES and its options)";
 const CGROUP_CURE: &str = "run the warden as root, or as a service with `Delegate=yes`, on a kernel that has the \
     controller";
@@ -72,7 +77,10 @@ impl HostReport {
     pub fn probe(base: &str) -> std::io::Result<Self> {
         let hierarchies = Hierarchies::find(base)?;
         let rooted = rustix::process::geteuid().is_root();
-        let layers = Layer::ALL.into_iter().map(|layer| probe_layer(layer, &hierarchies)).collect();
+        let mut layers: Vec<_> = Layer::ALL.into_iter().map(|layer| probe_layer(layer, &hierarchies)).collect();
+        if let Err(errno) = trial(0, || Ok(())) {
+            blame_user(&mut layers, rooted && errno == Errno::PERM);
+        }
         let proc_covered = PROC_COVERED.into_iter().filter(|name| Path::new("/proc").join(name).exists()).collect();
         let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
         Ok(Self { rooted, layers, image: probe_image(rooted), proc_covered, hierarchies, kernel })
@@ -96,6 +104,28 @@ impl HostReport {
             LayerStatus { layer, available, evidence, cure }
         };
         Layer::ALL.into_iter().map(status).collect()
+    }
+}
+
+/// Says what really is missing where there are no user namespaces: most layers are tried in one, and fail for that alone.
+fn blame_user(layers: &mut [Found], root_is_denied: bool) {
+    for (layer, found) in Layer::ALL.into_iter().zip(layers).filter(|(_, found)| !found.available) {
+        match layer {
+            Layer::User if root_is_denied => found.cure = USERNS_ROOT_CURE.to_owned(),
+            Layer::User | Layer::Landlock | Layer::Memory | Layer::Tasks | Layer::Cpu | Layer::Io => {}
+            Layer::Pid
+            | Layer::Mount
+            | Layer::Net
+            | Layer::Ipc
+            | Layer::Uts
+            | Layer::CgroupNs
+            | Layer::Time
+            | Layer::Seccomp
+            | Layer::NoNewPrivs
+            | Layer::Capabilities
+            | Layer::Keyring
+            | Layer::Disk => found.cure = WITH_USER_CURE.to_owned(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, process::Command};
 
 use serde_json::Value;
 use support::{Ran, System};
@@ -92,4 +92,22 @@ fn without_a_unified_tree_the_report_says_what_a_kill_may_miss() {
     let made = system.json(&["create"]);
     assert_eq!(layer(&made, "tasks")["held"], "full", "{made}");
     system.stop();
+}
+
+#[test]
+fn in_a_chroot_doctor_says_that_it_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    // Its root is a mount point, which is not enough: user_namespaces(7), EPERM.
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", "mount --rbind / \"$0\"; exec chroot \"$0\" \"$1\" --json doctor"]);
+    command.arg(dir.path()).arg(env!("CARGO_BIN_EXE_ringfence"));
+    let ran = Ran::of(command, b"");
+    let report: Value = serde_json::from_str(&ran.expect(1)).unwrap();
+    let of = |name: &str| {
+        let layers = report["layers"].as_array().unwrap();
+        layers.iter().find(|layer| layer["layer"] == name).unwrap()["cure"].as_str().unwrap().to_owned()
+    };
+    assert!(of("user").starts_with("leave the chroot"), "{report}");
+    assert!(of("pid").contains("`user` first") && of("seccomp").contains("`user` first"), "{report}");
+    assert_eq!(of("memory"), "", "{report}");
 }
