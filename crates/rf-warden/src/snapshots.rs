@@ -5,6 +5,9 @@
 //! warden/snapshots/SNAPSHOT.json                a durable snapshot: what it is, and its layers, lowest first
 //! ```
 //!
+//! A layer counts once, as the oldest snapshot's that names it: when that is removed it counts as the next one's, whose size
+//! grows by it. So what a user's snapshots are told to hold is all that is kept for them.
+//!
 //! A layer begins as the directory that a sandbox wrote, on the file system of that sandbox, and is copied to disk
 //! afterwards; a snapshot is durable when all its layers are, and only then has a file. A layer goes when no snapshot, no
 //! sandbox and no copy under way names it.
@@ -87,6 +90,7 @@ struct Layer {
     durable: bool,
     /// A copy of it, or with it, is under way.
     busy: bool,
+    size: Kept,
 }
 
 #[derive(Debug)]
@@ -121,6 +125,9 @@ struct Stored {
 struct StoredLayer {
     id: String,
     binds: Vec<PathBuf>,
+    /// Nothing in a file of before layers were counted by themselves.
+    #[serde(default)]
+    size: Kept,
 }
 
 /// What is to be done next.
@@ -143,6 +150,8 @@ pub(crate) struct Snapshots {
     layers: HashMap<LayerId, Layer>,
     /// Directories to be removed.
     gone: Vec<PathBuf>,
+    /// Snapshots whose size is another one, and nobody was told.
+    resized: BTreeSet<SnapshotId>,
 }
 
 impl Snapshots {
@@ -156,6 +165,7 @@ impl Snapshots {
             failed: HashMap::new(),
             layers: HashMap::new(),
             gone: Vec::new(),
+            resized: BTreeSet::new(),
         };
         let entries = |dir: &Path| -> Result<Vec<PathBuf>, WardenError> {
             let entries = fs::read_dir(dir).map_err(WardenError::file(dir))?;
@@ -174,18 +184,20 @@ impl Snapshots {
                 this.gone.push(path);
             }
         }
+        let all: Vec<LayerId> = this.layers.keys().copied().collect();
+        this.charge(&all);
         Ok(this)
     }
 
     fn read(&mut self, path: &Path) -> io::Result<()> {
         let Stored { snapshot, template_layers, layers } = serde_json::from_slice(&fs::read(path)?)?;
         let mut chain = Vec::new();
-        for StoredLayer { id, binds } in layers {
+        for StoredLayer { id, binds, size } in layers {
             let id = LayerId::parse(&id).ok_or(io::ErrorKind::InvalidData)?;
             if !self.layer_dir(id).is_dir() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("its layer {id} is not there")));
             }
-            self.layers.entry(id).or_insert(Layer { binds, origin: None, durable: true, busy: false });
+            self.layers.entry(id).or_insert(Layer { binds, origin: None, durable: true, busy: false, size });
             chain.push(id);
         }
         let since = Instant::now();
@@ -234,10 +246,10 @@ impl Snapshots {
         Ok((&record.info, &record.chain, &record.template_layers))
     }
 
-    /// Notes a layer.
-    pub(crate) fn add_layer(&mut self, id: LayerId, binds: Vec<PathBuf>, origin: Option<Origin>) {
+    /// Notes a layer of so many bytes and files.
+    pub(crate) fn add_layer(&mut self, id: LayerId, binds: Vec<PathBuf>, origin: Option<Origin>, size: Kept) {
         let durable = origin.is_none();
-        self.layers.insert(id, Layer { binds, origin, durable, busy: false });
+        self.layers.insert(id, Layer { binds, origin, durable, busy: false, size });
     }
 
     /// Forgets a layer that no snapshot names.
@@ -273,7 +285,8 @@ impl Snapshots {
             self.pending.iter().filter_map(|id| chain(id).iter().find_map(hopeless).map(|why| (*id, why))).collect();
         for (id, _) in &lost {
             self.pending.remove(id);
-            self.all.remove(id);
+            let chain = self.all.remove(id).map_or_else(Vec::new, |record| record.chain);
+            self.charge(&chain);
         }
         lost
     }
@@ -288,6 +301,36 @@ impl Snapshots {
         self.layers.contains_key(&id)
     }
 
+    /// Counts these layers anew, each as the oldest snapshot's that names it.
+    fn charge(&mut self, layers: &[LayerId]) {
+        let touched = |record: &&Record| record.chain.iter().any(|id| layers.contains(id));
+        let near: BTreeSet<LayerId> =
+            self.all.values().filter(touched).flat_map(|record| record.chain.iter().copied()).collect();
+        let mut holders: HashMap<LayerId, (u64, SnapshotId)> = HashMap::new();
+        for record in self.all.values() {
+            let age = (record.info.created_at, record.info.id);
+            for id in record.chain.iter().filter(|id| near.contains(id)) {
+                holders.entry(*id).and_modify(|oldest| *oldest = age.min(*oldest)).or_insert(age);
+            }
+        }
+        for record in self.all.values_mut().filter(|record| record.chain.iter().any(|id| layers.contains(id))) {
+            let own = |id: &&LayerId| holders.get(id).is_some_and(|(_, holder)| *holder == record.info.id);
+            let sizes = record.chain.iter().filter(own).filter_map(|id| self.layers.get(id)).map(|layer| layer.size);
+            let sum = |sum: Kept, size: Kept| Kept { bytes: sum.bytes + size.bytes, files: sum.files + size.files };
+            let size = sizes.fold(Kept::default(), sum);
+            if (record.info.bytes, record.info.files) != (size.bytes, size.files) {
+                (record.info.bytes, record.info.files) = (size.bytes, size.files);
+                self.resized.insert(record.info.id);
+            }
+        }
+    }
+
+    /// Those whose size became another one since this was last asked.
+    pub(crate) fn resized(&mut self) -> Vec<Snapshot> {
+        let ids = std::mem::take(&mut self.resized);
+        ids.into_iter().filter_map(|id| self.all.get(&id)).map(|record| record.info.clone()).collect()
+    }
+
     /// Notes a snapshot on layers that are noted.
     ///
     /// # Errors
@@ -299,13 +342,17 @@ impl Snapshots {
         template_layers: Vec<String>,
     ) -> Result<Snapshot, Fault> {
         let id = info.id;
-        self.all.insert(id, Record { info, chain, template_layers, since: Instant::now() });
+        self.all.insert(id, Record { info, chain: chain.clone(), template_layers, since: Instant::now() });
         self.pending.insert(id);
+        self.charge(&chain);
         if let Err(error) = self.settle(id) {
             self.all.remove(&id);
             self.pending.remove(&id);
+            self.charge(&chain);
             return Err(stored(&error));
         }
+        // Whoever asked for it is told.
+        self.resized.remove(&id);
         Ok(self.get(id)?.0.clone())
     }
 
@@ -326,9 +373,9 @@ impl Snapshots {
     fn store(&mut self, id: SnapshotId, info: Snapshot) -> io::Result<()> {
         let file = self.file(id);
         let Some(record) = self.all.get_mut(&id) else { return Ok(()) };
-        let layers = record.chain.iter().map(|id| StoredLayer {
-            id: id.to_string(),
-            binds: self.layers.get(id).map_or_else(Vec::new, |layer| layer.binds.clone()),
+        let layers = record.chain.iter().map(|id| {
+            let (binds, size) = self.layers.get(id).map(|layer| (layer.binds.clone(), layer.size)).unwrap_or_default();
+            StoredLayer { id: id.to_string(), binds, size }
         });
         let stored = Stored {
             snapshot: Snapshot { layers: u32::try_from(record.chain.len()).unwrap_or(u32::MAX), ..info },
@@ -352,7 +399,9 @@ impl Snapshots {
             removed.map_err(|error| stored(&error))?;
         }
         self.pending.remove(&id);
-        Ok(self.all.remove(&id).map_or_else(Vec::new, |record| record.template_layers))
+        let Some(Record { chain, template_layers, .. }) = self.all.remove(&id) else { return Ok(Vec::new()) };
+        self.charge(&chain);
+        Ok(template_layers)
     }
 
     /// The layers of templates that snapshots stand on.
@@ -511,32 +560,34 @@ impl Snapshots {
             }
         }
         let merged = from != [into];
-        let layer = self.layers.entry(into).or_insert(Layer { binds, origin: None, durable: true, busy: false });
-        layer.durable = true;
+        let new = Layer { binds, origin: None, durable: true, busy: false, size: kept };
+        let layer = self.layers.entry(into).or_insert(new);
+        (layer.durable, layer.size) = (true, kept);
         unused.extend(layer.origin.take().map(|origin| origin.disk));
-        let mut changed = Vec::new();
-        let ids: Vec<SnapshotId> = self.all.keys().copied().collect();
-        for id in ids {
-            let Some(record) = self.all.get_mut(&id) else { continue };
-            let before = record.info.clone();
-            if merged {
+        let touched: Vec<LayerId> = from.iter().copied().chain([into]).collect();
+        let affected = self.all.values().filter(|record| record.chain.iter().any(|id| touched.contains(id)));
+        let before: Vec<Snapshot> = affected.map(|record| record.info.clone()).collect();
+        if merged {
+            for record in self.all.values_mut() {
                 replace_prefix(&mut record.chain, from, into);
                 record.info.layers = u32::try_from(record.chain.len()).unwrap_or(u32::MAX);
             }
-            if record.chain.last() == Some(&into) && !before.durable {
-                (record.info.bytes, record.info.files) = (kept.bytes, kept.files);
-            }
-            let (now, was_durable) = (record.info.clone(), before.durable);
+        }
+        self.charge(&touched);
+        let mut changed = Vec::new();
+        for before in before {
+            let id = before.id;
             // One that cannot be stored is tried again with the next copy, and is not durable until then.
             let settled = self.settle(id).unwrap_or(false);
-            if was_durable && now.layers != before.layers && self.store(id, now).is_err() {
+            let Some(now) = self.all.get(&id).map(|record| record.info.clone()) else { continue };
+            if before.durable && now.layers != before.layers && self.store(id, now).is_err() {
                 // Its file names the layers that it stood on; they stay as long as the record here says so.
                 if let Some(record) = self.all.get_mut(&id) {
-                    record.info = before;
+                    record.info.layers = before.layers;
                 }
-                continue;
             }
             if settled && let Some(record) = self.all.get(&id) {
+                self.resized.remove(&id);
                 changed.push(record.info.clone());
             }
         }

@@ -567,3 +567,43 @@ fn orders_in_whatever_order_leave_nothing_behind() {
     eventually("nothing is held", || held(&warden) == before);
     warden.stop();
 }
+
+/// What stays when a snapshot is removed, because another one stands on it, counts as that one's.
+#[test]
+fn a_layer_counts_as_the_oldest_snapshots_that_stands_on_it() {
+    let mut warden = Warden::start();
+    let mut server = warden.connect();
+    let sandbox = server.create(&spec(DiskKind::Memory));
+    let next = |server: &mut support::Server, line: &str| {
+        sandbox.sh(line);
+        let snapshot = server.snapshot(sandbox.id());
+        server.durable(snapshot.id);
+        snapshot.id
+    };
+    let first = next(&mut server, "head -c 4M /dev/urandom > ~/large");
+    let second = next(&mut server, "echo small > ~/small");
+    let third = next(&mut server, "head -c 1M /dev/urandom > ~/middle");
+    let bytes = |server: &mut support::Server, id| {
+        server.snapshots().into_iter().find(|snapshot| snapshot.id == id).unwrap().bytes
+    };
+    // Control: nothing is counted twice.
+    assert!(bytes(&mut server, first) >= 4 * MIB);
+    assert!(bytes(&mut server, second) < MIB);
+    assert!((MIB..2 * MIB).contains(&bytes(&mut server, third)));
+    server.done(Order::RemoveSnapshot { snapshot: first });
+    assert!((4 * MIB..5 * MIB).contains(&bytes(&mut server, second)));
+    assert!((MIB..2 * MIB).contains(&bytes(&mut server, third)));
+    // Also over a restart, and told to the server without being asked.
+    warden.restart();
+    let mut server = warden.connect();
+    assert!((4 * MIB..5 * MIB).contains(&bytes(&mut server, second)));
+    server.done(Order::RemoveSnapshot { snapshot: second });
+    let told = server.news(|news| match news {
+        rf_wire::warden::Reply::SnapshotChanged(snapshot) if snapshot.id == third => Some(snapshot.bytes),
+        _ => None,
+    });
+    assert!(told >= 5 * MIB, "{told}");
+    assert_eq!(bytes(&mut server, third), told);
+    server.done(Order::RemoveSnapshot { snapshot: third });
+    warden.stop();
+}

@@ -15,7 +15,7 @@ use std::{
 };
 
 use rf_sandbox::{
-    keep::Keeping,
+    keep::{Keeping, Kept},
     plan::RootSource,
     push::{Helper, PUSHES_MAX, Push, is_being_written, release},
 };
@@ -185,7 +185,12 @@ impl Keeper {
         let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned().map_err(|_| no_descriptors())?;
         let layer = LayerId::random();
         // Noted for as long as it takes to name its directories.
-        self.snapshots.add_layer(layer, binds(live), Some(Origin { owner: id, disk, written: live.sandbox.written() }));
+        self.snapshots.add_layer(
+            layer,
+            binds(live),
+            Some(Origin { owner: id, disk, written: live.sandbox.written() }),
+            Kept::default(),
+        );
         let begun = (|| {
             let (parts, _) = self.snapshots.parts(&[layer])?;
             let target = self.snapshots.begin(layer)?;
@@ -249,31 +254,25 @@ impl Keeper {
         let layer = LayerId::random();
         let binds = binds(live);
         let disk = disk.map_err(|_| no_descriptors())?;
-        self.snapshots.add_layer(layer, binds, Some(Origin { owner: id, disk, written }));
+        let size = Kept { bytes: now.0.saturating_sub(before.0), files: now.1.saturating_sub(before.1) };
+        self.snapshots.add_layer(layer, binds, Some(Origin { owner: id, disk, written }), size);
         let live = self.live.get_mut(&id).ok_or_else(no_sandbox)?;
         live.layers.chain.push(layer);
         live.layers.pushed_at = Some(Instant::now());
         let chain = live.layers.chain.clone();
-        let size = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
-        self.note(id, SnapshotWay::Pushed, chain, size)
+        self.note(id, SnapshotWay::Pushed, chain)
     }
 
     /// The written layer was copied.
-    fn copied(&mut self, id: SandboxId, layer: LayerId, kept: rf_sandbox::keep::Kept) -> Result<Snapshot, Fault> {
+    fn copied(&mut self, id: SandboxId, layer: LayerId, kept: Kept) -> Result<Snapshot, Fault> {
         self.snapshots.name(layer)?;
         let live = self.live.get(&id).ok_or_else(no_sandbox)?;
         let chain = live.layers.chain.iter().copied().chain([layer]).collect();
-        self.snapshots.add_layer(layer, binds(live), None);
-        self.note(id, SnapshotWay::Copied, chain, (kept.bytes, kept.files))
+        self.snapshots.add_layer(layer, binds(live), None, kept);
+        self.note(id, SnapshotWay::Copied, chain)
     }
 
-    fn note(
-        &mut self,
-        id: SandboxId,
-        way: SnapshotWay,
-        chain: Vec<LayerId>,
-        (bytes, files): (u64, u64),
-    ) -> Result<Snapshot, Fault> {
+    fn note(&mut self, id: SandboxId, way: SnapshotWay, chain: Vec<LayerId>) -> Result<Snapshot, Fault> {
         let live = self.live.get(&id).ok_or_else(no_sandbox)?;
         let Some(saving) = &live.rest.saving else { return Err(no_sandbox()) };
         let info = Snapshot {
@@ -282,8 +281,9 @@ impl Keeper {
             disk: live.spec.disk,
             created_at: now_ms(),
             way,
-            bytes,
-            files,
+            // Counted with its layers.
+            bytes: 0,
+            files: 0,
             layers: u32::try_from(chain.len()).unwrap_or(u32::MAX),
             durable: false,
         };
@@ -355,6 +355,9 @@ impl Keeper {
 
     /// Lets go of layers that nobody uses, and goes on with what is to be copied or removed.
     pub(super) fn collect(&mut self) {
+        for snapshot in self.snapshots.resized() {
+            self.news(Reply::SnapshotChanged(snapshot));
+        }
         if self.snapshots.is_empty() && self.orphans.is_empty() {
             return;
         }
