@@ -199,6 +199,10 @@ def life(sbx: Sandbox, me: str) -> None:
     eventually("metrics", lambda: len(sbx.get_metrics()) > 0)
     last = sbx.get_metrics()[-1]
     assert last.mem_total > 0 and last.disk_total > 0 and last.cpu_count > 0, last
+    # Written by a command: what is uploaded is counted for the server, which writes it.
+    sbx.commands.run("head -c 16777216 /dev/zero > cached.bin")
+    eventually("the cache is counted", lambda: sbx.get_metrics()[-1].mem_cache >= last.mem_cache + (15 << 20))
+    sbx.files.remove("cached.bin")
 
 
 @step
