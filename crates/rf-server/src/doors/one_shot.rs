@@ -6,7 +6,10 @@
 //! ```
 //!
 //! Nothing waits for what it does not need: the exec's intent is written while the warden hands out the sandbox, the row
-//! and the first result while the command runs, and one group commit before the answer makes all four records durable.
+//! and the first result while the command runs, and the one group commit that is waited for, before the answer, makes all
+//! four records durable.
+
+use std::{sync::Arc, task::Poll};
 
 use axum::{
     body::Body,
@@ -14,6 +17,7 @@ use axum::{
     http::{HeaderMap, Response},
 };
 use futures::{FutureExt as _, future::BoxFuture, pin_mut, poll};
+use rf_places::place::Place;
 use rf_types::{ExecId, Fault, PlaceRef, SandboxId};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -105,8 +109,8 @@ async fn start(app: &App, caller: &Caller, ask: RunAsk) -> Result<(Running, usiz
         Err(refusal) => return Err(making_it.fail(refusal.fault).await),
     };
     let made = match early {
-        std::task::Poll::Ready(made) => made,
-        std::task::Poll::Pending => made.await,
+        Poll::Ready(made) => made,
+        Poll::Pending => made.await,
     };
     let (place, row) = match made {
         Ok(made) => made,
@@ -118,7 +122,7 @@ async fn start(app: &App, caller: &Caller, ask: RunAsk) -> Result<(Running, usiz
     };
     // Whatever comes next, also the client's going away, the sandbox is destroyed.
     let destroy = After(Some(destroy_later(app, caller, row.id)));
-    let place: std::sync::Arc<dyn rf_places::place::Place> = place;
+    let place: Arc<dyn Place> = place;
     let at = PlaceRef::Sandbox(row.id);
     sandboxes::note(&mut making_it, &row);
     running_it.set_place(at);
@@ -126,7 +130,7 @@ async fn start(app: &App, caller: &Caller, ask: RunAsk) -> Result<(Running, usiz
     let mut written = if named { all.write_down(&row) } else { Ok(()) };
     let started = app.places().execs().run(claim, &place, id, &command);
     pin_mut!(started);
-    let mut early = std::task::Poll::Pending;
+    let mut early = Poll::Pending;
     if written.is_ok() {
         early = poll!(started.as_mut());
         // While the command runs.
@@ -139,8 +143,8 @@ async fn start(app: &App, caller: &Caller, ask: RunAsk) -> Result<(Running, usiz
         return Err(running_it.fail(fault).await);
     }
     let exec = match early {
-        std::task::Poll::Ready(started) => started,
-        std::task::Poll::Pending => started.await,
+        Poll::Ready(started) => started,
+        Poll::Pending => started.await,
     };
     match exec {
         Ok(exec) => Ok((Running { operation: running_it, exec, place: at, stdin, held }, output_bytes_max, destroy)),
