@@ -105,7 +105,12 @@ pub enum JoinEvent {
         /// Whether a session goes on.
         resumed: bool,
     },
-    /// It is not; it will try again.
+    /// It had joined before and goes on as that machine: the token it was given was not used.
+    TokenUnused {
+        /// Who it is.
+        machine: MachineId,
+    },
+    /// It is not connected; it will try again.
     Disconnected {
         /// Why.
         reason: String,
@@ -121,6 +126,11 @@ impl fmt::Display for JoinEvent {
                 write!(f, "joined as {machine}, level {}, workspace {}", facts.level.name(), facts.workspace)
             }
             Self::Connected { resumed: true, .. } => f.write_str("connected again; everything goes on"),
+            Self::TokenUnused { machine } => write!(
+                f,
+                "the token was not used: this computer had joined as {machine} before. To join it to another user, remove \
+                 that machine first, or give another directory for its key"
+            ),
             Self::Disconnected { reason, retry_in } => {
                 write!(f, "not connected: {reason}; trying again in {:.1} s", retry_in.as_secs_f64())
             }
@@ -342,6 +352,9 @@ impl Program {
         };
         let facts = Box::new(self.machine.owner.facts());
         (self.report)(JoinEvent::Connected { machine: welcome.machine, facts, resumed });
+        if self.token.take().is_some() {
+            (self.report)(JoinEvent::TokenUnused { machine: welcome.machine });
+        }
         let Some(Session { link, orders, .. }) = &self.session else { return dropped("no session".to_owned()) };
         let heartbeat = Duration::from_millis(welcome.heartbeat_ms.clamp(100, 60_000));
         let mux = link.mux.clone();

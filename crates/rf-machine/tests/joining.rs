@@ -5,9 +5,9 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use common::{Joined, TOKEN, arguments};
+use common::{Joined, Machine, TOKEN, arguments};
 use futures::{SinkExt, StreamExt};
-use rf_machine::{JoinError, join};
+use rf_machine::{JoinError, JoinEvent, join};
 use rf_places::place::Place;
 use rf_policy::Action;
 use rf_testkit::{
@@ -41,6 +41,19 @@ async fn a_token_joins_once_and_the_key_from_then_on() {
     })
     .await;
     assert_eq!(again.machine(), place.machine());
+    assert_eq!(joined.server.authority.enrolments(), 1);
+    // With another token, be it another user's: still that machine, and its owner is told.
+    joined.stop_machine().await;
+    joined.server.authority.allow("rfe_another", UserId::random());
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let mut args = joined.arguments();
+    args.token = Some("rfe_another".to_owned());
+    args.report = Box::new(move |event| drop(sender.send(event)));
+    joined.machine = Some(Machine::run(args));
+    let connected = within(events.recv()).await;
+    assert!(matches!(connected, Some(JoinEvent::Connected { resumed: false, .. })), "{connected:?}");
+    let told = within(events.recv()).await.unwrap();
+    assert!(matches!(told, JoinEvent::TokenUnused { machine } if machine == place.machine()), "{told:?}");
     assert_eq!(joined.server.authority.enrolments(), 1);
 
     // The used token joins no other machine.

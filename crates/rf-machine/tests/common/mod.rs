@@ -23,7 +23,7 @@ pub struct Joined {
     pub directory: tempfile::TempDir,
     pub level: Level,
     pub events: mpsc::UnboundedReceiver<JoinEvent>,
-    machine: Option<Machine>,
+    pub machine: Option<Machine>,
 }
 
 /// A running `ringfence join`.

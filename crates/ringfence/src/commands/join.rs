@@ -79,6 +79,7 @@ fn tell(out: &Output, event: &JoinEvent) {
         JoinEvent::Connected { machine, facts, resumed } => {
             json!({ "event": "connected", "machine": machine, "facts": facts, "resumed": resumed })
         }
+        JoinEvent::TokenUnused { machine } => json!({ "event": "token_unused", "machine": machine }),
         JoinEvent::Disconnected { reason, retry_in } => {
             json!({ "event": "disconnected", "reason": reason, "retry_ms": u64::try_from(retry_in.as_millis()).ok() })
         }
