@@ -21,7 +21,7 @@ use rustix::{
 use crate::setup::{Failed, Step as _, copy_of};
 
 /// Where programs write most, below the root.
-const PLACES: [&str; 2] = ["home/user", "tmp"];
+pub(crate) const PLACES: [&str; 2] = ["home/user", "tmp"];
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// No link of a template's is followed, and no other mount entered.

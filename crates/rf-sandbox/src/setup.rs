@@ -499,6 +499,12 @@ fn landlock_root(top: Option<&OwnedFd>, cgroup: Option<BorrowedFd<'_>>) -> Resul
     rules
         .allow_beneath(top.map_or(root.as_fd(), AsFd::as_fd), handled & !devices)
         .step("allow the root in Landlock")?;
+    for place in direct::PLACES {
+        // The same again, where programs write most: Landlock looks up from a file until somebody allows it.
+        if let Ok(dir) = open(&format!("/{place}")) {
+            rules.allow_beneath(dir.as_fd(), handled & !devices).step("allow a directory in Landlock")?;
+        }
+    }
     if handled & landlock::fs::IOCTL_DEV != 0 {
         let dev = open("/dev").step("open /dev for Landlock")?;
         rules.allow_beneath(dev.as_fd(), landlock::fs::IOCTL_DEV).step("allow /dev in Landlock")?;
