@@ -61,11 +61,12 @@ pub(super) fn rename(from: &CStr, to: &CStr, replace: bool) -> Result<(), Errno>
         let _ = unlinkat(&directory, beside.cstr(), AtFlags::empty());
         return outcome;
     }
-    // Another file that has the name by now stays.
-    if fstat(look(from, false)?).is_ok_and(|now| place_of(&now) == place_of(&stat)) {
-        unlinkat(CWD, from, AtFlags::empty())?;
+    match look(from, false).and_then(fstat) {
+        Ok(now) if place_of(&now) == place_of(&stat) => unlinkat(CWD, from, AtFlags::empty()),
+        // Another file that has the name by now stays.
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
     }
-    Ok(())
 }
 
 /// Content, owner, mode, attributes and times.
