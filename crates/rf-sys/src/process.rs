@@ -87,7 +87,7 @@ pub const GIVEN_MAX: usize = 16;
 #[derive(Debug)]
 pub struct Reserve {
     null: OwnedFd,
-    places: [OwnedFd; GIVEN_MAX],
+    places: std::boxed::Box<[OwnedFd]>,
 }
 
 impl Reserve {
@@ -97,25 +97,7 @@ impl Reserve {
     /// `EMFILE`.
     pub fn new(null: BorrowedFd<'_>) -> Result<Self, Errno> {
         let copy = || rustix::io::fcntl_dupfd_cloexec(null, 3);
-        // One after the other, as an array made of results is not to be had.
-        let places = [
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-            copy()?,
-        ];
+        let places = (0..GIVEN_MAX).map(|_| copy()).collect::<Result<_, _>>()?;
         Ok(Self { null: copy()?, places })
     }
 
