@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from install import install
+from install import install, search_path
 from world import INSIDE, TARGET, World, enter_namespaces
 
 CLIENTS = Path(__file__).resolve().parent / "clients"
@@ -29,6 +29,7 @@ def main() -> None:
     installed = Path(os.environ.get("RINGFENCE_E2B_CLIENTS", TARGET / "e2b-clients")).resolve()
     if not os.environ.get(INSIDE):
         install(installed)
+    os.environ["PATH"] = search_path(installed)
     if mode == "wildcard":
         enter_namespaces()
     failed = []
