@@ -57,8 +57,16 @@ impl Pool {
 
     /// What should be prepared next.
     pub(crate) fn wants(&self) -> Option<&SandboxSpec> {
-        let short = |shelf: &&Shelf| !shelf.off && shelf.ready.len() < shelf.want;
-        std::iter::once(&self.host).chain(&self.base).find(short).map(|shelf| &shelf.spec)
+        self.next().map(|shelf| &shelf.spec)
+    }
+
+    fn next(&self) -> Option<&Shelf> {
+        std::iter::once(&self.host).chain(&self.base).find(|shelf| !shelf.off && shelf.ready.len() < shelf.want)
+    }
+
+    /// Whether less than half of what should be prepared next is there.
+    pub(crate) fn short(&self) -> bool {
+        self.next().is_some_and(|shelf| shelf.ready.len() * 2 < shelf.want)
     }
 
     /// What was prepared as `spec` is ready. `false` when nobody wants such a one any more.
@@ -124,7 +132,8 @@ mod tests {
         assert!(pool.asked(&base(1)).is_empty());
         assert_eq!(pool.wants(), Some(&base(1)));
         let (a, b) = (SandboxId::random(), SandboxId::random());
-        assert!(pool.add(a, &base(1)) && pool.add(b, &base(1)) && pool.wants().is_none());
+        assert!(pool.short() && pool.add(a, &base(1)) && !pool.short());
+        assert!(pool.add(b, &base(1)) && pool.wants().is_none());
 
         // One odd request changes nothing, also when it comes again later.
         assert!(pool.asked(&base(2)).is_empty() && pool.take(&base(2)).is_none());
