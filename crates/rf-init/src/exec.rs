@@ -175,13 +175,14 @@ pub(crate) fn start_exec(order: &Spawn<'_>, context: &Context<'_>) -> Result<Pid
     }
     let user = context.user;
     let terminal: &[u8] = if order.flags & spawn::PTY != 0 { b"xterm-256color" } else { b"" };
+    let language: &[u8] = if order.flags & spawn::NO_LANGUAGE != 0 { b"" } else { b"C.UTF-8" };
     let defaults: [(&[u8], &[u8]); 7] = [
         (b"PATH=", DEFAULT_PATH),
         (b"HOME=", user.home.bytes()),
         (b"USER=", user.name.bytes()),
         (b"LOGNAME=", user.name.bytes()),
         (b"SHELL=", user.shell.bytes()),
-        (b"LANG=", b"C.UTF-8"),
+        (b"LANG=", language),
         (b"TERM=", terminal),
     ];
     for (name, value) in defaults {

@@ -134,6 +134,18 @@ fn the_environment_is_what_was_given_and_the_documented_defaults() {
 }
 
 #[test]
+fn the_language_is_left_out_where_nobody_gave_one() {
+    let field = Field::start();
+    let language = Exec::new(1, &["sh", "-c", "echo ${LANG-none}"]);
+    assert_eq!(field.run(&language).text(), "C.UTF-8\n");
+    let none = Exec::new(2, &["sh", "-c", "echo ${LANG-none}"]).flags(spawn::NO_LANGUAGE);
+    assert_eq!(field.run(&none).text(), "none\n");
+    let mut given = Exec::new(3, &["sh", "-c", "echo ${LANG-none}"]).flags(spawn::NO_LANGUAGE);
+    given.env = vec![b"LANG=de".to_vec()];
+    assert_eq!(field.run(&given).text(), "de\n");
+}
+
+#[test]
 fn a_workload_starts_clean() {
     let field = Field::start();
     let line = "ls /proc/self/fd; grep -E '^(Sig(Blk|Ign)|Cap(Inh|Prm|Eff|Amb)|NoNewPrivs|Seccomp):' /proc/self/status; \

@@ -22,6 +22,7 @@ fn shell(line: &str, stdin: bool) -> ExecSpec {
     ExecSpec {
         program: Program::Shell(line.to_owned()),
         env: Default::default(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,

@@ -77,6 +77,7 @@ async fn an_owner_who_ends_it_is_believed_at_once() {
     let line = rf_types::ExecSpec {
         program: rf_types::Program::Shell("echo $$ > pid; exec sleep 1000".into()),
         env: Default::default(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,

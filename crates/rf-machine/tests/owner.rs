@@ -25,6 +25,7 @@ fn shell(line: &str) -> ExecSpec {
     ExecSpec {
         program: Program::Shell(line.to_owned()),
         env: Default::default(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,

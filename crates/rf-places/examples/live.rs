@@ -58,6 +58,7 @@ fn shell(line: &str) -> ExecSpec {
     ExecSpec {
         program: Program::Shell(line.into()),
         env: BTreeMap::new(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,

@@ -60,6 +60,7 @@ pub(crate) fn flags(spec: &ExecSpec, keep: bool) -> u32 {
         | bit(spec.stdin, spawn::STDIN)
         | bit(matches!(spec.program, Program::Shell(_)), spawn::SHELL)
         | bit(keep, spawn::KEEP)
+        | bit(spec.no_language, spawn::NO_LANGUAGE)
 }
 
 /// The body of a `SPAWN`; see [`rf_wire::init::Spawn`] for its layout.
@@ -164,6 +165,7 @@ mod tests {
         ExecSpec {
             program,
             env: [("A".to_owned(), "1=2".to_owned())].into(),
+            no_language: false,
             cwd: Some("/tmp".into()),
             user: None,
             pty: Some(Pty { rows: 24, cols: 80 }),

@@ -356,6 +356,7 @@ impl ExecAsk {
         let spec = ExecSpec {
             program,
             env: self.env,
+            no_language: false,
             cwd: self.cwd,
             user: self.user,
             pty: self.pty,

@@ -52,6 +52,10 @@ pub struct ExecSpec {
     pub program: Program,
     /// The environment on top of the place's own small one.
     pub env: BTreeMap<String, String>,
+    /// Whether a sandbox's small environment says no language (`LANG`): programs then begin in the locale `C`, for which
+    /// they read no files. Says nothing on a machine, whose environment is its owner's.
+    #[serde(default)]
+    pub no_language: bool,
     /// The working directory, if relative then below the default one; `None` is the default: the user's home (a
     /// machine: the workspace root).
     pub cwd: Option<String>,

@@ -59,6 +59,7 @@ mod tests {
         ExecSpec {
             program: Program::Shell("true".to_owned()),
             env: BTreeMap::new(),
+            no_language: false,
             cwd: None,
             user: None,
             pty: None,

@@ -118,6 +118,8 @@ pub mod spawn {
     pub const SHELL: u32 = 4;
     /// Keep copies of the server's ends of the descriptors until `FORGET` or `RELEASE`, so a new server can take over.
     pub const KEEP: u32 = 8;
+    /// No `LANG` in the environment but the one that is given.
+    pub const NO_LANGUAGE: u32 = 16;
 }
 
 /// Kinds of file operations, in [`File::op`]; each child answers on its own reply socket (see [`file_answer`]).

@@ -61,6 +61,7 @@ pub fn spec_of(argv: &[&str]) -> ExecSpec {
     ExecSpec {
         program: Program::Argv(argv.iter().map(|word| (*word).to_owned()).collect()),
         env: Default::default(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,

@@ -120,6 +120,7 @@ pub(crate) fn spec(program: Program) -> ExecSpec {
     ExecSpec {
         program,
         env: Default::default(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,

@@ -37,6 +37,7 @@ pub(super) async fn make(asked: &Asked, path: &str, user: Option<&str>) -> bool 
     let spec = ExecSpec {
         program: Program::Argv(["/bin/sh", "-c", SCRIPT, "sh", above, user].map(str::to_owned).to_vec()),
         env: BTreeMap::new(),
+        no_language: false,
         cwd: Some("/".to_owned()),
         user: Some("root".to_owned()),
         pty: None,

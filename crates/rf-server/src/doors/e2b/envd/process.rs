@@ -88,6 +88,8 @@ fn spec(asked: &Asked, context: &RequestContext, request: &mut StartRequest) -> 
     Ok(ExecSpec {
         program: Program::Argv(argv),
         env: config.envs.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        // What E2B's sandboxes have: `PATH`, `HOME`, `USER` and `LOGNAME`, and what was asked for.
+        no_language: true,
         cwd: cwd.filter(|cwd| !cwd.is_empty()),
         user: asked.user.clone(),
         // A terminal is its own input.

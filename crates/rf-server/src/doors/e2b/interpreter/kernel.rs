@@ -102,6 +102,7 @@ async fn start(app: &App, caller: &Caller, target: &Target) -> Result<Kernel, Fa
     let spec = ExecSpec {
         program: Program::Argv(["python3", "-u", "-c", KERNEL].map(str::to_owned).to_vec()),
         env: BTreeMap::new(),
+        no_language: false,
         cwd: None,
         user: None,
         pty: None,
