@@ -308,6 +308,13 @@ fn nothing_but_a_directory_stands_where_the_sandbox_mounts() {
             Layer::default().file(name, ""),
             Layer::default().file(&format!("./.wh.{name}"), ""),
             Layer::default().file("a", "").hard_link(&format!("/{name}"), "a"),
+            // A link back to the root makes another path of the same place.
+            Layer::default().symlink("x", ".").file(&format!("x/{name}"), ""),
+            Layer::default().symlink("x", "/").symlink(&format!("x/{name}"), "etc"),
+            Layer::default().dir("d").symlink("d/x", "..").dir(name).symlink(&format!("d/x/{name}"), "etc"),
+            Layer::default().symlink("x", ".").raw(b'6', format!("x/{name}").as_bytes(), b"", 0o644, 0, b""),
+            Layer::default().symlink("x", ".").file(&format!("x/.wh.{name}"), ""),
+            Layer::default().symlink("x", ".").file("a", "").hard_link(&format!("x/{name}"), "a"),
         ] {
             let error = Field::new().unpack(&bad.end()).unwrap_err();
             assert!(
@@ -318,6 +325,11 @@ fn nothing_but_a_directory_stands_where_the_sandbox_mounts() {
         // Control: as directories, with files in them, and deeper by the same name they are fine.
         let fine = Layer::default().dir(name).file(&format!("{name}/x"), "").symlink(&format!("a/{name}"), "b");
         Field::new().unpack(&fine.end()).unwrap();
+        // By a link too, also when the link leads elsewhere than to the root.
+        let fine = Layer::default().symlink("x", ".").dir(&format!("x/{name}")).file(&format!("x/{name}/y"), "");
+        let field = Field::new();
+        field.unpack(&fine.dir("e").symlink("z", "e").file(&format!("z/{name}"), "").end()).unwrap();
+        assert!(field.path(name).join("y").exists() && field.path("e").join(name).is_file());
     }
 }
 

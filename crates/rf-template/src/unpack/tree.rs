@@ -107,10 +107,6 @@ impl Tree {
         if above.iter().any(|part| part.starts_with(b".wh.")) {
             return refused("a whiteout is no directory");
         }
-        let shown = name.strip_prefix(b".wh.").unwrap_or(name);
-        if above.is_empty() && MOUNT_POINTS.contains(&shown) && entry.kind != Kind::Dir {
-            return refused("a mount of the sandbox's own goes there");
-        }
         if let Some(hidden) = name.strip_prefix(b".wh.") {
             return self.whiteout(entry, above, hidden);
         }
@@ -140,8 +136,7 @@ impl Tree {
                     return Err(UnpackError::Bound { what: BoundKind::FileBytes, max: self.caps.file_bytes_max });
                 }
                 let meta = self.meta(entry);
-                let place = self.dir(&entry.path, above)?;
-                self.child(&place, name)?;
+                let place = self.place(entry, above, name)?;
                 self.replace(&place, name).map_err(named)?;
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let fd = openat(&place.fd, name, flags, Mode::RUSR | Mode::WUSR).map_err(named)?;
@@ -154,8 +149,7 @@ impl Tree {
                     return refused("a link to nothing");
                 }
                 let meta = self.meta(entry);
-                let place = self.dir(&entry.path, above)?;
-                self.child(&place, name)?;
+                let place = self.place(entry, above, name)?;
                 self.replace(&place, name).map_err(named)?;
                 // The text is the workload's business: it is only ever followed inside the sandbox.
                 symlinkat(entry.link.as_slice(), &place.fd, name).map_err(named)?;
@@ -165,8 +159,7 @@ impl Tree {
             Kind::HardLink => self.hard_link(entry, above, name),
             Kind::Fifo => {
                 let meta = self.meta(entry);
-                let place = self.dir(&entry.path, above)?;
-                self.child(&place, name)?;
+                let place = self.place(entry, above, name)?;
                 self.replace(&place, name).map_err(named)?;
                 mknodat(&place.fd, name, FileType::Fifo, Mode::from_raw_mode(meta.mode & 0o777), 0).map_err(named)?;
                 self.done.files += 1;
@@ -201,6 +194,18 @@ impl Tree {
         syncfs(&self.root).map_err(|errno| UnpackError::Make { name: ".".to_owned(), errno })?;
         self.done.diff_id = diff_id;
         Ok(self.done)
+    }
+
+    /// The directory in which something that is no directory is to have this name, if it may have it there.
+    fn place(&mut self, entry: &Entry, above: &[&[u8]], name: &[u8]) -> Result<Rc<Place>, UnpackError> {
+        let place = self.dir(&entry.path, above)?;
+        self.child(&place, name)?;
+        // By where it comes to lie, not by its path, which a link may have led back to the root.
+        if place.parts.is_empty() && MOUNT_POINTS.contains(&name) {
+            let why = "a mount of the sandbox's own goes there";
+            return Err(UnpackError::Refused { name: clean(&entry.path), why });
+        }
+        Ok(place)
     }
 
     /// The directory that these parts name, made where it is missing.
@@ -374,8 +379,7 @@ impl Tree {
         if hidden.is_empty() || hidden == b"." || hidden == b".." {
             return refused("a whiteout of no name");
         }
-        let place = self.dir(&entry.path, above)?;
-        self.child(&place, hidden)?;
+        let place = self.place(entry, above, hidden)?;
         match self.there(&place, hidden).map_err(named)? {
             None => {
                 // Allowed without rights since Linux 5.8 (commit a3c751a50fe6).
@@ -414,8 +418,7 @@ impl Tree {
                 return refused("a hard link to something that is no file");
             }
         }
-        let place = self.dir(&entry.path, above)?;
-        self.child(&place, name)?;
+        let place = self.place(entry, above, name)?;
         if let Some(there) = self.there(&place, name).map_err(named)? {
             if (there.st_dev, there.st_ino) == (stat.st_dev, stat.st_ino) {
                 return Ok(());
