@@ -70,6 +70,9 @@ const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 pub(crate) struct Connection {
     socket: OwnedFd,
     queue: std::collections::VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// For one order, made once: the warden's pages are shared with a child that was just started, and each that is
+    /// written to is copied, while the child waits for this processor.
+    buffer: Box<[u8]>,
 }
 
 impl Connection {
@@ -80,7 +83,8 @@ impl Connection {
         if peer != server_uid && peer != rustix::process::geteuid().as_raw() {
             return Ok(None);
         }
-        Ok(Some(Self { socket, queue: std::collections::VecDeque::new() }))
+        let buffer = vec![0; MESSAGE_MAX].into_boxed_slice();
+        Ok(Some(Self { socket, queue: std::collections::VecDeque::new(), buffer }))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -92,10 +96,9 @@ impl Connection {
     /// # Errors
     /// When the connection has ended or speaks another language: it is to be closed.
     pub(crate) fn receive(&mut self) -> Result<Option<(Request, Vec<OwnedFd>)>, Errno> {
-        let mut buffer = vec![0; MESSAGE_MAX];
-        match packet::receive(&self.socket, &mut buffer, false) {
+        match packet::receive(&self.socket, &mut self.buffer, false) {
             Ok((0, _)) => Err(Errno::PIPE),
-            Ok((len, fds)) => serde_json::from_slice(&buffer[..len]).map(|r| Some((r, fds))).map_err(|_| Errno::BADMSG),
+            Ok((len, fds)) => serde_json::from_slice(&self.buffer[..len]).map(|r| Some((r, fds))).map_err(|_| Errno::BADMSG),
             Err(Errno::AGAIN) => Ok(None),
             Err(errno) => Err(errno),
         }
