@@ -127,4 +127,6 @@ def e2b(bench, server, root):
     first = result["first_output"]
     bench.row("E2B's Python client: create() to the first command's output", shown(first), "-", "-", "≤ 8 ms",
               middle(first) <= 8_000)
+    bench.row("E2B's Python client: create() until run() of that command returned, its exit on the record",
+              shown(result["returned"]), "-", "-", "-", "-")
     bench.row("E2B's Python client: create()", shown(result["create"]), "-", "-", "-", "-")
