@@ -98,7 +98,9 @@ impl Connection {
     pub(crate) fn receive(&mut self) -> Result<Option<(Request, Vec<OwnedFd>)>, Errno> {
         match packet::receive(&self.socket, &mut self.buffer, false) {
             Ok((0, _)) => Err(Errno::PIPE),
-            Ok((len, fds)) => serde_json::from_slice(&self.buffer[..len]).map(|r| Some((r, fds))).map_err(|_| Errno::BADMSG),
+            Ok((len, fds)) => {
+                serde_json::from_slice(&self.buffer[..len]).map(|r| Some((r, fds))).map_err(|_| Errno::BADMSG)
+            }
             Err(Errno::AGAIN) => Ok(None),
             Err(errno) => Err(errno),
         }
