@@ -34,13 +34,21 @@ pub enum ImageError {
         /// What is wrong.
         why: String,
     },
-    /// A connection without encryption, or to a place that the registry has no business to name.
+    /// A connection without encryption, or to an address of a form that the registry has no business to name.
     #[error("will not connect to `{url}`: {why}")]
     Insecure {
         /// Where to, without user and query.
         url: String,
         /// Why not.
         why: &'static str,
+    },
+    /// A connection to this machine or into a private network, of a registry that is not configured as within.
+    #[error("will not connect to `{host}`: it leads to {address}, which is within")]
+    Within {
+        /// The host.
+        host: String,
+        /// The address that it leads to, or its own name for this machine.
+        address: String,
     },
     /// The bytes are not those that were named.
     #[error("the digest is {found}, not {expected}")]
@@ -120,6 +128,10 @@ impl ImageError {
             Self::Insecure { .. } => {
                 (Code::TemplateUnavailable, "name the registry in the configuration to allow it without TLS")
             }
+            Self::Within { .. } => (
+                Code::TemplateUnavailable,
+                "say `private = true` for the registry in the configuration if it is within, or leads there",
+            ),
             Self::Digest { .. } | Self::Size { .. } => {
                 (Code::TemplateUnavailable, "the image is damaged or was changed; fetch it again")
             }

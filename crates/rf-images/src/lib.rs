@@ -14,6 +14,7 @@
 //! | a tarball, whatever it is | [`import::upload`] |
 //! | a directory | [`import::directory`] |
 
+mod addresses;
 mod blobs;
 mod digest;
 mod error;

@@ -3,7 +3,7 @@
 //! Own requests rather than a client library's: documents are read within a bound, redirects are judged one by one,
 //! and credentials go to the registry, to the token server that it names, and nowhere else.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use reqwest::{
     Client, Response, StatusCode, Url,
@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     Blobs, Digest, Image, ImageCaps, ImageError, Progress, ProgressSink, Reference,
+    addresses::{World, led_within},
     model::{self, ACCEPTED, Descriptor, Document, Kind},
     reference::{host_of, is_loopback},
 };
@@ -69,6 +70,10 @@ pub enum Credentials {
 pub struct RegistryOptions {
     /// Registries (`host` or `host:port`) that are spoken to without TLS. Those on this machine are anyway.
     pub plain_http: Vec<String>,
+    /// Registries (`host` or `host:port`) that may be within, and may lead there: their own names, their token servers
+    /// and what they redirect to may have addresses of this machine and of private networks. Those on this machine may
+    /// anyway; of any other registry only the host may be within, and only where it is named as an address.
+    pub private: Vec<String>,
     /// Certificate authorities besides the system's, PEM.
     pub extra_roots_pem: Vec<Vec<u8>>,
 }
@@ -76,8 +81,13 @@ pub struct RegistryOptions {
 /// A client of registries.
 #[derive(Clone, Debug)]
 pub struct Registry {
-    client: Client,
+    /// Connects to the world's addresses alone, whatever a name leads to.
+    outside: Client,
+    /// Connects to any address.
+    anywhere: Client,
+    world: World,
     plain_http: Vec<String>,
+    private: Vec<String>,
 }
 
 /// One pull: who asks whom, with the token that was had.
@@ -89,6 +99,8 @@ struct Session<'s> {
     scope: Option<String>,
     /// Spoken to without TLS, by name or because it is this machine.
     plain: bool,
+    /// May lead within.
+    private: bool,
     authorization: Option<HeaderValue>,
 }
 
@@ -98,18 +110,27 @@ impl Registry {
     /// # Errors
     /// A certificate is not PEM; the system's certificates cannot be read.
     pub fn new(options: RegistryOptions) -> Result<Self, ImageError> {
+        Self::within(World::of_the_system(), options)
+    }
+
+    fn within(world: World, options: RegistryOptions) -> Result<Self, ImageError> {
         // Fails when there is one already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let wrong = |cause| ImageError::Unreachable { host: "any registry".to_owned(), cause };
-        let mut builder = Client::builder()
-            .redirect(Policy::none())
-            .connect_timeout(Duration::from_secs(15))
-            .read_timeout(Duration::from_secs(60))
-            .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")));
-        for pem in &options.extra_roots_pem {
-            builder = builder.add_root_certificate(reqwest::Certificate::from_pem(pem).map_err(wrong)?);
-        }
-        Ok(Self { client: builder.build().map_err(wrong)?, plain_http: options.plain_http })
+        let client = |names: World| {
+            let mut builder = Client::builder()
+                .redirect(Policy::none())
+                .connect_timeout(Duration::from_secs(15))
+                .read_timeout(Duration::from_secs(60))
+                .dns_resolver(names)
+                .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")));
+            for pem in &options.extra_roots_pem {
+                builder = builder.add_root_certificate(reqwest::Certificate::from_pem(pem).map_err(wrong)?);
+            }
+            builder.build().map_err(wrong)
+        };
+        let (outside, anywhere) = (client(world.clone())?, client(world.unjudged())?);
+        Ok(Self { outside, anywhere, world, plain_http: options.plain_http, private: options.private })
     }
 
     /// Asks the registry of `reference` whether it is one and lets this user in; no image is asked for.
@@ -139,6 +160,7 @@ impl Registry {
             credentials,
             scope,
             plain: reference.is_loopback() || self.plain_http.iter().any(|host| host == reference.registry()),
+            private: reference.is_loopback() || self.private.iter().any(|host| host == reference.registry()),
             authorization: match credentials {
                 Credentials::Bearer(token) => Some(bearer(token)?),
                 Credentials::Anonymous | Credentials::Basic { .. } => None,
@@ -370,17 +392,13 @@ impl Session<'_> {
         let mut url = url;
         for _ in 0..=REDIRECTS_MAX {
             self.judge(&url)?;
-            let mut request = self.registry.client.get(url.clone()).headers(headers.clone());
+            let mut request = self.client().get(url.clone()).headers(headers.clone());
             if let Some(authorization) = &self.authorization
                 && url.origin() == registry.origin()
             {
                 request = request.header(AUTHORIZATION, authorization);
             }
-            let response = request.send().await.map_err(|cause| ImageError::Unreachable {
-                host: url.host_str().unwrap_or_default().to_owned(),
-                // An address may have a signed query, which is a credential.
-                cause: cause.without_url(),
-            })?;
+            let response = request.send().await.map_err(|cause| not_reached(&url, cause))?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -409,11 +427,17 @@ impl Session<'_> {
             "http" => return refused("it is not encrypted"),
             _ => return refused("it is neither http nor https"),
         }
-        let inner = is_loopback(host) || host.parse().is_ok_and(private);
-        if inner && host != host_of(self.reference.host()) && !self.reference.is_loopback() {
-            return refused("it is an address within, and the registry is not");
+        // Names are judged when they are connected to, by where they lead.
+        let inner = is_loopback(host) || host.parse().is_ok_and(|address| self.registry.world.is_within(address));
+        if inner && host != host_of(self.reference.host()) && !self.private {
+            return Err(ImageError::Within { host: host.to_owned(), address: host.to_owned() });
         }
         Ok(())
+    }
+
+    /// The client for this registry, and for where it leads.
+    fn client(&self) -> &Client {
+        if self.private { &self.registry.anywhere } else { &self.registry.outside }
     }
 
     /// What a challenge asks for.
@@ -433,14 +457,11 @@ impl Session<'_> {
         if let Some(service) = service {
             url.query_pairs_mut().append_pair("service", service);
         }
-        let mut request = self.registry.client.get(url);
+        let mut request = self.client().get(url.clone());
         if let Credentials::Basic { user, password } = self.credentials {
             request = request.header(AUTHORIZATION, basic(user, password)?);
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|cause| ImageError::Unreachable { host: self.host(), cause: cause.without_url() })?;
+        let response = request.send().await.map_err(|cause| not_reached(&url, cause))?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(self.denied()),
@@ -467,6 +488,16 @@ impl Session<'_> {
                 None => return Ok(bytes),
             }
         }
+    }
+}
+
+/// Why a request was not sent.
+fn not_reached(url: &Url, cause: reqwest::Error) -> ImageError {
+    let host = url.host_str().unwrap_or_default().to_owned();
+    match led_within(&cause) {
+        Some(address) => ImageError::Within { host, address: address.to_string() },
+        // An address may have a signed query, which is a credential.
+        None => ImageError::Unreachable { host, cause: cause.without_url() },
     }
 }
 
@@ -527,31 +558,16 @@ fn secret_header(text: &str) -> Result<HeaderValue, ImageError> {
     Ok(value)
 }
 
-/// Addresses that are not the world's: a public registry that sends there is after something within.
-fn private(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            let [a, b, ..] = v4.octets();
-            v4.is_private()
-                || v4.is_link_local()
-                || v4.is_loopback()
-                || a == 0
-                || (a == 100 && b & 0xc0 == 64)
-                || a >= 224
-        }
-        IpAddr::V6(v6) => {
-            let first = v6.segments()[0];
-            v6.is_loopback()
-                || v6.is_unspecified()
-                || first & 0xfe00 == 0xfc00
-                || first & 0xffc0 == 0xfe80
-                || first >> 8 == 0xff
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        net::{IpAddr, SocketAddr},
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering::SeqCst},
+        },
+    };
+
     use super::*;
 
     #[test]
@@ -581,26 +597,121 @@ mod tests {
         assert!(!format!("{:?}", basic("u", password).unwrap()).contains("aHVudGVy"));
     }
 
-    #[test]
-    fn addresses_within_are_told_from_the_worlds() {
-        for text in [
-            "10.1.2.3",
-            "172.16.0.1",
-            "192.168.1.1",
-            "169.254.169.254",
-            "127.0.0.1",
-            "100.64.0.1",
-            "0.0.0.0",
-            "::1",
-            "fd00::1",
-            "fe80::1",
-            "::ffff:10.0.0.1",
-            "224.0.0.1",
-        ] {
-            assert!(private(text.parse().unwrap()), "{text}");
+    /// How a connection of TLS begins, which is only let in and closed (RFC 8446, 5.1).
+    const TLS_HANDSHAKE: u8 = 22;
+
+    /// Answers every request on this machine alike, closing each connection; counts them.
+    async fn serve(answer: impl Fn(&str) -> String + Send + 'static) -> (u16, Arc<AtomicU32>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::<AtomicU32>::default();
+        let count = asked.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, SeqCst);
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) if byte.is_ascii() && byte != TLS_HANDSHAKE => head.push(byte),
+                        _ => break,
+                    }
+                }
+                let answer = answer(std::str::from_utf8(&head).unwrap());
+                let _ = stream.write_all(answer.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        (port, asked)
+    }
+
+    const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+
+    /// In these tests the world is 127.0.0.1, and 127.0.0.9 is within it.
+    fn within(address: IpAddr) -> bool {
+        address == IpAddr::from([127, 0, 0, 9])
+    }
+
+    fn names(name: &str) -> Vec<SocketAddr> {
+        let last = if name.starts_with("within") { 9 } else { 1 };
+        vec![SocketAddr::from(([127, 0, 0, last], 0))]
+    }
+
+    async fn check(world: World, host: &str, private: &[&str]) -> Result<(), ImageError> {
+        let all = ["world.example", "within.example", "turning.example"];
+        let plain_http = all.iter().map(|name| format!("{name}:{}", host.split_once(':').unwrap().1)).collect();
+        let options = RegistryOptions {
+            plain_http,
+            private: private.iter().map(|host| (*host).to_owned()).collect(),
+            ..RegistryOptions::default()
+        };
+        let reference: Reference = format!("{host}/a/b").parse().unwrap();
+        Registry::within(world, options).unwrap().check(&reference, &Credentials::Anonymous).await
+    }
+
+    fn is_refused(result: Result<(), ImageError>) -> bool {
+        matches!(result, Err(ImageError::Within { address, .. }) if address == "127.0.0.9")
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_within_is_not_connected_to_unless_configured() {
+        let (port, asked) = serve(|_| OK.to_owned()).await;
+        let host = format!("within.example:{port}");
+        let world = || World::made(within, names);
+        assert!(is_refused(check(world(), &host, &[]).await));
+        assert!(is_refused(check(world(), &host, &["other.example"]).await));
+        assert_eq!(asked.load(SeqCst), 0);
+        // Controls: configured as private; and a name of the world.
+        check(world(), &host, &[&host]).await.unwrap();
+        check(world(), &format!("world.example:{port}"), &[]).await.unwrap();
+        assert_eq!(asked.load(SeqCst), 2);
+    }
+
+    /// Attack: a registry of the world sends on to a name, or names a token server, that leads within.
+    #[tokio::test]
+    async fn a_redirect_or_token_server_that_leads_within_is_not_followed() {
+        let (inner, asked) = serve(|_| OK.to_owned()).await;
+        let to = format!("https://within.example:{inner}/x");
+        let answers = [
+            format!("HTTP/1.1 307 Go\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
+            format!(
+                "HTTP/1.1 401 No\r\nwww-authenticate: Bearer realm=\"{to}\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            ),
+        ];
+        for answer in answers {
+            let (port, _) = serve(move |_| answer.clone()).await;
+            let host = format!("world.example:{port}");
+            let before = asked.load(SeqCst);
+            assert!(is_refused(check(World::made(within, names), &host, &[]).await));
+            assert_eq!(asked.load(SeqCst), before);
+            // Control: one that may lead within gets there.
+            let error = check(World::made(within, names), &host, &[&host]).await;
+            assert!(matches!(error, Err(ImageError::Unreachable { .. })), "{error:?}");
+            assert!(asked.load(SeqCst) > before);
         }
-        for text in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1111"] {
-            assert!(!private(text.parse().unwrap()), "{text}");
-        }
+    }
+
+    /// Attack: a name that leads to the world while it is looked at, and within when it is asked for again.
+    #[tokio::test]
+    async fn a_name_that_turns_within_is_judged_at_each_connection() {
+        let (port, asked) = serve(|head| {
+            if head.starts_with("GET /v2/ ") {
+                let again = "HTTP/1.1 307 Go\r\nlocation: /v2/again\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                return again.to_owned();
+            }
+            OK.to_owned()
+        })
+        .await;
+        let host = format!("turning.example:{port}");
+        let steady = World::made(within, names);
+        check(steady, &host, &[]).await.unwrap();
+        assert_eq!(asked.load(SeqCst), 2, "control: two connections");
+        let looked = AtomicU32::new(0);
+        let turning = World::made(within, move |_| {
+            let first = looked.fetch_add(1, SeqCst) == 0;
+            names(if first { "world.example" } else { "within.example" })
+        });
+        assert!(is_refused(check(turning, &host, &[]).await));
+        assert_eq!(asked.load(SeqCst), 3);
     }
 }

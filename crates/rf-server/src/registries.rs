@@ -38,6 +38,10 @@ pub struct RegistryConfig {
     /// Speak to it without TLS. Registries on this machine are spoken to so anyway.
     #[serde(default)]
     pub plain_http: bool,
+    /// It is within: its name, its token server and what it redirects to may lead to this machine and into private
+    /// networks, which any other registry's may not. Registries on this machine may anyway.
+    #[serde(default)]
+    pub private: bool,
     /// PEM certificates of authorities that are trusted besides the system's, for every registry.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -146,7 +150,8 @@ impl RegistryConfig {
             (_, _, None) => "without credentials".to_owned(),
         };
         let how = if self.plain_http { ", without TLS" } else { "" };
-        format!("{who}{how}")
+        let place = if self.private { ", within" } else { "" };
+        format!("{who}{how}{place}")
     }
 }
 
@@ -202,8 +207,10 @@ impl Registries {
     pub(crate) fn new(registries: &[RegistryConfig]) -> Self {
         let credentials = registries.iter().map(|registry| (registry.host.clone(), registry.credentials())).collect();
         let plain = registries.iter().filter(|registry| registry.plain_http);
+        let private = registries.iter().filter(|registry| registry.private);
         let options = RegistryOptions {
             plain_http: plain.map(|registry| registry.host.clone()).collect(),
+            private: private.map(|registry| registry.host.clone()).collect(),
             extra_roots_pem: registries.iter().filter_map(|registry| registry.read.ca_pem.clone()).collect(),
         };
         Self { credentials, options }
@@ -267,6 +274,10 @@ impl Registries {
                 "{}; if it speaks plain HTTP and you accept that, say `plain_http = true` for `{host}` in \
                  `[[registries]]` of the server's configuration",
                 fault.hint
+            ),
+            (ImageError::Within { .. }, _) => format!(
+                "if `{host}` is within, or leads there and you accept that, say `private = true` for it in \
+                 `[[registries]]` of the server's configuration"
             ),
             (ImageError::Insecure { .. }, _) if fault.code == Code::TemplateUnavailable => format!(
                 "to allow it without TLS, say `plain_http = true` for `{host}` in `[[registries]]` of the server's \
@@ -350,5 +361,10 @@ mod tests {
         let fault = Registries::new(&read(&text).unwrap()).explain(&reference, &denied);
         assert!(fault.hint.contains("token") && !fault.hint.contains("t0ken"), "{}", fault.hint);
         assert_eq!(fault.code, Code::TemplateUnavailable);
+        let within = ImageError::Within { host: "r.example".to_owned(), address: "10.0.0.1".to_owned() };
+        let fault = none.explain(&reference, &within);
+        assert!(fault.hint.contains("`private = true` for it") && fault.message.contains("10.0.0.1"), "{fault:?}");
+        let private = read("[[registries]]\nhost = 'r.example'\nprivate = true").unwrap();
+        assert_eq!(Registries::new(&private).options().private, ["r.example"]);
     }
 }
