@@ -71,9 +71,11 @@ impl Store {
         }
         self.write(|transaction| {
             let at = StoreError::at("store a template");
-            let there: u32 =
-                transaction.query_row("SELECT count(*) FROM templates", [], |row| row.get(0)).map_err(&at)?;
-            if there >= TEMPLATES_MAX {
+            // One of the same name is replaced, and takes no room of its own.
+            let others: u32 = transaction
+                .query_row("SELECT count(*) FROM templates WHERE name <> ?1", [new.name.as_str()], |row| row.get(0))
+                .map_err(&at)?;
+            if others >= TEMPLATES_MAX {
                 return Err(StoreError::TooMany { what: "templates", max: TEMPLATES_MAX });
             }
             transaction
