@@ -233,6 +233,8 @@ struct Program {
 enum Outcome {
     /// Try again.
     Dropped { reason: String, was_connected: bool },
+    /// Try again at once: it is nobody yet, and has a token with which to become somebody.
+    Enrol { reason: String },
     /// Do not.
     Refused(Fault),
 }
@@ -300,6 +302,10 @@ impl Program {
         loop {
             match self.connection().await? {
                 Outcome::Refused(fault) => return Err(JoinError::Refused(fault)),
+                // Once at most: what was enrolled is forgotten, and a token that is refused ends the program.
+                Outcome::Enrol { reason } => {
+                    (self.report)(JoinEvent::Disconnected { reason, retry_in: Duration::ZERO });
+                }
                 Outcome::Dropped { reason, was_connected } => {
                     let enrolled = self.state.enrolled().map_err(file("machine.json"))?.is_some();
                     if first && !was_connected && !enrolled {
@@ -340,7 +346,8 @@ impl Program {
                 if fault.code == Code::Unauthenticated && enrolled && self.token.is_some() {
                     self.state.forget_enrolled().map_err(file("machine.json"))?;
                     self.state.new_key().map_err(file("the machine's key"))?;
-                    return dropped("the server no longer knows this machine; enrolling with the token".to_owned());
+                    let reason = "the server no longer knows this machine; enrolling with the token".to_owned();
+                    return Ok(Outcome::Enrol { reason });
                 }
                 return Ok(Outcome::Refused(fault));
             }

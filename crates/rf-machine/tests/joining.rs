@@ -124,6 +124,33 @@ async fn a_removed_machine_is_told_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removed_machine_joins_again_with_a_new_token() {
+    let mut joined = Joined::start(Level::Workspace).await;
+    let before = joined.place().await.machine();
+    joined.stop_machine().await;
+    joined.server.authority.forget(before);
+    joined.server.authority.allow("token-two", joined.user);
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let mut args = joined.arguments();
+    args.token = Some("token-two".to_owned());
+    args.report = Box::new(move |event| drop(sender.send(event)));
+    joined.machine = Some(Machine::run(args));
+    let told = within(events.recv()).await.unwrap();
+    assert!(matches!(&told, JoinEvent::Disconnected { reason, .. } if reason.contains("no longer knows")), "{told:?}");
+    let JoinEvent::Connected { machine, .. } = within(events.recv()).await.unwrap() else { panic!("it joins") };
+    assert_ne!(machine, before);
+    assert_eq!(joined.server.authority.enrolments(), 2);
+    // Control: removed again, and the token is used up.
+    joined.stop_machine().await;
+    joined.server.authority.forget(machine);
+    let mut args = joined.arguments();
+    args.token = Some("token-two".to_owned());
+    let error = within(join(args, std::future::pending())).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(fault) if fault.code == Code::Unauthenticated), "{error:?}");
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_connection_of_a_machine_replaces_the_first() {
     let joined = Joined::start(Level::Workspace).await;
     let first = joined.place().await;
