@@ -15,7 +15,7 @@ use rf_types::{Code, ExecId, Fault, MachineId};
 use rf_wire::machine::{from_hex, to_hex};
 use serde::{Deserialize, Serialize};
 
-/// Most exec ids that are remembered. Chosen: weeks of heavy use; 2.4 MB of file.
+/// Most exec ids that are remembered. Chosen: weeks of heavy use; 2.4 MB of file, which is written anew at twice that.
 const SEEN_MAX: usize = 65_536;
 /// How often the lock is tried, and the pause in between: half a second in all.
 const LOCK_TRIES: u32 = 10;
@@ -115,17 +115,9 @@ impl State {
         }
     }
 
-    /// Writes beside, syncs, renames.
+    /// Puts a file in place, whole or not at all, durably.
     fn replace(&self, name: &str, text: &str) -> io::Result<()> {
-        let beside = self.directory.join(format!("{name}.new"));
-        match std::fs::remove_file(&beside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&beside, self.directory.join(name))?;
+        put(&self.directory, name, text)?;
         File::open(&self.directory)?.sync_all()
     }
 
@@ -177,19 +169,46 @@ impl State {
         while order.len() > SEEN_MAX {
             order.pop_front();
         }
-        let all: String = order.iter().map(|exec| format!("{exec}\n")).collect();
-        self.replace("execs", &all)?;
-        let file = OpenOptions::new().append(true).open(self.directory.join("execs"))?;
-        Ok(Seen { known: order.iter().copied().collect(), order, file })
+        let file = rewrite(&self.directory, &order)?;
+        let (known, lines) = (order.iter().copied().collect(), order.len());
+        Ok(Seen { directory: self.directory.clone(), known, order, file, lines, most: SEEN_MAX })
     }
+}
+
+/// Writes the list of execs anew; gives it, to go on with it.
+fn rewrite(directory: &Path, order: &VecDeque<ExecId>) -> io::Result<File> {
+    let all: String = order.iter().map(|exec| format!("{exec}\n")).collect();
+    let file = put(directory, "execs", &all)?;
+    // From here on it is the list, whatever else fails.
+    let _ = File::open(directory).and_then(|directory| directory.sync_all());
+    Ok(file)
+}
+
+/// Writes beside, syncs, renames; gives the file, to go on at its end.
+fn put(directory: &Path, name: &str, text: &str) -> io::Result<File> {
+    let beside = directory.join(format!("{name}.new"));
+    match std::fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&beside, directory.join(name))?;
+    Ok(file)
 }
 
 /// The execs that this machine has been asked to start, also before it was restarted.
 #[derive(Debug)]
 pub(crate) struct Seen {
+    directory: PathBuf,
     known: HashSet<ExecId>,
     order: VecDeque<ExecId>,
     file: File,
+    /// Execs in the file, those that are no longer remembered included.
+    lines: usize,
+    /// How many are remembered.
+    most: usize,
 }
 
 impl Seen {
@@ -214,10 +233,18 @@ impl Seen {
         })?;
         self.known.insert(exec);
         self.order.push_back(exec);
-        if self.order.len() > SEEN_MAX
+        if self.order.len() > self.most
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
+        }
+        self.lines += 1;
+        // Where it cannot be written anew the old one goes on, and it is tried again.
+        if self.lines >= 2 * self.most
+            && let Ok(file) = rewrite(&self.directory, &self.order)
+        {
+            self.file = file;
+            self.lines = self.order.len();
         }
         Ok(())
     }
@@ -256,6 +283,25 @@ mod tests {
         }
         let state = State::open(base.path(), "https://a:1").unwrap();
         assert_eq!(state.seen().unwrap().note(exec).unwrap_err().code, Code::PlaceLost);
+    }
+
+    #[test]
+    fn the_list_of_execs_is_bounded_also_while_it_runs_and_holds_the_newest() {
+        let base = tempfile::tempdir().unwrap();
+        let state = State::open(base.path(), "https://a:1").unwrap();
+        let mut seen = state.seen().unwrap();
+        seen.most = 50;
+        let all: Vec<_> = (0..1_000).map(|_| ExecId::random()).collect();
+        for exec in &all {
+            seen.note(*exec).unwrap();
+            let lines = state.read("execs").unwrap().unwrap().lines().filter(|line| !line.is_empty()).count();
+            assert!(lines < 2 * seen.most, "{lines} lines");
+        }
+        drop((seen, state));
+        let mut seen = State::open(base.path(), "https://a:1").unwrap().seen().unwrap();
+        for exec in &all[950..] {
+            assert_eq!(seen.note(*exec).unwrap_err().code, Code::PlaceLost);
+        }
     }
 
     #[test]
