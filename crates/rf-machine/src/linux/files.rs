@@ -161,9 +161,15 @@ pub(crate) fn make_dir(root: &Root, path: &str, permissions: u32, parents: bool)
         return root.make_all_of(path, permissions & 0o777);
     }
     let (parent, name) = root.parent(path, false)?;
-    rustix::fs::mkdirat(&parent, &name, Mode::from_raw_mode(permissions & 0o777))
-        .and_then(|()| rustix::fs::chmodat(&parent, &name, Mode::from_raw_mode(permissions & 0o777), AtFlags::empty()))
-        .map_err(|errno| fault(errno, OsStr::new(path)))
+    let mode = Mode::from_raw_mode(permissions & 0o777);
+    let make = || {
+        rustix::fs::mkdirat(&parent, &name, mode)?;
+        // By now the name may be a link's to somewhere else: what gets the bits is a directory, and this very one.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let made = rustix::fs::openat(&parent, &name, flags, Mode::empty())?;
+        rustix::fs::chmod(proc_path(&made), mode)
+    };
+    make().map_err(|errno| fault(errno, OsStr::new(path)))
 }
 
 /// Renames a file.
@@ -285,4 +291,45 @@ fn list_in(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::{PermissionsExt, symlink},
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use rf_wire::machine::Level;
+
+    use super::*;
+
+    /// Attack: a directory that was just made is swapped for a link to a file outside, which is to get its bits.
+    #[test]
+    fn a_new_directorys_bits_go_to_no_file_outside() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let private = outside.path().join("private");
+        std::fs::write(&private, "mine").unwrap();
+        std::fs::set_permissions(&private, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let root = Root::open(inside.path(), Level::Workspace).unwrap();
+        let (made, ready, done) = (inside.path().join("made"), inside.path().join("ready"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    symlink(&private, &ready).unwrap();
+                    // The instant it is there it becomes a link.
+                    while std::fs::remove_dir(&made).is_err() && !done.load(Ordering::Relaxed) {}
+                    std::fs::rename(&ready, &made).or_else(|_| std::fs::remove_file(&ready)).unwrap();
+                    std::fs::remove_file(&made).ok();
+                }
+            });
+            let mut swapped = 0;
+            for _ in 0..20_000 {
+                swapped += u32::from(make_dir(&root, "made", 0o777, false).is_err());
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(swapped > 0, "control: it was swapped underfoot");
+        });
+        assert_eq!(std::fs::metadata(&private).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 }
