@@ -510,3 +510,56 @@ async fn a_body_that_never_ends_ends_its_call() {
     }
     assert_eq!(world.app.intake().room().free_kib(), free, "what was held is given back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn input_that_no_program_reads_is_held_within_bounds() {
+    let world = World::new().await;
+    let at = sandbox(&world, &world.ann).await;
+    let deaf = json!({"process": {"cmd": "sleep", "args": ["1000"]}, "tag": "deaf"});
+    let start = request(&at, Method::POST, "/process.Process/Start")
+        .header("x-access-token", &at.token)
+        .header("content-type", STREAM)
+        .body(Body::from(frame(0, deaf.to_string().as_bytes())))
+        .unwrap();
+    let mut started = world.send(start).await.into_body();
+    http_body_util::BodyExt::frame(&mut started).await.unwrap().unwrap();
+    // What all the other requests hold is nearly everything.
+    let room = world.app.intake().room().clone();
+    let free = room.free_kib();
+    let mut others = room.share();
+    assert!(others.grow((free - (5 << 10)) << 10));
+    let input = STANDARD.encode(vec![0; 2 << 20]);
+    let input = packed(json!({"process": {"tag": "deaf"}, "input": {"stdin": input}}).to_string().as_bytes());
+    assert!(input.len() < 64 << 10, "packed it is small");
+    let send = || {
+        let headers = [("content-type", JSON), ("content-encoding", "gzip")];
+        let (world, at, input) = (&world, &at, input.clone());
+        async move { call(world, at, "/process.Process/SendInput", &headers, input).await }
+    };
+    let sent = futures::stream::iter((0..4).map(|_| send()));
+    let sent = futures::StreamExt::buffer_unordered(sent, 4);
+    // Two wait for a program that never reads; what is more is refused.
+    let refused: Vec<_> = tokio::time::timeout(
+        std::time::Duration::from_secs(60),
+        futures::StreamExt::collect(futures::StreamExt::take(sent, 2)),
+    )
+    .await
+    .expect("not all of them are held");
+    for (status, _, bytes) in refused {
+        let body: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!((status, &body["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("unavailable")), "{body}");
+    }
+    let mut more = room.share();
+    assert!(more.grow(4 << 20));
+    let to = frame(0, json!({"start": {"process": {"tag": "deaf"}}}).to_string().as_bytes());
+    let data = frame(
+        1,
+        &packed(json!({"data": {"input": {"stdin": STANDARD.encode(vec![0; 2 << 20])}}}).to_string().as_bytes()),
+    );
+    let headers = [("content-type", STREAM), ("connect-content-encoding", "gzip")];
+    let (_, _, bytes) = call(&world, &at, "/process.Process/StreamInput", &headers, [to, data].concat()).await;
+    let end = events(&bytes).pop().unwrap();
+    assert!(end["error"]["message"].as_str().unwrap().contains("too much is held"), "{end}");
+    drop((others, more));
+    assert_eq!(room.free_kib(), free, "what was held is given back");
+}

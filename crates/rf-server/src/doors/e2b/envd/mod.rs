@@ -9,6 +9,7 @@
 //! ```
 
 mod entry;
+mod envelopes;
 mod files;
 mod filesystem;
 mod metrics;

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     doors::execs::is_root,
+    input,
     operation::{Ask, Operation},
 };
 
@@ -268,7 +269,7 @@ async fn feed(asked: &Asked, operation: &Operation, exec: ExecId, input: &Proces
         (Some(Input::Pty(_)), false) => {
             return Err(wrong("error writing to tty: tty not assigned to process"));
         }
-        (None, _) => return Err(Fault::new(Code::Unsupported, "invalid input type", "")),
+        (None, _) => return Err(no_input()),
     };
     match execs.feed(operation.permit(), exec, bytes).await {
         Ok(()) => Ok(bytes.len()),
@@ -277,12 +278,23 @@ async fn feed(asked: &Asked, operation: &Operation, exec: ExecId, input: &Proces
     }
 }
 
+fn no_input() -> Fault {
+    Fault::new(Code::Unsupported, "invalid input type", "")
+}
+
 /// `SendInput`.
 pub(super) async fn send_input(context: RequestContext, request: SendInputRequest) -> ServiceResult<SendInputResponse> {
     let asked = asked(&context)?;
     let (mut operation, exec) = begin(&asked, Action::ExecControl, "stdin", request.process.as_option()).await?;
     let input = request.input.as_option().cloned().unwrap_or_default();
-    let fed = feed(&asked, &operation, exec, &input).await;
+    let (Some(Input::Stdin(bytes) | Input::Pty(bytes)), mut share) = (&input.input, operation.room().share()) else {
+        return Err(refused(operation.fail(no_input()).await));
+    };
+    // A program that does not read may let it wait for long.
+    let fed = match share.grow(bytes.len()) {
+        true => feed(&asked, &operation, exec, &input).await,
+        false => Err(input::no_room()),
+    };
     operation.detail("bytes", fed.as_ref().copied().unwrap_or(0));
     operation.finish(fed).await.map_err(refused)?;
     Response::ok(SendInputResponse {})

@@ -23,14 +23,14 @@ use rf_types::{Code, Fault};
 use tokio::time::{Sleep, sleep};
 use tower::Service as _;
 
-use super::{Asked, NOT_FOUND, filesystem, process};
+use super::{Asked, NOT_FOUND, envelopes::Envelopes, filesystem, process};
 use crate::{input, refusal::Refusal, room::Share};
 
 /// The paths of the two services.
 const PROCESS: &str = "process.Process";
 const FILESYSTEM: &str = "filesystem.Filesystem";
 /// Largest message, and body of a call with one. Chosen: as the protocol's other servers have it.
-const MESSAGE_BYTES_MAX: usize = 4 << 20;
+pub(super) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// How often a silent stream says that it is there, unless the client says how often.
 const KEEPALIVE_TIME: Duration = Duration::from_secs(90);
 /// Most often, so that nobody is made to talk without end.
@@ -73,12 +73,15 @@ pub(super) fn is_path(path: &str) -> bool {
 
 /// Answers one call.
 pub(super) async fn answer(asked: Asked, mut request: Request<Body>) -> Response<Body> {
+    let room = asked.app.intake().room();
     // A stream of input lasts as long as its client likes, and each of its messages has its own bound.
-    if !request.uri().path().ends_with("/StreamInput") {
+    request = if request.uri().path().ends_with("/StreamInput") {
+        request.map(|body| Body::new(Envelopes::new(body, room)))
+    } else {
         let time = Duration::from_millis(asked.app.config().door.body_timeout_ms);
-        let share = asked.app.intake().room().share();
-        request = request.map(|body| Body::new(Metered { body, share, length: 0, late: Box::pin(sleep(time)) }));
-    }
+        let share = room.share();
+        request.map(|body| Body::new(Metered { body, share, length: 0, late: Box::pin(sleep(time)) }))
+    };
     request.extensions_mut().insert(Arc::new(asked));
     let mut service = SERVICE.clone();
     match service.call(request).await {

@@ -87,6 +87,12 @@ async fn execute(app: App, caller: Caller, target: &Target, request: Request<Bod
     let bytes = app.intake().bytes(&parts.headers, body).await?;
     let ask: Execute = input::parse(&bytes)?;
     checked(&ask)?;
+    // For as long as it waits for the cells before it, and runs.
+    let mut share = app.intake().room().share();
+    if !share.grow(bytes.len()) {
+        return Err(input::no_room().into());
+    }
+    drop(bytes);
     let recorded: String = ask.code.chars().take(CODE_RECORDED_MAX).collect();
     let record = Ask::of(Action::ExecControl)
         .place(PlaceRef::Sandbox(target.id))
@@ -105,6 +111,7 @@ async fn execute(app: App, caller: Caller, target: &Target, request: Request<Bod
     let (lines, mut told) = mpsc::channel::<kernel::Line>(LINES_MAX);
     // It goes on without its client for as long as it takes to interrupt it.
     tokio::spawn(async move {
+        let _share = share;
         let result = held.run(&app, operation.permit(), &cell, &lines).await;
         if let Err(refusal) = operation.finish(result).await {
             tracing::debug!(fault = %refusal.fault, "a cell ended badly");
