@@ -629,3 +629,41 @@ async fn a_tunnel_carries_whatever_a_program_speaks() {
     assert!(world.talk(&ask("rf_wrong", ", close")).await.starts_with("HTTP/1.1 401 "));
     world.server.stop().await;
 }
+
+/// A user's open sandbox, and how a visitor's request for a port of it begins.
+async fn open_sandbox(world: &World, key: &str) -> impl Fn(&str, u16, &str) -> String + use<> {
+    let body = r#"{"templateID":"host","timeout":60}"#;
+    let made = call(&world.server, "POST", "/v2/sandboxes", key, body).await;
+    assert!(made.starts_with("HTTP/1.1 201 "), "{made}");
+    let made: Value = serde_json::from_str(body_of(&made)).unwrap();
+    let id = made["sandboxID"].as_str().unwrap().to_owned();
+    move |line, port, more| format!("{line} HTTP/1.1\r\nhost: {port}-{id}.{DOMAIN}\r\n{more}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_who_is_let_in_anew_is_visited_anew() {
+    let world = World::new().await;
+    let admin = &world.server.admin;
+    let made = call(&world.server, "POST", "/v1/users", admin, r#"{"name":"ann"}"#).await;
+    assert!(made.starts_with("HTTP/1.1 201 "), "{made}");
+    let key = call(&world.server, "POST", "/v1/users/ann/keys", admin, r#"{"name":"k"}"#).await;
+    let key: Value = serde_json::from_str(body_of(&key)).unwrap();
+    let to = open_sandbox(&world, key["key"].as_str().unwrap()).await;
+    let hanging = Program::answering(ENDLESS).await;
+    let mut stream = TcpStream::connect(world.server.address).await.unwrap();
+    stream.write_all(to("GET /", hanging.port, "\r\n").as_bytes()).await.unwrap();
+    until(&mut stream, "hello").await;
+    let disable = async |disabled: bool| {
+        let body = format!(r#"{{"disabled":{disabled}}}"#);
+        let answer = call(&world.server, "PATCH", "/v1/users/ann", admin, &body).await;
+        assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+    };
+    disable(true).await;
+    let error = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    disable(false).await;
+    let mut stream = TcpStream::connect(world.server.address).await.unwrap();
+    stream.write_all(to("GET /", hanging.port, "\r\n").as_bytes()).await.unwrap();
+    until(&mut stream, "hello").await;
+    world.server.stop().await;
+}

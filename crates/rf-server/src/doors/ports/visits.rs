@@ -174,7 +174,10 @@ impl Visits {
             }
         };
         let key = Key { sandbox, port, peer: peer.map(Party::of), by: by(caller) };
-        if let Some(visit) = self.lock().visits.get(&key).filter(|visit| visit.began.elapsed() < AGE_MAX) {
+        // One whose credential fell is over, though the same one may stand again: a user that was let in anew, or a
+        // provider's next token.
+        let goes_on = |visit: &&Visit| visit.began.elapsed() < AGE_MAX && !visit.counts.fallen.is_cancelled();
+        if let Some(visit) = self.lock().visits.get(&key).filter(goes_on) {
             return Ok((permit, UnderWay::new(&visit.counts)));
         }
         let (mut operation, ()) = app.begin_judged(caller, ask(), Ok((permit.clone(), ()))).await?;
