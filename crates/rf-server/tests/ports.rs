@@ -667,3 +667,36 @@ async fn a_user_who_is_let_in_anew_is_visited_anew() {
     until(&mut stream, "hello").await;
     world.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_a_program_may_take_for_a_request_is_nobody_elses() {
+    let world = World::new().await;
+    let program = Program::answering(HELLO).await;
+    let second = "GET /theirs HTTP/1.1\r\nhost: x\r\n\r\n";
+    let length = format!("content-length: {}\r\n\r\n{second}", second.len());
+    let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{second}\r\n0\r\n\r\n", second.len());
+    for (n, (method, body)) in
+        [("GET", &length), ("DELETE", &length), ("OPTIONS", &length), ("GET", &chunked)].into_iter().enumerate()
+    {
+        let answer = world
+            .talk(&format!("{method} /mine HTTP/1.1\r\n{}connection: close\r\n{body}", world.to(program.port)))
+            .await;
+        assert!(answer.ends_with("hello"), "{method}: {answer}");
+        assert!(
+            program.asked()[n].contains(&second.to_ascii_lowercase()),
+            "it comes over whole: {}",
+            program.asked()[n]
+        );
+        // Until the connection would be free again.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(*program.connections.lock().unwrap(), n + 1, "{method}");
+    }
+    // Control: what may bring a body leaves the connection for the next one.
+    for _ in 0..20 {
+        let post = format!("POST / HTTP/1.1\r\n{}connection: close\r\n{length}", world.to(program.port));
+        assert!(world.talk(&post).await.ends_with("hello"));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(*program.connections.lock().unwrap() < 10, "{} connections", program.connections.lock().unwrap());
+    world.server.stop().await;
+}

@@ -21,7 +21,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
-    http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST},
+    http::{
+        HeaderValue, Method, Request, Response, StatusCode, Version,
+        header::{HOST, TRANSFER_ENCODING},
+    },
 };
 use http_body::Body as _;
 use hyper::upgrade::OnUpgrade;
@@ -135,7 +138,7 @@ impl Ports {
         if request.method() == Method::CONNECT {
             return Err(NotPassed::Unfit("CONNECT asks for a tunnel, and a port is none"));
         }
-        let (version, small) = (request.version(), moved::is_small(&request));
+        let (version, small, alone) = (request.version(), moved::is_small(&request), goes_alone(&request));
         let switching = version < Version::HTTP_2 && head::upgrade(request.headers()).is_some();
         let client = switching.then(|| hyper::upgrade::on(&mut request));
         let request = outgoing(&passage, request)?;
@@ -165,7 +168,9 @@ impl Ports {
                 moved::body(body, sender, duct, reused.then_some(back)).await
             }
             _ => {
-                self.pool.keep(sandbox, port, sender);
+                if !alone {
+                    self.pool.keep(sandbox, port, sender);
+                }
                 Body::new(body)
             }
         };
@@ -249,6 +254,13 @@ fn again(request: &Request<Body>) -> Option<Request<Body>> {
     Some(same)
 }
 
+/// Whether nothing else may go over the connection of a request: it brings a body where that means nothing, so a program
+/// may take it for the next request, and its answer to that for somebody else's (RFC 9110, section 9.3.1).
+fn goes_alone(request: &Request<Body>) -> bool {
+    let carries = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    !carries && !request.body().is_end_stream()
+}
+
 fn broken(place: &SandboxPlace, error: &hyper::Error) -> NotPassed {
     if place.is_lost() {
         NotPassed::Gone
@@ -280,6 +292,10 @@ fn outgoing(passage: &Passage<'_>, request: Request<Body>) -> Result<Request<Bod
     };
     if !head::to_program(&mut headers, host, exact, &from) {
         return Err(NotPassed::Unfit("`Connection` names too many headers"));
+    }
+    if exact.is_none() && matches!(parts.method, Method::GET | Method::HEAD) {
+        // Else hyper takes it for one without a body.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
