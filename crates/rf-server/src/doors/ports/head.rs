@@ -95,6 +95,21 @@ fn end_connection(headers: &mut HeaderMap) -> bool {
     true
 }
 
+/// Takes away what some programs take for a header that is decided here: where headers become variables (RFC 3875,
+/// section 4.1.18), `X_Forwarded_For` is the same as `X-Forwarded-For`.
+fn remove_shadows(headers: &mut HeaderMap) {
+    let decided = |name: &str| {
+        OF_THE_FRONT.iter().any(|ours| ours == name)
+            || OF_ONE_CONNECTION.iter().any(|ours| ours == name)
+            || CONTENT_LENGTH == name
+    };
+    let is_shadow = |name: &&HeaderName| name.as_str().contains('_') && decided(&name.as_str().replace('_', "-"));
+    let shadows: Vec<HeaderName> = headers.keys().filter(is_shadow).cloned().collect();
+    for name in shadows {
+        headers.remove(name);
+    }
+}
+
 /// Makes a client's head into one for the program. `exact` is the length of its body where that is known. False: the
 /// head is refused.
 #[must_use]
@@ -108,6 +123,7 @@ pub(super) fn to_program(headers: &mut HeaderMap, host: HeaderValue, exact: Opti
     for name in OF_THE_FRONT {
         headers.remove(name);
     }
+    remove_shadows(headers);
     // Answered here, as the body is read when the program takes it.
     headers.remove(EXPECT);
     for name in [ACCESS_TOKEN, TRAFFIC_TOKEN, SANDBOX_ID, SANDBOX_PORT] {
@@ -254,6 +270,11 @@ mod tests {
             ("forwarded", "for=1.2.3.4"),
             ("x-real-ip", "1.2.3.4"),
             ("x-forwarded-port", "1"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("x-forwarded_proto", "https"),
+            ("transfer_encoding", "chunked"),
+            ("content_length", "7"),
+            ("x_own", "1"),
         ]);
         let from = From {
             peer: Some("::ffff:192.0.2.9".parse().unwrap()),
@@ -270,6 +291,8 @@ mod tests {
         for gone in ["forwarded", "x-real-ip", "x-forwarded-port"] {
             assert!(said(gone).is_empty(), "{gone}");
         }
+        let other = headers.keys().map(HeaderName::as_str).filter(|name| name.contains('_')).collect::<Vec<_>>();
+        assert_eq!(other, ["x_own"], "also where it is spelled so that some programs take it for the same");
     }
 
     #[test]
