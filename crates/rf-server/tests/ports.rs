@@ -700,3 +700,21 @@ async fn a_body_that_a_program_may_take_for_a_request_is_nobody_elses() {
     assert!(*program.connections.lock().unwrap() < 10, "{} connections", program.connections.lock().unwrap());
     world.server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_elsewhere_may_read_our_own_ports_and_programs_say_it_themselves() {
+    let world = World::new().await;
+    let program = Program::answering(HELLO).await;
+    let envd = world.server.app.e2b().tokens().envd_token(world.id);
+    let page = "origin: https://page.example\r\nconnection: close\r\n";
+    for (port, path, open) in [(49983, "/metrics", true), (49999, "/health", true), (program.port, "/", false)] {
+        let asks = "access-control-request-method: GET\r\naccess-control-request-headers: x-access-token\r\n";
+        let preflight = world.talk(&format!("OPTIONS {path} HTTP/1.1\r\n{}{page}{asks}\r\n", world.to(port))).await;
+        let answer = format!("GET {path} HTTP/1.1\r\n{}{page}x-access-token: {envd}\r\n\r\n", world.to(port));
+        for answer in [preflight, world.talk(&answer).await] {
+            assert!(answer.starts_with("HTTP/1.1 2"), "{port}: {answer}");
+            assert_eq!(answer.contains("access-control-allow-origin: *"), open, "{port}: {answer}");
+        }
+    }
+    world.server.stop().await;
+}
