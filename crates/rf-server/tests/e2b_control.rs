@@ -595,6 +595,8 @@ async fn snapshots_are_made_named_listed_used_and_removed() {
         ("?name=snap-1%3Adefault".to_owned(), vec![two.clone()]),
         ("?name=snap-2".to_owned(), vec![]),
         (format!("?name={}", one.as_str().unwrap()), vec![one.clone()]),
+        (format!("?name={}&sandboxID={}", one.as_str().unwrap(), id(&made)), vec![one.clone()]),
+        (format!("?name={}&sandboxID=sbx00000000000000000000000000000007", one.as_str().unwrap()), vec![]),
     ] {
         assert_eq!(ids(get(&world, &format!("/snapshots{query}"), &ann).await.1), expected, "{query}");
         assert_eq!(get(&world, &format!("/snapshots{query}"), &bob).await.1, json!([]), "{query}");

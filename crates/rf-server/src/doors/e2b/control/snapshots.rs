@@ -99,7 +99,9 @@ pub(super) async fn list(State(app): State<App>, caller: Caller, uri: Uri) -> Re
     };
     let (mut rows, next) = doors::life::snapshot_list(&app, &caller, &query).await?;
     if let Some(id) = by_id {
-        rows = app.places().sandboxes().snapshot_row(caller.who.principal().user, id).into_iter().collect();
+        let found = app.places().sandboxes().snapshot_row(caller.who.principal().user, id).ok();
+        let of = |row: &SnapshotRow| query.sandbox.as_ref().is_none_or(|of| *of == row.sandbox.to_string());
+        rows = found.into_iter().filter(of).collect();
     }
     let mut response = json(StatusCode::OK, &rows.into_iter().map(info).collect::<Vec<_>>());
     with_next(&mut response, next.filter(|_| by_id.is_none()));

@@ -12,6 +12,7 @@ use super::files::Source;
 const BOUNDARY_MAX: usize = 70;
 /// Most bytes of a part's head. Chosen: a path of 4 KiB, each byte quoted, and more.
 const HEAD_BYTES_MAX: usize = 16 << 10;
+const HEAD_END: &[u8] = b"\r\n\r\n";
 /// Most parts of one body. Chosen.
 const PARTS_MAX: usize = 10_000;
 
@@ -111,10 +112,13 @@ impl Multipart {
         if self.parts > PARTS_MAX {
             return Err(malformed("too many parts"));
         }
+        // No byte is looked at twice, however small the pieces are that it comes in.
+        let mut from = 0;
         let end = loop {
-            if let Some(at) = find(&self.buffer, b"\r\n\r\n") {
-                break at;
+            if let Some(at) = find(&self.buffer[from..], HEAD_END) {
+                break from + at;
             }
+            from = self.buffer.len().saturating_sub(HEAD_END.len() - 1);
             if self.buffer.len() > HEAD_BYTES_MAX {
                 return Err(malformed("a part's head is too long"));
             }
@@ -124,7 +128,7 @@ impl Multipart {
             self.fill().await?;
         };
         let head = self.buffer.split_to(end);
-        self.buffer.advance(4);
+        self.buffer.advance(HEAD_END.len());
         self.state = State::Content;
         let head = String::from_utf8_lossy(&head);
         let disposition = head.split("\r\n").find_map(|line| {
