@@ -13,10 +13,8 @@ use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
     fs::{CWD, Mode, OFlags, openat},
     io::{Errno, fcntl_dupfd_cloexec, pread, pwrite, read},
-    process::{
-        DumpableBehavior, Signal, kill_process, kill_process_group, parent_process_death_signal, set_dumpable_behavior,
-        umask,
-    },
+    pipe::{PipeFlags, pipe_with},
+    process::{DumpableBehavior, Signal, kill_process, parent_process_death_signal, set_dumpable_behavior, umask},
     thread::{set_name, set_no_new_privs},
 };
 
@@ -25,7 +23,7 @@ use crate::{
     channel::{Answer, Channel, Fds, Listing, Received, Sent, receive},
     exec::{Context, Refused, Streams, at, start_exec},
     file, kill, probe,
-    sudo::server::{Event, Request, SESSIONS_MAX, Sudo},
+    sudo::{front, server::Sudo},
     table::{Exec, Phase, Table},
     users::{self, Rights},
 };
@@ -42,14 +40,10 @@ const HELPERS_MAX: usize = 256;
 
 /// Descriptors that are always waited on: signals, warden, server, `sudo`'s listener.
 const FIXED: usize = 4;
-/// Most commands of `sudo` that run, also those whose client has gone; chosen: most of the table is the server's.
-const SUDO_RUNNING_MAX: usize = 64;
 /// Orders of the warden that are looked at before an exec is killed for its time; chosen: it sends one or two at once.
 const WARDEN_ORDERS_MAX: usize = 8;
 /// Names the first spare cgroup: not an id of the kind that the server makes, which are random.
 const FIRST_SPARE: u128 = 0x7370_6172 << 96;
-/// Added to the number of a command of `sudo` for its id: not of the kind that the server makes, which are random.
-const SUDO_IDS: u128 = 0x7375_646f << 96;
 
 static TABLE: TakeCell<Table> = TakeCell::new(Table::EMPTY);
 static BUFFER: TakeCell<[u8; INLINE_MAX]> = TakeCell::new([0; INLINE_MAX]);
@@ -79,8 +73,6 @@ struct Init {
     helpers: [i32; HELPERS_MAX],
     /// Where `sudo` asks; only where root may be had.
     sudo: Option<Sudo>,
-    /// How many commands `sudo` has started.
-    sudo_count: u128,
     /// An exec ended since the last look at cgroups.
     just_ended: bool,
     /// A forgotten exec left its cgroup behind.
@@ -146,7 +138,6 @@ fn run(args: Args) -> Result<(), Errno> {
         untold: false,
         // Where there is nowhere to listen, nobody can ask.
         sudo: if root && !one_uid { Sudo::listen().ok() } else { None },
-        sudo_count: 0,
         just_ended: false,
         helpers: [0; HELPERS_MAX],
         stale_cgroups: false,
@@ -175,22 +166,16 @@ impl Init {
             // In place of what is not there stands the warden, watched for nothing.
             let watched = |socket: Option<BorrowedFd<'_>>, events| socket.map_or(PollFlags::empty(), |_| events);
             let server = self.server.socket();
-            let listener = self.sudo.as_ref().and_then(Sudo::listener);
-            let mut fds: [_; FIXED + SESSIONS_MAX] =
-                core::array::from_fn(|_| PollFd::from_borrowed_fd(warden, PollFlags::empty()));
+            let sudo = self.sudo.as_ref();
+            let asked = sudo.and_then(Sudo::watched);
+            let mut fds: [_; FIXED] = core::array::from_fn(|_| PollFd::from_borrowed_fd(warden, PollFlags::empty()));
             fds[0] = PollFd::from_borrowed_fd(signals, PollFlags::IN);
             fds[1] = PollFd::from_borrowed_fd(warden, wait_for(&self.warden));
             fds[2] = PollFd::from_borrowed_fd(server.unwrap_or(warden), watched(server, wait_for(&self.server)));
-            fds[3] = PollFd::from_borrowed_fd(listener.unwrap_or(warden), watched(listener, PollFlags::IN));
-            let mut places = [0; SESSIONS_MAX];
-            let mut count = 0;
-            for (place, socket) in self.sudo.iter().flat_map(Sudo::sockets) {
-                fds[FIXED + count] = PollFd::from_borrowed_fd(socket, PollFlags::IN);
-                places[count] = place;
-                count += 1;
-            }
-            let timeout = self.table.nearest_deadline().map(until);
-            match poll(&mut fds[..FIXED + count], timeout.as_ref()) {
+            fds[3] = PollFd::from_borrowed_fd(asked.unwrap_or(warden), watched(asked, PollFlags::IN));
+            let is_sudo_watched = asked.is_some();
+            let due = [self.table.nearest_deadline(), sudo.and_then(Sudo::rests_until)].into_iter().flatten().min();
+            match poll(&mut fds, due.map(until).as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
@@ -205,86 +190,38 @@ impl Init {
             if self.server.socket().is_some() {
                 self.attend(From::Server, events[2], buffer);
             }
-            for (place, _) in places[..count].iter().zip(&events[FIXED..]).filter(|(_, events)| !events.is_empty()) {
-                self.attend_sudo(*place, buffer);
-            }
-            if events[3].contains(PollFlags::IN)
-                && let Some(sudo) = &mut self.sudo
-            {
-                sudo.accept();
+            if is_sudo_watched && !events[3].is_empty() {
+                self.attend_sudo(buffer);
             }
         }
     }
 
-    /// Attends to one connection of `sudo`.
-    fn attend_sudo(&mut self, place: usize, buffer: &mut [u8]) {
-        let Some(sudo) = &mut self.sudo else { return };
-        match sudo.attend(place, buffer) {
-            Event::None => {}
-            Event::Run(request) => {
-                let started = self.spawn_for_sudo(&request);
-                let Some(sudo) = &mut self.sudo else { return };
-                match started {
-                    Ok(pid) => sudo.runs(request.session, pid),
-                    Err(refused) => sudo.refused(request.session, refused),
-                }
+    /// Has a process of its own take and attend to a connection of `sudo`.
+    fn attend_sudo(&mut self, buffer: &mut [u8]) {
+        let Some(sudo) = self.sudo.as_mut() else { return };
+        if !sudo.is_asked() {
+            return;
+        }
+        let cgroups = self.cgroups.as_ref().map(AsFd::as_fd);
+        let (table, rights, oom) = (&*self.table, self.rights, self.oom.as_ref());
+        let made = pipe_with(PipeFlags::CLOEXEC).and_then(|(taking, taken)| {
+            let cgroup = cgroups.map(|parent| kill::make_cgroup(parent, c"files")).transpose()?;
+            set_oom(oom, WORKLOAD_OOM);
+            let forked = fork_into(cgroup.as_ref().map(AsFd::as_fd));
+            if let Ok(Fork::Child) = forked {
+                front::run(&front::Given { listener: sudo.listener(), cgroups, table, rights }, taken, buffer);
+                exit(0)
             }
-            Event::Abandoned(pid) => {
-                if let Some(pid) = self.table.of_pid(pid).and_then(|(_, exec)| exec.live_pid()) {
-                    // As when a terminal goes: it may tidy up.
-                    let _ = kill_process_group(pid, Signal::HUP);
-                }
+            set_oom(oom, OWN_OOM);
+            match forked? {
+                Fork::Parent(pid) => Ok((pid, taking)),
+                Fork::Child => Err(Errno::CHILD),
             }
+        });
+        match made {
+            Ok((pid, taking)) => sudo.attended(pid, taking),
+            Err(_) => sudo.rest(),
         }
-    }
-
-    /// Starts a command of `sudo`: in the cgroup of the exec that asks for it, so that it is killed with it; else in one
-    /// of its own.
-    fn spawn_for_sudo(&mut self, request: &Request<'_>) -> Result<i32, Refused> {
-        let order = &request.order;
-        let user = users::find(rf_sys::guest::cstr(order.user).to_bytes(), self.rights).map_err(at(stage::USER))?;
-        let no_room = Refused { stage: stage::TABLE, errno: Errno::AGAIN };
-        if self.table.iter().filter(|(_, exec)| exec.hidden).count() >= SUDO_RUNNING_MAX {
-            return Err(no_room);
-        }
-        let (place, evicted) = self.table.place().ok_or(no_room)?;
-        if let Some(evicted) = evicted {
-            self.clean_up(&evicted);
-        }
-        self.sudo_count += 1;
-        let id = SUDO_IDS | self.sudo_count;
-        let mut exec = Exec { hidden: true, id, group: id, ..Exec::FREE };
-        let mut cgroup = None;
-        if let Some(parent) = &self.cgroups {
-            let parent = parent.as_fd();
-            let mut execs = self.table.iter().filter(|(_, exec)| exec.cgroup);
-            let asker = execs.find(|(_, exec)| {
-                kill::is_in_cgroup(parent, kill::name_cstr(&kill::cgroup_name(exec.group)), request.pid)
-            });
-            exec.cgroup = asker.is_none();
-            let name = kill::cgroup_name(asker.map_or(exec.group, |(_, asker)| asker.group));
-            cgroup = Some(kill::make_cgroup(parent, kill::name_cstr(&name)).map_err(at(stage::CGROUP))?);
-        }
-        let context = Context {
-            user: &user,
-            one_uid: false,
-            streams: &request.streams,
-            null: self.null.as_fd(),
-            cgroup: cgroup.as_ref().map(AsFd::as_fd),
-        };
-        exec.started_us = monotonic_us();
-        set_oom(self.oom.as_ref(), WORKLOAD_OOM);
-        let started = start_exec(order, &context);
-        set_oom(self.oom.as_ref(), OWN_OOM);
-        let pid = match started {
-            Ok(pid) => pid.as_raw_pid(),
-            Err(refused) => {
-                self.clean_up(&exec);
-                return Err(refused);
-            }
-        };
-        self.table.put(place, Exec { phase: Phase::Running, pid, ..exec });
-        Ok(pid)
     }
 
     fn channel(&mut self, from: From) -> &mut Channel {
@@ -470,6 +407,7 @@ impl Init {
                 phase: Phase::Running,
                 cgroup: cgroup.is_some(),
                 flags: order.flags,
+                rlimits: order.rlimits,
                 pid,
                 id: order.exec,
                 group,
@@ -618,7 +556,10 @@ impl Init {
             *helper = 0;
             return;
         }
-        let Some((place, exec)) = self.table.of_pid(waited.pid) else { return };
+        if self.sudo.as_mut().is_some_and(|sudo| sudo.ended(waited.pid)) {
+            return;
+        }
+        let Some((_, exec)) = self.table.of_pid(waited.pid) else { return };
         exec.phase = Phase::Ended;
         exec.status = waited.status;
         exec.user_us = waited.user_us;
@@ -628,15 +569,6 @@ impl Init {
         // Without a cgroup nothing tells whether others of its tree live, so its time ends with it.
         if !exec.cgroup {
             exec.deadline_us = 0;
-        }
-        if exec.hidden {
-            // Nobody else asks for it again.
-            let exec = self.table.remove(place);
-            self.clean_up(&exec);
-            if let Some(sudo) = &mut self.sudo {
-                sudo.ended(waited.pid, waited.status);
-            }
-            return;
         }
         self.untold = true;
         exec.just_ended = exec.cgroup;
@@ -694,7 +626,7 @@ impl Init {
             return;
         }
         let mut next = 0;
-        let is_news = |exec: &Exec| exec.phase == Phase::Ended && !exec.told && !exec.hidden;
+        let is_news = |exec: &Exec| exec.phase == Phase::Ended && !exec.told;
         while let Some(place) = self.table.first(next, is_news) {
             let Some(exec) = self.table.get_mut(place) else { break };
             let news = Answer::new(answer::EXITED, 0, |writer| exec.exited().write(writer));
@@ -715,7 +647,7 @@ impl Init {
             From::Server => &mut self.server,
         };
         let Some(mut listing) = channel.listing else { return };
-        while let Some(place) = self.table.first(listing.next, |exec| !exec.hidden) {
+        while let Some(place) = self.table.first(listing.next, |_| true) {
             let Some(exec) = self.table.get_mut(place) else { break };
             let line = Answer::new(answer::EXEC, listing.tag, |writer| exec.listed(now).write(writer));
             match channel.send(line.bytes(), exec.kept.iter().filter_map(FdSlot::get)) {

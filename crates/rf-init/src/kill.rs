@@ -79,11 +79,17 @@ pub(crate) fn signal_cgroup(parent: BorrowedFd<'_>, name: &CStr, signal: Signal)
     if sent { Ok(()) } else { Err(Errno::SRCH) }
 }
 
-/// Whether a process is in a cgroup.
-pub(crate) fn is_in_cgroup(parent: BorrowedFd<'_>, name: &CStr, wanted: i32) -> bool {
-    let mut found = false;
-    // One that cannot be read has nobody in it.
-    let _ = pids(parent, name, &mut |pid| found |= pid.as_raw_pid() == wanted);
+/// The exec's cgroup that a process is in, if it is in one.
+pub(crate) fn group_of(parent: BorrowedFd<'_>, wanted: i32) -> Option<u128> {
+    let mut found = None;
+    each_group(parent, &mut |name, group| {
+        let mut is_there = false;
+        // One that cannot be read has nobody in it.
+        let _ = pids(parent, name, &mut |pid| is_there |= pid.as_raw_pid() == wanted);
+        if is_there {
+            found = Some(group);
+        }
+    });
     found
 }
 
@@ -240,22 +246,32 @@ pub(crate) fn id_of_cgroup(name: &[u8]) -> Option<u128> {
 
 /// Tries again to remove the cgroups of execs that are forgotten; `known` tells which are not. True when some are left.
 pub(crate) fn sweep(parent: BorrowedFd<'_>, known: &dyn Fn(u128) -> bool) -> bool {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(directory) = openat(parent, c".", flags, Mode::empty()) else { return true };
-    let mut buffer = [0; 4096];
     let mut are_left = false;
+    let is_whole = each_group(parent, &mut |name, group| {
+        if !known(group) {
+            // Still in use: tried again at the next sweep.
+            are_left |= remove_cgroup(parent, name).is_err();
+        }
+    });
+    are_left || !is_whole
+}
+
+/// Gives each exec's cgroup to `visit`; false when they cannot be listed.
+fn each_group(parent: BorrowedFd<'_>, visit: &mut dyn FnMut(&CStr, u128)) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = openat(parent, c".", flags, Mode::empty()) else { return false };
+    let mut buffer = [0; 4096];
     while let Ok(len) = directory_entries(directory.as_fd(), &mut buffer) {
         if len == 0 {
             break;
         }
         for entry in crate::text::Entries::new(&buffer[..len]) {
-            if id_of_cgroup(entry.name.to_bytes()).is_some_and(|id| !known(id)) {
-                // Still in use: tried again at the next sweep.
-                are_left |= remove_cgroup(parent, entry.name).is_err();
+            if let Some(group) = id_of_cgroup(entry.name.to_bytes()) {
+                visit(entry.name, group);
             }
         }
     }
-    are_left
+    true
 }
 
 /// The name as the kernel wants it.

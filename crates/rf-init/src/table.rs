@@ -30,9 +30,9 @@ pub(crate) struct Exec {
     pub(crate) just_ended: bool,
     /// Whether its cgroup was killed as a whole, so that no other exec may have it.
     pub(crate) cgroup_killed: bool,
-    /// Whether the server does not know of it: it was started by `sudo`.
-    pub(crate) hidden: bool,
     pub(crate) flags: u32,
+    /// As of its order.
+    pub(crate) rlimits: [u64; 4],
     pub(crate) pid: i32,
     pub(crate) status: u32,
     pub(crate) id: u128,
@@ -59,8 +59,8 @@ impl Exec {
         cgroup: false,
         just_ended: false,
         cgroup_killed: false,
-        hidden: false,
         flags: 0,
+        rlimits: [0; 4],
         pid: 0,
         status: 0,
         id: 0,
@@ -133,10 +133,7 @@ impl Table {
     /// The exec of an id.
     pub(crate) fn find(&mut self, id: u128) -> Option<(usize, &mut Exec)> {
         let used = self.used;
-        self.execs[..used]
-            .iter_mut()
-            .enumerate()
-            .find(|(_, exec)| exec.phase != Phase::Free && !exec.hidden && exec.id == id)
+        self.execs[..used].iter_mut().enumerate().find(|(_, exec)| exec.phase != Phase::Free && exec.id == id)
     }
 
     /// The running exec whose first process has this pid.

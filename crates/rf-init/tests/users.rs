@@ -5,7 +5,7 @@ mod common;
 use std::{fs, io::Write, os::unix::fs::PermissionsExt};
 
 use common::{Exec, Field, FileOrder, Options, finish, read_all};
-use rf_wire::init::{file_op, order, spawn, stage};
+use rf_wire::init::{VERSION, file_op, order, spawn, stage};
 use rustix::io::Errno;
 
 const USERS: Options = Options { cgroups: false, root: false, users: true, only_user: false, bounded: false };
@@ -287,7 +287,7 @@ idle = [connect() for _ in range(8)]
 for i in range(300):
     s = connect()
     kind = random.choice([160, 160, 161, 162, 1, 8, 0x8000 | 160])
-    body = kind.to_bytes(2, 'little') + (1).to_bytes(2, 'little') + bytes(8) + random.randbytes(random.randrange(200))
+    body = kind.to_bytes(2, 'little') + VERSION.to_bytes(2, 'little') + bytes(8) + random.randbytes(random.randrange(200))
     fds = array.array('i', [0] * random.randrange(5))
     s.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if len(fds) else [])
     if i % 3 == 0:
@@ -296,6 +296,159 @@ for i in range(300):
     s.close()
 print('done')
 ";
-    assert_eq!(field.run(&Exec::new(1, &["python3", "-c", script])).text(), "done\n");
+    let script = format!("VERSION = {VERSION}\n{script}");
+    assert_eq!(field.run(&Exec::new(1, &["python3", "-c", &script])).text(), "done\n");
+    assert_eq!(text(&field, 2, "sudo id -u"), "0\n");
+}
+
+/// What a program needs to ask process 1 for a command by itself.
+const ASK: &str = "
+import array, os, socket, struct, sys, time
+def connect():
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.settimeout(20); s.connect('/run/rf-init.sock'); return s
+def string(text): return struct.pack('<I', len(text)) + text + bytes(1)
+def head(kind): return struct.pack('<HHQ', kind, VERSION, 0)
+def run(*argv):
+    order = bytes(24) + bytes([255] * 40) + string(b'root') + string(b'/') + struct.pack('<I', len(argv))
+    return head(160) + order + b''.join(map(string, argv)) + bytes(4)
+def ask(s, body, *fds):
+    s.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', fds))])
+";
+
+fn asking(field: &Field, id: u128, script: &str) -> Exec {
+    let mut exec = Exec::new(id, &["python3", "-c", &format!("VERSION = {VERSION}{ASK}{script}")]);
+    exec.env.push(format!("PATH={}:/usr/bin:/bin", field.dir.path().display()).into_bytes());
+    exec
+}
+
+/// Whether nobody has the other end of a pipe any more, or will soon have.
+fn is_over(mut out: fs::File) -> bool {
+    let begun = std::time::Instant::now();
+    let patience = rustix::event::Timespec { tv_sec: 5, tv_nsec: 0 };
+    while begun.elapsed().as_secs() < 5 {
+        let mut fds = [rustix::event::PollFd::new(&out, rustix::event::PollFlags::IN)];
+        if rustix::event::poll(&mut fds, Some(&patience)).unwrap() == 0 {
+            return false;
+        }
+        if std::io::Read::read(&mut out, &mut [0; 64]).unwrap() == 0 {
+            return true;
+        }
+    }
+    false
+}
+
+/// Attack: a command by `sudo` that goes on when its exec is killed, since whoever connected for it has ended before.
+#[test]
+fn a_command_that_nobody_alive_asks_for_is_not_run() {
+    let field = field(Options { cgroups: true, ..ROOT });
+    let script = "
+command = [b'sh', b'-c', b'trap \"\" HUP; echo started; exec sleep 1000']
+dies = sys.argv[1:] == ['dies']
+connector = os.fork()
+if connector == 0:
+    s, connector = connect(), os.getpid()
+    if not dies or os.fork() == 0:
+        while dies and os.getppid() == connector: time.sleep(0.01)
+        time.sleep(0.2 if dies else 0)
+        ask(s, run(*command), 0, 1, 2)
+        print('answer', s.recv(100)[0], flush=True)
+        time.sleep(1000)
+    os._exit(0)
+os.waitpid(connector, 0)
+time.sleep(1000)
+";
+    for (id, arguments, said) in [(1, &[][..], "started\n"), (2, &["dies"][..], "answer 163\n")] {
+        let mut exec = asking(&field, id, script);
+        exec.argv.extend(arguments.iter().map(|argument| argument.as_bytes().to_vec()));
+        let mut out = fs::File::from(field.spawned(&exec).fds.remove(0));
+        let mut first = vec![0; said.len()];
+        std::io::Read::read_exact(&mut out, &mut first).unwrap();
+        let body = |writer: &mut rf_wire::init::Writer<'_>| {
+            writer.u128(id);
+            writer.u32(9);
+            writer.u32(1);
+        };
+        field.server.order(order::SIGNAL, 2, body, &[]);
+        assert_eq!(field.server.next().kind, rf_wire::init::answer::DONE);
+        assert_eq!(field.server.next().exited().status, 9);
+        assert!(is_over(out), "something goes on after {}", String::from_utf8_lossy(&first));
+        // The first is the control: asked for by who lives, it runs.
+        assert_eq!(String::from_utf8_lossy(&first), said);
+    }
+}
+
+#[test]
+fn a_command_of_sudo_has_the_limits_of_the_exec_that_asks() {
+    let field = field(Options { cgroups: true, ..ROOT });
+    let limited = |id, nofile| {
+        let mut exec = line(&field, id, "ulimit -n; sudo sh -c 'ulimit -n'; sudo -u nobody sh -c 'ulimit -n'");
+        exec.rlimits[3] = nofile;
+        field.run(&exec).text()
+    };
+    assert_eq!(limited(1, 77), "77\n77\n77\n");
+    let others = limited(2, rf_wire::init::UNLIMITED);
+    assert!(!others.contains("77\n"), "{others}");
+}
+
+#[test]
+fn what_an_exec_left_behind_may_still_ask_when_that_is_forgotten() {
+    let field = field(Options { cgroups: true, ..ROOT });
+    let what = "setsid sh -c 'until [ -e $OUT.go ]; do sleep 0.01; done; sudo id -u > $OUT.part; mv $OUT.part $OUT' \
+                > /dev/null 2>&1 &";
+    let mut exec = line(&field, 1, what);
+    exec.env.push([&b"OUT="[..], &field.path("out")].concat());
+    assert_eq!(field.run(&exec).text(), "");
+    field.server.order(order::FORGET, 3, |writer| writer.u128(1), &[]);
+    assert_eq!(field.server.next().kind, rf_wire::init::answer::DONE);
+    fs::write(field.dir.path().join("out.go"), "").unwrap();
+    let begun = std::time::Instant::now();
+    while !field.dir.path().join("out").exists() && begun.elapsed().as_secs() < 20 {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(fs::read_to_string(field.dir.path().join("out")).unwrap(), "0\n");
+}
+
+/// Attack: sockets that take ten minutes to close, left with process 1 in every way that there is.
+#[test]
+fn what_strangers_leave_is_not_process_1s_to_close() {
+    let field = field(ROOT);
+    let script = "
+def lingering(seconds):
+    l = socket.socket(); l.bind(('127.0.0.1', 0)); l.listen()
+    c = socket.socket(); c.connect(l.getsockname()); c.setblocking(False)
+    try:
+        while True: c.send(bytes(65536))
+    except BlockingIOError: pass
+    c.setblocking(True)
+    c.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, seconds))
+    return l, c
+l, c = lingering(1); begun = time.monotonic(); c.close()
+print('control', time.monotonic() - begun > 0.9)
+listeners = []
+for way in range(5):
+    l, c = lingering(600); listeners.append(l)
+    s, fd = connect(), c.fileno()
+    if way == 0: ask(s, run(b'true'), fd, fd, fd)
+    elif way == 1: ask(s, head(161) + bytes(4), fd)
+    elif way == 2: ask(s, run(b'true'), *[fd] * 20)
+    elif way == 3:
+        a, b = socket.socketpair(); ask(a, b'x', fd); a.close()
+        ask(s, head(160), b.fileno()); b.close()
+    else:
+        ask(s, run(b'sleep', b'0.1'), 0, 1, 2); ask(s, head(161), fd); ask(s, head(162), fd)
+    c.close(); s.close()
+print('done', flush=True)
+time.sleep(1000)
+";
+    let mut out = fs::File::from(field.spawned(&asking(&field, 1, script)).fds.remove(0));
+    let mut said = [0; 18];
+    std::io::Read::read_exact(&mut out, &mut said).unwrap();
+    assert_eq!(&said, b"control True\ndone\n");
+    let begun = std::time::Instant::now();
+    for tag in 2..20 {
+        field.server.order(order::PING, tag, |_| (), &[]);
+        assert_eq!((field.server.next().kind, begun.elapsed().as_secs() < 10), (rf_wire::init::answer::DONE, true));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     assert_eq!(text(&field, 2, "sudo id -u"), "0\n");
 }

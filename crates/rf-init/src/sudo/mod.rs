@@ -1,9 +1,9 @@
 //! `sudo`: set-user-id bits do nothing in a sandbox, so a command as another user is started by process 1.
 //!
 //! [`client`] is the program that people type: it sends argv, environment, directory and descriptors 0 to 2 over
-//! [`SOCKET`], passes signals on, and exits as the command did. [`server`] is in process 1. It believes the client
-//! nothing but what it wants: whoever may open the socket is somebody of this sandbox, and root inside was allowed when
-//! the sandbox was made, or the socket is not there.
+//! [`SOCKET`], passes signals on, and exits as the command did. [`server`] is in process 1, which has a process of its own
+//! attend to each connection, [`front`]. That believes the client nothing but what it wants: whoever may open the socket is
+//! somebody of this sandbox, and root inside was allowed when the sandbox was made, or the socket is not there.
 //!
 //! One `SOCK_SEQPACKET` connection is one command. Messages have the header of `rf_wire::init`:
 //!
@@ -15,6 +15,7 @@
 //! | [`FAILED`] | server | `errno: u32, stage: u32`; then the connection closes |
 
 pub(crate) mod client;
+pub(crate) mod front;
 pub(crate) mod server;
 
 use core::ffi::CStr;

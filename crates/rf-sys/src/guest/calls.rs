@@ -277,6 +277,27 @@ pub fn peer_of(socket: BorrowedFd<'_>) -> Result<(i32, u32), Errno> {
     Ok((credentials[0] as i32, credentials[1]))
 }
 
+/// A pidfd of who connected the other end of a Unix socket, whoever has its number by now. See pidfd_open(2) and unix(7),
+/// SO_PEERPIDFD; since Linux 6.5.
+///
+/// # Errors
+/// `ENOPROTOOPT` on an older kernel; `ESRCH` or `EINVAL` when it has ended and was waited for; `EMFILE`.
+pub fn peer_pidfd(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // asm-generic/socket.h
+    const SO_PEERPIDFD: usize = 77;
+    let mut pidfd = -1_i32;
+    let mut len = 4_u32;
+    let (at, len) = (&raw mut pidfd as usize, &raw mut len as usize);
+    let socket = socket.as_raw_fd() as usize;
+    // SAFETY: the kernel writes an int, the number of a new descriptor, and its length.
+    unsafe { call(libc::SYS_getsockopt, [socket, libc::SOL_SOCKET as usize, SO_PEERPIDFD, at, len, 0]) }?;
+    if pidfd < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: just made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(pidfd) })
+}
+
 /// What the kernel says to two calls that a filter must refuse: `_sysctl` (156), and `add_key` with nothing. See
 /// syscalls(2).
 #[must_use]
