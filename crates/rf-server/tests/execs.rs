@@ -310,6 +310,35 @@ async fn files_are_written_read_listed_and_moved() {
 
 fn leak(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
+#[tokio::test(flavor = "multi_thread")]
+async fn of_forks_that_are_all_refused_nothing_is_taken() {
+    let world = World::new().await;
+    let id = world.sandbox(&world.ann).await;
+    let path = format!("/v1/sandboxes/{id}/fork");
+    let most = |count: u32| {
+        let limits = json!({"limits": {"sandboxes_max": count}});
+        world.call(Method::PATCH, "/v1/users/ann", &world.admin, limits)
+    };
+    assert_eq!(most(1).await.0, StatusCode::OK);
+    // The warden would say so, if it were asked.
+    let fault = rf_types::Fault::new(rf_types::Code::DiskFull, "it was asked", "");
+    world.warden.refuse(None, Some(fault));
+    let (status, answer) = world.post(&path, &world.ann, json!({"count": 2})).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let codes: Vec<_> = answer["forks"].as_array().unwrap().iter().map(|fork| fork["error"]["code"].clone()).collect();
+    assert_eq!(codes, ["limit_reached", "limit_reached"]);
+    let records = world.ledger().await;
+    let denied = records.iter().filter(|r| r["action"] == "sandbox_create" && r["allowed"] == false).count();
+    assert_eq!(denied, 2, "each is recorded");
+    // Control: with room for one the warden is asked, and what it refuses is refused to all; nothing stays counted.
+    assert_eq!(most(2).await.0, StatusCode::OK);
+    let (_, refused) = world.post(&path, &world.ann, json!({"count": 2})).await;
+    assert_eq!(refused["code"], "disk_full", "{refused}");
+    let (_, made) = world.post(&path, &world.ann, json!({"count": 2})).await;
+    let forks = made["forks"].as_array().unwrap();
+    assert_eq!(forks.iter().filter(|fork| fork["sandbox"].is_object()).count(), 1, "{made}");
+}
+
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -219,8 +219,9 @@ async fn sandbox_fork(
 }
 
 /// Judges and takes a sandbox's files as they are now, and makes `count` sandboxes that begin with them, each judged and
-/// recorded by itself. `of` says what each is to be, given its parent; it copies nothing that may be secret, and in
-/// particular not the parent's environment, unless its caller says so.
+/// recorded by itself. All are judged and counted before anything is taken: where each is refused, nothing is. `of` says
+/// what each is to be, given its parent; it copies nothing that may be secret, and in particular not the parent's
+/// environment, unless its caller says so.
 ///
 /// # Errors
 /// What is refused to all of them; what is refused to one is that one's.
@@ -240,17 +241,22 @@ pub async fn fork(
         let parent = app.places().sandboxes().row(operation.permit().user(), id)?;
         let (spec, about) = of(&parent);
         about.validate()?;
-        let origin = app.places().sandboxes().fork_origin(operation.permit(), id).await?;
-        Ok((spec, about, origin))
+        let judged: Vec<_> = (0..count).map(|_| app.claim_sandbox(caller, &spec)).collect();
+        // The parent's processes stand still for it, and its layers are one more.
+        let origin = match judged.iter().any(Result::is_ok) {
+            true => Some(app.places().sandboxes().fork_origin(operation.permit(), id).await?),
+            false => None,
+        };
+        Ok((spec, about, judged, origin))
     };
-    let (spec, about, origin) = match taken.await {
+    let (spec, about, judged, origin) = match taken.await {
         // Durable with what comes after it: each of the forks is recorded, made or refused.
         Ok(taken) => operation.finish_later(Ok(taken))?,
         Err(fault) => return Err(operation.fail(fault).await),
     };
-    let making = Making { name: None, default: false, about, from: Some(origin) };
-    let made = (0..count).map(|_| sandboxes::make(app, caller, spec.clone(), making.clone()));
-    Ok(futures::future::join_all(made).await)
+    let making = Making { about, from: origin, ..Making::default() };
+    let make = |judged| sandboxes::make_judged(app, caller, spec.clone(), making.clone(), judged);
+    Ok(futures::future::join_all(judged.into_iter().map(make)).await)
 }
 
 /// The user's snapshots, newest first.

@@ -7,8 +7,8 @@ use axum::{
     extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
-use rf_places::{Making, SandboxRow};
-use rf_policy::{Action, Asked};
+use rf_places::{Making, SandboxClaim, SandboxRow};
+use rf_policy::{Action, Asked, Permit};
 use rf_store::{PageAsk, SandboxFilter};
 use rf_types::{
     Code, Enforcement, Fault, LayerReport, PauseKind, PlaceRef, SandboxId, SandboxSpec, SandboxState, SnapshotId,
@@ -286,6 +286,20 @@ pub fn note(operation: &mut Operation, row: &SandboxRow) {
     operation.detail("pooled", row.pooled);
     if let Some(from) = row.from_snapshot {
         operation.detail("from_snapshot", from.to_string());
+    make_judged(app, caller, spec, making, judged).await
+}
+
+/// As [`make`], of what was judged and counted before.
+///
+/// # Errors
+/// What the gate said or the warden says.
+pub async fn make_judged(
+    app: &App,
+    caller: &Caller,
+    spec: SandboxSpec,
+    making: Making,
+    judged: Result<(Permit, SandboxClaim), Fault>,
+) -> Result<SandboxRow, Refusal> {
     }
     operation.set_enforcement(&row.enforcement);
 }
