@@ -51,8 +51,8 @@ pub use place::{FileAnswer, Place};
 pub use places::{Choice, FirstUse, Machine, Places, PlacesConfig, Resolved};
 pub use refusal::{is_no_directory, is_no_such_user};
 pub use rows::{
-    ChangedWhy, EndedWhy, LimitsClaim, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim,
-    SnapshotRow,
+    ChangedWhy, EndedWhy, LimitsClaim, Making, Repeat, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow,
+    SnapshotClaim, SnapshotRow,
 };
 pub use sandbox_files::action as file_action;
 pub use sandboxes::{Origin, Sandboxes};

@@ -109,11 +109,16 @@ pub enum ChangedWhy {
 /// The durable rows of sandboxes and snapshots; the server implements it on its store. Calls take well under a
 /// millisecond.
 pub trait Rows: Send + Sync {
-    /// A sandbox was made; it serves nobody before this is durable.
+    /// A sandbox was made; it serves nobody before this is durable. The request that it was made for, if it may come
+    /// again, is written with it: both are there, or neither.
     ///
     /// # Errors
     /// `store_unavailable`: the sandbox is destroyed again.
-    fn made(&self, row: &SandboxRow) -> Result<(), Fault>;
+    fn made(&self, row: &SandboxRow, repeat: Option<&Repeat>) -> Result<(), Fault>;
+
+    /// A sandbox whose row was to be written, or was, is destroyed before anybody was told of it: the request that it was
+    /// made for is answered with a fault, and makes another when it comes again.
+    fn unmade(&self, user: UserId, id: SandboxId);
 
     /// A sandbox's lease, limits, state or what is said of it changed.
     ///
@@ -176,6 +181,15 @@ pub struct SnapshotClaim {
     pub(crate) hold: Hold,
 }
 
+/// A request that may come again, and is then to be answered with what it made; means nothing to us.
+#[derive(Clone, Debug)]
+pub struct Repeat {
+    /// How its maker called it, of each user apart.
+    pub key: String,
+    /// The digest of what was asked.
+    pub digest: [u8; 32],
+}
+
 /// What a sandbox is made with beside its spec.
 #[derive(Clone, Debug, Default)]
 pub struct Making {
@@ -187,6 +201,8 @@ pub struct Making {
     pub about: SandboxAbout,
     /// Whose files it begins with, if not its template's alone.
     pub from: Option<Origin>,
+    /// The request that it is made for, if that may come again.
+    pub repeat: Option<Repeat>,
 }
 
 /// How a sandbox is resumed.

@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 pub use self::saved::Origin;
 use self::{one_shot::Launched, saved::Snapshots};
 pub use crate::rows::{
-    ChangedWhy, EndedWhy, LimitsClaim, Making, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow, SnapshotClaim,
-    SnapshotRow,
+    ChangedWhy, EndedWhy, LimitsClaim, Making, Repeat, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow,
+    SnapshotClaim, SnapshotRow,
 };
 use crate::{
     execs::Execs,
@@ -201,13 +201,14 @@ impl Sandboxes {
         Self::for_sure(async move { this.make(claim, making).await }).await
     }
 
-    async fn make(&self, claim: SandboxClaim, making: Making) -> Result<Arc<SandboxPlace>, Fault> {
+    async fn make(&self, claim: SandboxClaim, mut making: Making) -> Result<Arc<SandboxPlace>, Fault> {
+        let repeat = making.repeat.take();
         let Launched { row, socket, hold } = self.launch(claim, making).await?;
         let (user, id) = (row.user, row.id);
-        let stored = self.inner.rows.made(&row);
+        let stored = self.inner.rows.made(&row, repeat.as_ref());
         let entered = stored.and_then(|()| self.enter(row, socket, false, Phase::Running, hold));
         if entered.is_err() {
-            self.inner.rows.ended(user, id, EndedWhy::Destroyed);
+            self.inner.rows.unmade(user, id);
             // Should this fail too, the lease ends it.
             let _ = self.inner.warden.destroy(id).await;
         }

@@ -1,17 +1,16 @@
 //! Requests that may come again: under one `Idempotency-Key` something is made once, and its maker's answer is given to
 //! every repetition, also by the next server.
 //!
-//! What was made is in the store. It is noted after it was made and before the answer, also when nobody waits for that any
-//! more; a server that is killed in between knows nothing of it, and a repetition makes another.
+//! The key is written down in one step with what was made: a server that is killed at any moment leaves both or neither,
+//! and what has no row is destroyed when the next one takes over. So a repetition makes no second one.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rf_places::SandboxRow;
+use rf_places::{Repeat, SandboxRow};
 use rf_policy::Action;
-use rf_store::Repeat;
 use rf_types::{Code, Fault, UserId, units::UnixMs};
 use sha2::{Digest as _, Sha256};
 
@@ -65,18 +64,22 @@ impl Repeats {
 }
 
 impl App {
-    /// The sandbox that this request makes, or made when it came under this key before.
+    /// The sandbox that this request makes, or made when it came under this key before. `make` writes down what it is
+    /// given with what it makes.
     ///
     /// # Errors
     /// `conflict` when the key came with another body; `not_found` when what it made is gone; what `make` says.
-    pub async fn once(
+    pub async fn once<F>(
         &self,
         caller: &Caller,
         key: Option<String>,
         body: &[u8],
-        make: impl Future<Output = Result<SandboxRow, Refusal>> + Send + 'static,
-    ) -> Result<SandboxRow, Refusal> {
-        let Some(key) = key else { return make.await };
+        make: impl FnOnce(Option<Repeat>) -> F,
+    ) -> Result<SandboxRow, Refusal>
+    where
+        F: Future<Output = Result<SandboxRow, Refusal>> + Send + 'static,
+    {
+        let Some(key) = key else { return make(None).await };
         let (now, scope) = (self.now(), caller.who.scope());
         let turn = self.repeats().turn(scope.user(), &key, now);
         // Whoever comes with the same key waits here for the first.
@@ -93,18 +96,11 @@ impl App {
                 operation.finish(row).await
             }
             None => {
-                let (app, scope) = (self.clone(), scope.clone());
+                let making = make(Some(Repeat { key, digest }));
                 // A client that goes away in the middle is one that comes again.
                 let made = async move {
                     let _turn = turn;
-                    let row = make.await?;
-                    let repeat = Repeat { digest, made: row.id };
-                    // It is made, and that is the answer: a store that cannot note it costs the repetition, not the
-                    // sandbox.
-                    if let Err(error) = app.store().repeat_put(&scope, &key, &repeat, now) {
-                        tracing::warn!(%error, sandbox = %row.id, "a request is not known when it is repeated");
-                    }
-                    Ok(row)
+                    making.await
                 };
                 Self::to_its_end(made).await
             }

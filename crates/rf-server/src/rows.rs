@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::{FutureExt as _, future::BoxFuture};
 use rf_ledger::{Entry, Event, Ledger};
 use rf_places::{
-    ChangedWhy, Choice, EndedWhy, FirstUse, LimitsClaim, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow,
+    ChangedWhy, Choice, EndedWhy, FirstUse, LimitsClaim, Repeat, Resume, ResumeClaim, Rows, SandboxClaim, SandboxRow,
     SnapshotClaim, SnapshotRow, place::Place,
 };
 use rf_policy::{Action, Asked, Permit};
-use rf_store::{NewSandbox, SandboxChange, Store, StoreError, SystemScope};
+use rf_store::{NewRepeat, NewSandbox, SandboxChange, Store, StoreError, SystemScope};
 use rf_types::{
     Enforcement, ExecSpec, Fault, Limits, PauseKind, PlaceRef, Preference, SandboxEnv, SandboxId, SandboxSpec,
     SandboxState, SnapshotId, TemplateName, UserId,
@@ -99,10 +99,20 @@ impl StoredRows {
 }
 
 impl Rows for StoredRows {
-    fn made(&self, row: &SandboxRow) -> Result<(), Fault> {
+    fn made(&self, row: &SandboxRow, repeat: Option<&Repeat>) -> Result<(), Fault> {
         let name = if row.default { Some(DEFAULT_NAME) } else { row.name.as_deref() };
         let new = NewSandbox { id: row.id, name, spec: &row.spec, about: &row.about, from_snapshot: row.from_snapshot };
-        Ok(self.store.sandbox_insert(&self.system, row.user, &new, row.created_at, row.lease_until)?)
+        let repeat = repeat.map(|repeat| NewRepeat { key: &repeat.key, digest: repeat.digest });
+        let (created, lease_until) = (row.created_at, row.lease_until);
+        let user = row.user;
+        Ok(self.store.sandbox_insert_once(&self.system, user, &new, created, lease_until, repeat.as_ref())?)
+    }
+
+    fn unmade(&self, user: UserId, id: SandboxId) {
+        if let Err(error) = self.store.repeat_forget(&self.system, user, id) {
+            tracing::error!(%error, sandbox = %id, "a request that failed is taken for one that made this");
+        }
+        self.ended(user, id, EndedWhy::Destroyed);
     }
 
     fn changed(&self, row: &SandboxRow, why: ChangedWhy) -> Result<(), Fault> {

@@ -255,6 +255,47 @@ async fn limits_and_lease_are_changed_within_what_the_user_may_have() {
     let world = World::new().await;
     let id = world.sandbox(&world.ann).await;
     let path = format!("/v1/sandboxes/{id}");
+/// A server may be killed at any moment: whenever a sandbox's row can be read, so can the key that it was made under.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_written_down_with_its_sandbox() {
+    let world = World::new().await;
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let looking = {
+        let (app, done) = (world.app.clone(), std::sync::Arc::clone(&done));
+        std::thread::spawn(move || {
+            let mut seen = std::collections::BTreeSet::new();
+            loop {
+                let last = done.load(std::sync::atomic::Ordering::Acquire);
+                for (scope, sandbox) in app.store().sandboxes_alive_all(app.system()).unwrap() {
+                    let name = sandbox.name.unwrap();
+                    let repeat = app.store().repeat_get(&scope, &name, 0).unwrap();
+                    assert_eq!(repeat.map(|repeat| repeat.made), Some(sandbox.id), "{name}");
+                    seen.insert(name);
+                }
+                if last {
+                    return seen.len();
+                }
+            }
+        })
+    };
+    for n in 0..30 {
+        let request = Request::post("/v1/sandboxes")
+            .header("authorization", format!("Bearer {}", world.ann))
+            .header("idempotency-key", format!("n-{n}"))
+            .body(Body::from(json!({ "name": format!("n-{n}") }).to_string()))
+            .unwrap();
+        let (status, body) = whole(world.send(request).await).await;
+        assert_eq!(status, StatusCode::CREATED, "{body:?}");
+        let id = serde_json::from_slice::<Value>(&body).unwrap()["id"].as_str().unwrap().to_owned();
+        if n % 8 < 7 {
+            let gone = world.call(Method::DELETE, &format!("/v1/sandboxes/{id}"), &world.ann, Value::Null).await;
+            assert_eq!(gone.0, StatusCode::NO_CONTENT);
+        }
+    }
+    done.store(true, std::sync::atomic::Ordering::Release);
+    assert!(looking.join().unwrap() >= 3);
+}
+
     let patch = |body| world.call(Method::PATCH, &path, &world.ann, body);
     let (status, changed) = patch(json!({"limits": {"memory_bytes_max": 536870912u64}, "lease_ms": 60000})).await;
     assert_eq!(status, StatusCode::OK, "{changed}");

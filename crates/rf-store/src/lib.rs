@@ -31,7 +31,7 @@ pub use error::StoreError;
 pub use lookup::{CredentialHash, Known, Proof, Refused, Standing};
 pub use machines::{Machine, NewMachine};
 pub use pages::{Page, PageAsk};
-pub use repeats::Repeat;
+pub use repeats::{NewRepeat, Repeat};
 pub use sandboxes::{NewSandbox, Sandbox, SandboxChange, SandboxFilter, Usage};
 pub use scope::{OperatorScope, SystemScope, UserScope};
 pub use sessions::{Key, NewKey, NewSession, Session, SessionMaker};

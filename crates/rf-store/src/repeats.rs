@@ -1,8 +1,9 @@
 //! What was made under an `Idempotency-Key`, so that a request which is sent again is answered with what it made, also
-//! by the next server.
+//! by the next server. The key is written in the same transaction as the row of what was made: there is never the one
+//! without the other.
 
-use rf_types::{SandboxId, units::UnixMs};
-use rusqlite::{OptionalExtension as _, params};
+use rf_types::{SandboxId, UserId, units::UnixMs};
+use rusqlite::{OptionalExtension as _, Transaction, params};
 
 use crate::{
     Store, StoreError, UserScope,
@@ -19,6 +20,43 @@ pub struct Repeat {
     pub digest: [u8; 32],
     /// The sandbox that it made.
     pub made: SandboxId,
+}
+
+/// The request that a sandbox is made for, should it come again.
+#[derive(Clone, Copy, Debug)]
+pub struct NewRepeat<'a> {
+    /// Its `Idempotency-Key`, in the form of the door that it came by.
+    pub key: &'a str,
+    /// The digest of its body.
+    pub digest: [u8; 32],
+}
+
+/// Notes what the user made under a key, instead of what was made under it before.
+pub(crate) fn note(
+    transaction: &Transaction<'_>,
+    user: UserId,
+    repeat: &NewRepeat<'_>,
+    made: SandboxId,
+    now: UnixMs,
+) -> Result<(), StoreError> {
+    let at = StoreError::at("note a request");
+    let user = blob(user);
+    transaction
+        .prepare_cached(
+            "INSERT INTO repeats (user, key, digest, made, created) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (user, key) DO UPDATE SET
+                 digest = excluded.digest, made = excluded.made, created = excluded.created",
+        )
+        .and_then(|mut statement| statement.execute(params![user, repeat.key, repeat.digest, blob(made), int(now)]))
+        .map_err(&at)?;
+    transaction
+        .prepare_cached(
+            "DELETE FROM repeats WHERE user = ?1 AND key IN
+                 (SELECT key FROM repeats WHERE user = ?1 ORDER BY created DESC, key LIMIT -1 OFFSET ?2)",
+        )
+        .and_then(|mut statement| statement.execute(params![user, REPEATS_MAX]))
+        .map_err(&at)?;
+    Ok(())
 }
 
 impl Store {
@@ -41,31 +79,16 @@ impl Store {
         })
     }
 
-    /// Notes what the user made under this key, instead of what was made under it before.
+    /// Forgets under which key a sandbox was made: the request was answered with a fault, and may come again.
     ///
     /// # Errors
     /// [`StoreError::Sqlite`].
-    pub fn repeat_put(&self, scope: &UserScope, key: &str, repeat: &Repeat, now: UnixMs) -> Result<(), StoreError> {
-        let user = blob(scope.user());
+    pub fn repeat_forget(&self, _system: &crate::SystemScope, user: UserId, made: SandboxId) -> Result<(), StoreError> {
         self.write_things(|transaction| {
-            let at = StoreError::at("note a request");
-            let values = params![user, key, repeat.digest, blob(repeat.made), int(now)];
             transaction
-                .prepare_cached(
-                    "INSERT INTO repeats (user, key, digest, made, created) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT (user, key) DO UPDATE SET
-                         digest = excluded.digest, made = excluded.made, created = excluded.created",
-                )
-                .and_then(|mut statement| statement.execute(values))
-                .map_err(&at)?;
-            transaction
-                .prepare_cached(
-                    "DELETE FROM repeats WHERE user = ?1 AND key IN
-                         (SELECT key FROM repeats WHERE user = ?1 ORDER BY created DESC, key LIMIT -1 OFFSET ?2)",
-                )
-                .and_then(|mut statement| statement.execute(params![user, REPEATS_MAX]))
-                .map_err(&at)?;
-            Ok(())
+                .execute("DELETE FROM repeats WHERE user = ?1 AND made = ?2", params![blob(user), blob(made)])
+                .map(drop)
+                .map_err(StoreError::at("forget a request"))
         })
     }
 

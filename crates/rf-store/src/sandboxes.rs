@@ -17,7 +17,7 @@ use rusqlite::{OptionalExtension, Row, params, types::Type};
 use serde::Serialize;
 
 use crate::{
-    Page, PageAsk, Store, StoreError, SystemScope, UserScope, lookup,
+    NewRepeat, Page, PageAsk, Store, StoreError, SystemScope, UserScope, lookup, repeats,
     sessions::name_fits,
     users::{blob, id, int, json, millis, one, time, to_json, unique, username_of},
 };
@@ -142,11 +142,27 @@ impl Store {
     /// [`StoreError::Invalid`] for a bad name.
     pub fn sandbox_insert(
         &self,
+        system: &SystemScope,
+        user: UserId,
+        new: &NewSandbox<'_>,
+        created: UnixMs,
+        lease_until: UnixMs,
+    ) -> Result<(), StoreError> {
+        self.sandbox_insert_once(system, user, new, created, lease_until, None)
+    }
+
+    /// As [`Store::sandbox_insert`]; in the same transaction it is noted for which request it was made.
+    ///
+    /// # Errors
+    /// As for [`Store::sandbox_insert`].
+    pub fn sandbox_insert_once(
+        &self,
         _system: &SystemScope,
         user: UserId,
         new: &NewSandbox<'_>,
         created: UnixMs,
         lease_until: UnixMs,
+        repeat: Option<&NewRepeat<'_>>,
     ) -> Result<(), StoreError> {
         if let Some(name) = new.name {
             name_fits(name)?;
@@ -186,7 +202,8 @@ impl Store {
                 .map_err(|error| {
                     unique(error, "insert a sandbox", || "a sandbox of that name is alive already".to_owned())
                 })?;
-            one("user", inserted)
+            one("user", inserted)?;
+            repeat.map_or(Ok(()), |repeat| repeats::note(transaction, user, repeat, new.id, created))
         })
     }
 

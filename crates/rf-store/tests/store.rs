@@ -4,9 +4,9 @@ mod common;
 
 use std::{collections::BTreeMap, os::unix::fs::PermissionsExt, sync::Barrier};
 
-use common::{HOUR, NOW, World, enrol, hash, insert, known_key, world};
+use common::{HOUR, NOW, World, enrol, hash, insert, insert_once, known_key, world};
 use rf_store::{
-    CredentialHash, NewKey, NewSandbox, NewSession, NewTemplate, NewUser, PageAsk, Proof, Refused, Repeat,
+    CredentialHash, NewKey, NewRepeat, NewSandbox, NewSession, NewTemplate, NewUser, PageAsk, Proof, Refused, Repeat,
     SandboxChange, SandboxFilter, SessionMaker, Snapshot, Store, StoreError,
 };
 use rf_types::{
@@ -131,7 +131,8 @@ fn a_deleted_user_leaves_no_row_and_others_keep_theirs() {
         created: NOW,
     };
     w.store.snapshot_insert(&w.system, user, &snapshot).unwrap();
-    w.store.repeat_put(&w.bob.scope, "k", &Repeat { digest: [1; 32], made: w.bob.sandbox }, NOW).unwrap();
+    let repeated = insert_once(&w, &w.bob.scope, "k", NOW);
+    w.store.sandbox_end(&w.bob.scope, repeated, "x", NOW).unwrap();
     // Every table that has a column `user`, so that a new one is counted too.
     let rows = |user: rf_types::UserId| -> Vec<(String, u32)> {
         let sql = "SELECT m.name FROM sqlite_schema m JOIN pragma_table_info(m.name) c ON c.name = 'user'
@@ -648,24 +649,38 @@ fn a_revoked_key_takes_along_every_session_that_goes_back_to_it() {
 
 #[test]
 fn a_repeated_request_is_known_for_its_time_and_only_to_its_user() {
-    let w = world();
-    let first = Repeat { digest: [1; 32], made: w.ann.sandbox };
+    let mut w = world();
     assert_eq!(w.store.repeat_get(&w.ann.scope, "k", 0).unwrap(), None);
-    w.store.repeat_put(&w.ann.scope, "k", &first, NOW).unwrap();
+    let first = Repeat { digest: [1; 32], made: insert_once(&w, &w.ann.scope, "k", NOW) };
     assert_eq!(w.store.repeat_get(&w.ann.scope, "k", NOW).unwrap(), Some(first));
     assert_eq!(w.store.repeat_get(&w.ann.scope, "k", NOW + 1).unwrap(), None, "it is too old");
     assert_eq!(w.store.repeat_get(&w.bob.scope, "k", 0).unwrap(), None);
     // The next server knows it too.
-    let dir = w.dir;
     drop((w.store, w.system));
-    let (store, system) = Store::open(dir.path()).unwrap();
-    assert_eq!(store.repeat_get(&w.ann.scope, "k", NOW).unwrap(), Some(first));
-    assert_eq!(store.repeats_prune(&system, NOW).unwrap(), 0);
-    assert_eq!(store.repeats_prune(&system, NOW + 1).unwrap(), 1);
+    (w.store, w.system) = Store::open(w.dir.path()).unwrap();
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "k", NOW).unwrap(), Some(first));
+    // One whose answer was a fault is forgotten, whosever it is asked for, and another of the user's is not.
+    let second = insert_once(&w, &w.ann.scope, "l", NOW);
+    w.store.repeat_forget(&w.system, w.bob.scope.user(), second).unwrap();
+    assert!(w.store.repeat_get(&w.ann.scope, "l", NOW).unwrap().is_some());
+    w.store.repeat_forget(&w.system, w.ann.scope.user(), second).unwrap();
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "l", NOW).unwrap(), None);
+    assert_eq!(w.store.repeats_prune(&w.system, NOW).unwrap(), 0);
+    assert_eq!(w.store.repeats_prune(&w.system, NOW + 1).unwrap(), 1);
     // No user has more than so many: the oldest go.
-    for n in 0..10_003_u64 {
-        store.repeat_put(&w.ann.scope, &n.to_string(), &first, NOW + n).unwrap();
-    }
-    assert_eq!(store.repeat_get(&w.ann.scope, "2", 0).unwrap(), None);
-    assert_eq!(store.repeat_get(&w.ann.scope, "3", 0).unwrap(), Some(first));
+    let made: Vec<_> = (0..10_003_u64).map(|n| insert_once(&w, &w.ann.scope, &n.to_string(), NOW + n)).collect();
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "2", 0).unwrap(), None);
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "3", 0).unwrap().map(|repeat| repeat.made), Some(made[3]));
+}
+
+#[test]
+fn a_sandbox_that_is_not_inserted_leaves_no_key() {
+    let w = world();
+    let (spec, about) = (SandboxSpec::standard(HOUR), SandboxAbout::default());
+    let new =
+        NewSandbox { id: SandboxId::random(), name: Some("mine"), spec: &spec, about: &about, from_snapshot: None };
+    let repeat = NewRepeat { key: "k", digest: [1; 32] };
+    let refused = w.store.sandbox_insert_once(&w.system, w.ann.scope.user(), &new, NOW, NOW + HOUR, Some(&repeat));
+    assert!(matches!(refused, Err(StoreError::Conflict { .. })), "its name is taken: {refused:?}");
+    assert_eq!(w.store.repeat_get(&w.ann.scope, "k", 0).unwrap(), None);
 }

@@ -5,10 +5,8 @@ mod common;
 
 use std::{collections::BTreeSet, path::Path};
 
-use common::{HOUR, NOW, World, enrol, hash, insert, world};
-use rf_store::{
-    NewKey, NewSession, PageAsk, Proof, Repeat, SandboxFilter, SessionMaker, Snapshot, StoreError, UserScope,
-};
+use common::{HOUR, NOW, World, enrol, hash, insert, insert_once, world};
+use rf_store::{NewKey, NewSession, PageAsk, Proof, SandboxFilter, SessionMaker, Snapshot, StoreError, UserScope};
 use rf_types::{Preference, SandboxSpec, SessionId, SnapshotId, UserLimits};
 
 /// Makes the call in `who`'s scope on Bob's things; says whether it saw or changed anything of Bob's.
@@ -69,12 +67,8 @@ const PROBES: &[(&str, Probe)] = &[
         answer
     }),
     ("repeat_get", |w, who| {
-        w.store.repeat_put(&w.bob.scope, "k", &Repeat { digest: [1; 32], made: w.bob.sandbox }, NOW).unwrap();
+        insert_once(w, &w.bob.scope, "k", NOW);
         w.store.repeat_get(who, "k", 0).unwrap().is_some()
-    }),
-    ("repeat_put", |w, who| {
-        w.store.repeat_put(who, "k", &Repeat { digest: [1; 32], made: w.bob.sandbox }, NOW).unwrap();
-        w.store.repeat_get(&w.bob.scope, "k", 0).unwrap().is_some()
     }),
     ("enrolment_token_make", |w, who| {
         w.store.enrolment_token_make(who, &hash("n"), NOW + HOUR, NOW).unwrap();

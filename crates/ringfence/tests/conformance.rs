@@ -153,9 +153,10 @@ impl Drop for Warden {
 struct NoRows;
 
 impl Rows for NoRows {
-    fn made(&self, _: &SandboxRow) -> Result<(), Fault> {
+    fn made(&self, _: &SandboxRow, _: Option<&rf_places::Repeat>) -> Result<(), Fault> {
         Ok(())
     }
+    fn unmade(&self, _: UserId, _: SandboxId) {}
     fn changed(&self, _: &SandboxRow, _: rf_places::ChangedWhy) -> Result<(), Fault> {
         Ok(())
     }

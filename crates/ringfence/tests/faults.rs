@@ -10,6 +10,8 @@ mod field;
 mod http;
 #[path = "faults/hung.rs"]
 mod hung;
+#[path = "faults/making.rs"]
+mod making;
 #[path = "faults/point.rs"]
 mod point;
 #[path = "faults/scarce.rs"]

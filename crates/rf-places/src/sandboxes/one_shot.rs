@@ -20,7 +20,7 @@ impl Sandboxes {
     /// Has the warden make a sandbox. Dropped before its end, what is made is destroyed.
     pub(super) async fn launch(&self, claim: SandboxClaim, making: Making) -> Result<Launched, Fault> {
         let SandboxClaim { permit, spec, hold } = claim;
-        let Making { name, default, about, from } = making;
+        let Making { name, default, about, from, repeat: _ } = making;
         let made = self.inner.warden.create_from(spec.clone(), from.as_ref().map(Origin::snapshot), None).await?;
         let Created { id, lease_until, pooled, enforcement, socket } = made;
         let now = now_ms();
@@ -79,7 +79,7 @@ impl Sandboxes {
     /// # Errors
     /// `store_unavailable`: the caller destroys it.
     pub fn write_down(&self, row: &SandboxRow) -> Result<(), Fault> {
-        self.inner.rows.made(row)?;
+        self.inner.rows.made(row, None)?;
         // It may have ended meanwhile, and its end found no row.
         if !self.is_live(row.user, row.id) {
             self.inner.rows.ended(row.user, row.id, EndedWhy::InitDied);

@@ -67,6 +67,7 @@ struct Shared {
     socket: Mutex<Arc<OwnedFd>>,
     execs: Mutex<HashMap<u128, Exec>>,
     behaviour: Behaviour,
+    timeouts: Arc<Mutex<Vec<u64>>>,
     held: Mutex<Option<(Vec<u8>, Vec<OwnedFd>)>>,
 }
 
@@ -74,12 +75,14 @@ struct Shared {
 pub struct FakeInit(Arc<Shared>);
 
 impl FakeInit {
-    pub fn start(socket: OwnedFd, behaviour: Behaviour) -> Self {
+    /// Begins to serve; the time that each exec is given goes to `timeouts`, milliseconds.
+    pub fn start(socket: OwnedFd, behaviour: Behaviour, timeouts: Arc<Mutex<Vec<u64>>>) -> Self {
         let socket = Arc::new(socket);
         let shared = Arc::new(Shared {
             socket: Mutex::new(Arc::clone(&socket)),
             execs: Mutex::default(),
             behaviour,
+            timeouts,
             held: Mutex::default(),
         });
         let init = Self(shared);
@@ -225,6 +228,7 @@ impl FakeInit {
     }
 
     fn spawn(&self, tag: u64, order: &Spawn<'_>) {
+        self.0.timeouts.lock().unwrap().push(order.timeout_ms);
         match self.0.behaviour {
             Behaviour::DiesOnSpawn => return self.die(),
             Behaviour::Short => return self.message(answer::SPAWNED, tag, &[], |writer| writer.u32(1)),

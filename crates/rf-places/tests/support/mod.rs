@@ -16,15 +16,17 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use rf_places::{
-    ChangedWhy, ExecClaim, ExecsConfig, FirstUse, Places, PlacesConfig, Rows, SandboxClaim, SandboxRow, SnapshotRow,
+    ChangedWhy, ExecClaim, ExecsConfig, FirstUse, Making, Place, Places, PlacesConfig, Repeat, Rows, SandboxClaim,
+    SandboxRow, SnapshotRow,
 };
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
 use rf_types::{
-    Code, Enforcement, ExecSpec, Fault, KeyId, Program, RequestId, SandboxId, SandboxSpec, SnapshotId, UserId,
-    UserLimits,
+    Code, Enforcement, ExecSpec, Fault, KeyId, PlaceRef, Program, RequestId, SandboxId, SandboxSpec, SnapshotId,
+    UserId, UserLimits,
 };
 use rf_wire::warden::{Answer, GoneWhy, Order, Paused, PausedWhy, Reply, Request, Snapshot, SnapshotWay};
 use rustix::net::{
@@ -82,16 +84,25 @@ pub struct FakeRows {
     pub snapshots: Mutex<HashMap<SnapshotId, SnapshotRow>>,
     pub whys: Mutex<Vec<(SandboxId, ChangedWhy)>>,
     pub ended: Mutex<Vec<(SandboxId, rf_places::EndedWhy)>>,
+    pub repeats: Mutex<HashMap<String, SandboxId>>,
     pub refuse: Mutex<bool>,
 }
 
 impl Rows for FakeRows {
-    fn made(&self, row: &SandboxRow) -> Result<(), Fault> {
+    fn made(&self, row: &SandboxRow, repeat: Option<&Repeat>) -> Result<(), Fault> {
         if *self.refuse.lock().unwrap() {
             return Err(Fault::new(Code::StoreUnavailable, "the store is full", ""));
         }
+        if let Some(repeat) = repeat {
+            self.repeats.lock().unwrap().insert(repeat.key.clone(), row.id);
+        }
         self.live.lock().unwrap().insert(row.id, row.clone());
         Ok(())
+    }
+
+    fn unmade(&self, user: UserId, id: SandboxId) {
+        self.repeats.lock().unwrap().retain(|_, made| *made != id);
+        self.ended(user, id, rf_places::EndedWhy::Destroyed);
     }
 
     fn changed(&self, row: &SandboxRow, why: ChangedWhy) -> Result<(), Fault> {
@@ -175,6 +186,9 @@ struct WardenState {
     refuse_pause: Option<Fault>,
     refuse_snapshot: Option<Fault>,
     behaviour: Behaviour,
+    /// As what each sandbox was made, and the time that each exec was given, milliseconds; in their order.
+    specs: Vec<SandboxSpec>,
+    timeouts: Arc<Mutex<Vec<u64>>>,
 }
 
 /// A warden in this process.
@@ -286,6 +300,16 @@ impl FakeWarden {
         self.state.lock().unwrap().begun_with.get(&id).copied()
     }
 
+    /// As what each sandbox was made, in their order.
+    pub fn specs(&self) -> Vec<SandboxSpec> {
+        self.state.lock().unwrap().specs.clone()
+    }
+
+    /// The time that each exec was given, milliseconds, in their order.
+    pub fn timeouts(&self) -> Vec<u64> {
+        self.state.lock().unwrap().timeouts.lock().unwrap().clone()
+    }
+
     pub fn lease(&self, id: SandboxId) -> u64 {
         self.state.lock().unwrap().sandboxes[&id].1
     }
@@ -336,7 +360,8 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
                 }
                 created.fetch_add(1, Ordering::SeqCst);
                 let lease_until = u64::MAX / 2;
-                let init = FakeInit::start(ours, state.behaviour);
+                let init = FakeInit::start(ours, state.behaviour, Arc::clone(&state.timeouts));
+                state.specs.push(spec.clone());
                 state.sandboxes.insert(id, (spec, lease_until, init));
                 drop(state);
                 let reply = Reply::Created { id, lease_until, pooled: false, enforcement: enforcement() };
@@ -493,4 +518,29 @@ pub fn claim_sandbox(places: &Places, user: UserId) -> SandboxClaim {
 
 pub fn claim_exec(places: &Places, user: UserId) -> ExecClaim {
     places.claim_exec(user, |_| Ok(permit_of(user, Action::Exec))).unwrap()
+}
+
+/// A fresh sandbox of a user's.
+pub async fn sandbox(places: &Places, user: UserId) -> Arc<dyn Place> {
+    places.sandboxes().create(claim_sandbox(places, user), Making::default()).await.unwrap()
+}
+
+pub fn id_of(place: &Arc<dyn Place>) -> SandboxId {
+    let PlaceRef::Sandbox(id) = place.place() else { panic!("not a sandbox") };
+    id
+}
+
+/// Looks again and again until it is so; the test's own time limit is the bound.
+pub async fn until(mut so: impl FnMut() -> bool) {
+    while !so() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// The life of one server that is killed: its runtime ends, with every task and descriptor of it.
+pub fn server<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
 }

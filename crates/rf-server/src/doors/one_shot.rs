@@ -82,7 +82,7 @@ async fn start(app: &App, caller: &Caller, ask: RunAsk) -> Result<(Running, usiz
     // What is wrong with the command is found out before a sandbox is made for it.
     let wanted = app.wanted(caller, Where::Routed, exec, false)?;
     let Wanted { ask, spec: mut command, stdin, choice: _, output_bytes_max, held } = wanted;
-    let (spec, making) = sandboxes::wanted(app, caller, &sandbox, false).await?;
+    let (spec, making) = sandboxes::wanted(app, caller, &sandbox).await?;
     app.fill(caller, &spec.template, &making.about.env, &mut command)?;
     let id = ExecId::random();
     let ask = ask.subject(id);

@@ -212,7 +212,10 @@ async fn sandbox_create(
     let ask: SandboxAsk = input::parse(&bytes)?;
     let make = {
         let (app, caller) = (app.clone(), caller.clone());
-        async move { create(&app, &caller, &ask, false).await }
+        |repeat| async move {
+            let (spec, making) = wanted(&app, &caller, &ask).await?;
+            make(&app, &caller, spec, Making { repeat, ..making }).await
+        }
     };
     let row = app.once(&caller, key(&headers)?, &bytes, make).await?;
     Ok(json(StatusCode::CREATED, &SandboxAnswer::from(row)))
@@ -225,26 +228,12 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
         .ok_or_else(|| Fault::invalid("`Idempotency-Key` must be 1 to 128 visible characters"))
 }
 
-/// Judges, counts and makes a sandbox.
-///
-/// # Errors
-/// What the gate or the warden says.
-pub async fn create(app: &App, caller: &Caller, ask: &SandboxAsk, default: bool) -> Result<SandboxRow, Refusal> {
-    let (spec, making) = wanted(app, caller, ask, default).await?;
-    make(app, caller, spec, making).await
-}
-
 /// What `ask` comes to: the whole spec, and what it is made with.
 ///
 /// # Errors
 /// What is wrong with it; what the gate says of the snapshot that it names.
-pub async fn wanted(
-    app: &App,
-    caller: &Caller,
-    ask: &SandboxAsk,
-    default: bool,
-) -> Result<(SandboxSpec, Making), Refusal> {
-    let default = default || ask.name.as_deref() == Some(DEFAULT_NAME);
+pub async fn wanted(app: &App, caller: &Caller, ask: &SandboxAsk) -> Result<(SandboxSpec, Making), Refusal> {
+    let default = ask.name.as_deref() == Some(DEFAULT_NAME);
     let about = ask.about()?;
     let limits = caller.who.limits();
     let (spec, from) = match &ask.from_snapshot {
@@ -254,7 +243,7 @@ pub async fn wanted(
             (ask.spec_from(limits, origin.spec())?, Some(origin))
         }
     };
-    Ok((spec, Making { name: ask.name.clone(), default, about, from }))
+    Ok((spec, Making { name: ask.name.clone(), default, about, from, repeat: None }))
 }
 
 /// What is asked and recorded of the making of a sandbox.
@@ -286,6 +275,17 @@ pub fn note(operation: &mut Operation, row: &SandboxRow) {
     operation.detail("pooled", row.pooled);
     if let Some(from) = row.from_snapshot {
         operation.detail("from_snapshot", from.to_string());
+    }
+    operation.set_enforcement(&row.enforcement);
+}
+
+/// Judges, counts and makes the sandbox of a whole spec; every door's way to one. What was begun is made and recorded
+/// also when the client goes away.
+///
+/// # Errors
+/// What the gate or the warden says.
+pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making) -> Result<SandboxRow, Refusal> {
+    let judged = app.claim_sandbox(caller, &spec);
     make_judged(app, caller, spec, making, judged).await
 }
 
@@ -300,17 +300,6 @@ pub async fn make_judged(
     making: Making,
     judged: Result<(Permit, SandboxClaim), Fault>,
 ) -> Result<SandboxRow, Refusal> {
-    }
-    operation.set_enforcement(&row.enforcement);
-}
-
-/// Judges, counts and makes the sandbox of a whole spec; every door's way to one. What was begun is made and recorded
-/// also when the client goes away.
-///
-/// # Errors
-/// What the gate or the warden says.
-pub async fn make(app: &App, caller: &Caller, spec: SandboxSpec, making: Making) -> Result<SandboxRow, Refusal> {
-    let judged = app.claim_sandbox(caller, &spec);
     let (mut operation, claim) = app.begin_judged(caller, asked(&spec), judged).await?;
     if let Err(fault) = check(app, caller, &spec, &making) {
         return Err(operation.fail(fault).await);

@@ -2,8 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use rf_store::{
-    CredentialHash, Known, NewKey, NewMachine, NewSandbox, NewSession, NewUser, OperatorScope, SessionMaker, Store,
-    StoreError, SystemScope, UserScope,
+    CredentialHash, Known, NewKey, NewMachine, NewRepeat, NewSandbox, NewSession, NewUser, OperatorScope, SessionMaker,
+    Store, StoreError, SystemScope, UserScope,
 };
 use rf_types::{KeyId, MachineId, SandboxAbout, SandboxId, SandboxSpec, SessionId, UserLimits, units::UnixMs};
 
@@ -49,6 +49,15 @@ pub(crate) fn insert(
         from_snapshot: None,
     };
     store.sandbox_insert(system, scope.user(), &new, NOW, NOW + HOUR).map(|()| new.id)
+}
+
+/// Makes a sandbox for a request that may come again.
+pub(crate) fn insert_once(w: &World, scope: &UserScope, key: &str, now: UnixMs) -> SandboxId {
+    let (spec, about) = (SandboxSpec::standard(HOUR), SandboxAbout::default());
+    let new = NewSandbox { id: SandboxId::random(), name: None, spec: &spec, about: &about, from_snapshot: None };
+    let repeat = NewRepeat { key, digest: [1; 32] };
+    w.store.sandbox_insert_once(&w.system, scope.user(), &new, now, now + HOUR, Some(&repeat)).unwrap();
+    new.id
 }
 
 pub(crate) fn enrol(store: &Store, token: &CredentialHash, public_key: [u8; 32]) -> Option<(UserScope, MachineId)> {

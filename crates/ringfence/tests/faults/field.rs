@@ -176,6 +176,11 @@ impl Field {
         self.bases.first().map_or_else(BTreeSet::new, |base| self.cgroups_of(base))
     }
 
+    /// The directory of one sandbox in every hierarchy in which it has a control group.
+    pub fn groups_of(&self, sandbox: &str) -> Vec<PathBuf> {
+        self.bases.iter().map(|base| base.join(sandbox)).filter(|dir| dir.is_dir()).collect()
+    }
+
     /// How many loop devices stand on a file of this system's.
     pub fn loops(&self) -> usize {
         loops_on(&self.system.state())
@@ -312,7 +317,16 @@ impl Field {
 
     /// How many intents of an action the ledger has.
     pub fn intents(&self, action: &str) -> usize {
-        let mark = format!("\"action\":\"{action}\",\"kind\":\"intent\"");
+        self.records(action, "intent")
+    }
+
+    /// How many results of an action the ledger has.
+    pub fn results(&self, action: &str) -> usize {
+        self.records(action, "result")
+    }
+
+    fn records(&self, action: &str, kind: &str) -> usize {
+        let mark = format!("\"action\":\"{action}\",\"kind\":\"{kind}\"");
         let mut count = 0;
         for entry in fs::read_dir(self.system.state().join("server/ledger")).unwrap() {
             let path = entry.unwrap().path();

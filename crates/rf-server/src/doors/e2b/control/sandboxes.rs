@@ -12,7 +12,7 @@ use rf_e2b::{
     models::{NewSandbox, parse_timestamp},
     network::NetworkConfig,
 };
-use rf_places::{Making, SandboxRow};
+use rf_places::{Making, Repeat, SandboxRow};
 use rf_policy::Action;
 use rf_types::{
     Fault, Limits, Network, OnLeaseEnd, PauseKind, SandboxAbout, SandboxId, SandboxSpec, SandboxState, TemplateName,
@@ -76,7 +76,7 @@ async fn create(
     let plan = Plan::new(app, caller, ask, timeout).await?;
     let make = {
         let (app, caller) = (app.clone(), caller.clone());
-        async move { plan.carry_out(&app, &caller).await }
+        |repeat| async move { plan.carry_out(&app, &caller, repeat).await }
     };
     let row = app.once(caller, key(headers)?, &bytes, make).await?;
     Ok(json(StatusCode::CREATED, &view::sandbox(app, caller, &row)))
@@ -138,11 +138,11 @@ impl Plan {
             ..SandboxAbout::default()
         };
         about.validate()?;
-        Ok(Self { spec, making: Making { name: None, default: false, about, from } })
+        Ok(Self { spec, making: Making { about, from, ..Making::default() } })
     }
 
-    async fn carry_out(self, app: &App, caller: &Caller) -> Result<SandboxRow, Refusal> {
-        doors::sandboxes::make(app, caller, self.spec, self.making).await
+    async fn carry_out(self, app: &App, caller: &Caller, repeat: Option<Repeat>) -> Result<SandboxRow, Refusal> {
+        doors::sandboxes::make(app, caller, self.spec, Making { repeat, ..self.making }).await
     }
 }
 
