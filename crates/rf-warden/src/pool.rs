@@ -28,9 +28,11 @@ pub(crate) struct Pool {
     odd: Option<SandboxSpec>,
 }
 
-/// Whether a sandbox prepared as `has` can become one as `wants`: what is left of a difference can still be set.
+/// Whether a sandbox prepared as `has` can become one as `wants`: what is left of a difference can still be set. One that
+/// may lack a layer is only for who accepts that by name.
 fn same(has: &SandboxSpec, wants: &SandboxSpec) -> bool {
-    wants.template == has.template
+    has.accept_missing.iter().all(|layer| wants.accept_missing.contains(layer))
+        && wants.template == has.template
         && wants.disk == has.disk
         && wants.network == has.network
         && wants.root_allowed == has.root_allowed
@@ -115,7 +117,7 @@ impl Pool {
 
 #[cfg(test)]
 mod tests {
-    use rf_types::units::MIB;
+    use rf_types::{Layer, units::MIB};
 
     use super::*;
 
@@ -159,6 +161,26 @@ mod tests {
         other = host;
         other.limits.memory_bytes_max *= 2;
         assert_eq!(pool.take(&other), Some(id));
+    }
+
+    #[test]
+    fn what_may_lack_a_layer_is_only_for_who_accepts_that() {
+        let mut pool = Pool::new(0, 1);
+        let weaker = SandboxSpec { accept_missing: vec![Layer::Landlock], ..base(1) };
+        let _ = pool.asked(&weaker);
+        let id = SandboxId::random();
+        assert!(pool.add(id, &weaker));
+        assert_eq!(pool.take(&base(1)), None);
+        let other = SandboxSpec { accept_missing: vec![Layer::Io], ..base(1) };
+        assert_eq!(pool.take(&other), None);
+        let more = SandboxSpec { accept_missing: vec![Layer::Io, Layer::Landlock], ..base(1) };
+        assert_eq!(pool.take(&more), Some(id));
+        // Asked for twice by who accepts nothing, such ones are prepared, and are for everybody.
+        let _ = pool.asked(&base(1));
+        let _ = pool.asked(&base(1));
+        assert_eq!(pool.wants(), Some(&base(1)));
+        assert!(pool.add(id, &base(1)));
+        assert_eq!(pool.take(&weaker), Some(id));
     }
 
     #[test]
