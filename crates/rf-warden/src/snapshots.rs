@@ -152,12 +152,17 @@ pub(crate) struct Snapshots {
     gone: Vec<PathBuf>,
     /// Snapshots whose size is another one, and nobody was told.
     resized: BTreeSet<SnapshotId>,
+    /// Layers that a file may name although nothing here does: it could not be written for certain.
+    doubted: BTreeSet<LayerId>,
 }
 
 impl Snapshots {
     /// Reads what is durable; what is not was lost with the former warden.
     pub(crate) fn open(config: &WardenConfig) -> Result<Self, WardenError> {
-        let dir = config.own("snapshots");
+        Self::open_at(config.own("snapshots"))
+    }
+
+    fn open_at(dir: PathBuf) -> Result<Self, WardenError> {
         let mut this = Self {
             dir,
             all: BTreeMap::new(),
@@ -166,6 +171,7 @@ impl Snapshots {
             layers: HashMap::new(),
             gone: Vec::new(),
             resized: BTreeSet::new(),
+            doubted: BTreeSet::new(),
         };
         let entries = |dir: &Path| -> Result<Vec<PathBuf>, WardenError> {
             let entries = fs::read_dir(dir).map_err(WardenError::file(dir))?;
@@ -566,7 +572,8 @@ impl Snapshots {
         unused.extend(layer.origin.take().map(|origin| origin.disk));
         let touched: Vec<LayerId> = from.iter().copied().chain([into]).collect();
         let affected = self.all.values().filter(|record| record.chain.iter().any(|id| touched.contains(id)));
-        let before: Vec<Snapshot> = affected.map(|record| record.info.clone()).collect();
+        let before: Vec<(Snapshot, Vec<LayerId>)> =
+            affected.map(|record| (record.info.clone(), record.chain.clone())).collect();
         if merged {
             for record in self.all.values_mut() {
                 replace_prefix(&mut record.chain, from, into);
@@ -575,16 +582,19 @@ impl Snapshots {
         }
         self.charge(&touched);
         let mut changed = Vec::new();
-        for before in before {
+        for (before, chain) in before {
             let id = before.id;
             // One that cannot be stored is tried again with the next copy, and is not durable until then.
             let settled = self.settle(id).unwrap_or(false);
             let Some(now) = self.all.get(&id).map(|record| record.info.clone()) else { continue };
             if before.durable && now.layers != before.layers && self.store(id, now).is_err() {
-                // Its file names the layers that it stood on; they stay as long as the record here says so.
+                // Its file names the layers that it stood on, or those that it was to stand on: both stay.
                 if let Some(record) = self.all.get_mut(&id) {
+                    record.chain = chain;
                     record.info.layers = before.layers;
                 }
+                self.doubted.insert(into);
+                self.charge(&touched);
             }
             if settled && let Some(record) = self.all.get(&id) {
                 self.resized.remove(&id);
@@ -597,7 +607,7 @@ impl Snapshots {
     /// Lets go of every layer that neither a snapshot nor `used` names; gives what of sandboxes' file systems is not
     /// needed any more.
     pub(crate) fn collect(&mut self, used: &BTreeSet<LayerId>) -> Vec<OwnedFd> {
-        let mut needed = used.clone();
+        let mut needed: BTreeSet<LayerId> = used.union(&self.doubted).copied().collect();
         needed.extend(self.all.values().flat_map(|record| record.chain.iter().copied()));
         let unneeded: Vec<LayerId> =
             self.layers.iter().filter(|(id, layer)| !layer.busy && !needed.contains(id)).map(|(id, _)| *id).collect();
@@ -646,3 +656,66 @@ fn stored(error: &io::Error) -> Fault {
 }
 
 const _: () = assert!(2 * CHAIN_MAX <= keep::LAYERS_MAX);
+
+#[cfg(test)]
+mod tests {
+    use rf_types::{DiskKind, TemplateName};
+    use rf_wire::warden::SnapshotWay;
+
+    use super::*;
+
+    /// A durable snapshot of two layers whose layers are put together; whether its file can be written then. Gives what a
+    /// warden that starts afterwards finds: the snapshot's layers, and those that are there; before, and the new one.
+    fn merged(can_store: bool) -> [Vec<LayerId>; 4] {
+        let state = tempfile::tempdir().unwrap();
+        let dir = || state.path().to_owned();
+        fs::create_dir(dir().join("kept")).unwrap();
+        let mut snapshots = Snapshots::open_at(dir()).unwrap();
+        let [low, high, into] = [(); 3].map(|()| LayerId::random());
+        for layer in [low, high, into] {
+            fs::create_dir(snapshots.layer_dir(layer)).unwrap();
+        }
+        snapshots.add_layer(low, Vec::new(), None, Kept::default());
+        snapshots.add_layer(high, Vec::new(), None, Kept::default());
+        let id = SnapshotId::random();
+        let info = Snapshot {
+            id,
+            template: TemplateName::host(),
+            disk: DiskKind::Memory,
+            created_at: 1,
+            way: SnapshotWay::Pushed,
+            bytes: 0,
+            files: 0,
+            layers: 2,
+            durable: false,
+        };
+        assert!(snapshots.add(info, vec![low, high], Vec::new()).unwrap().durable);
+        let in_the_way = snapshots.file(id).with_extension("part");
+        if !can_store {
+            fs::create_dir(&in_the_way).unwrap();
+        }
+        snapshots.keep_done(&[low, high], into, Vec::new(), Kept::default());
+        snapshots.collect(&BTreeSet::new());
+        if !can_store {
+            fs::remove_dir(&in_the_way).unwrap();
+        }
+        let again = Snapshots::open_at(dir()).unwrap();
+        let mut there: Vec<LayerId> =
+            [low, high, into].into_iter().filter(|id| again.layer_dir(*id).is_dir()).collect();
+        there.sort();
+        let mut all = vec![low, high, into];
+        all.sort();
+        assert!(there.iter().all(|id| all.contains(id)));
+        [again.get(id).unwrap().1.to_vec(), there, vec![low, high], vec![into]]
+    }
+
+    #[test]
+    fn a_snapshot_keeps_the_layers_that_its_file_names_when_that_cannot_be_written_anew() {
+        let [chain, there, before, into] = merged(false);
+        assert_eq!(chain, before);
+        assert!(before.iter().chain(&into).all(|id| there.contains(id)));
+        // Control: where it can, it stands on the new layer alone, and the others go.
+        let [chain, there, _, into] = merged(true);
+        assert_eq!((chain, there), (into.clone(), into));
+    }
+}
