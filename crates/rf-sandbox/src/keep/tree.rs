@@ -23,8 +23,14 @@ use super::Kept;
 const DEPTH_MAX: usize = 256;
 /// Deepest directory that is emptied: what a copy that went too deep has made, below its part.
 const EMPTIED_DEPTH_MAX: usize = DEPTH_MAX + 8;
-/// Most files of which other names are looked for at once. Chosen: a few hundred MiB of names at the very most.
-const LINKS_MAX: usize = 1 << 20;
+/// Most memory for files of which other names are looked for, bytes: each has its first name and [`LINK_BYTES`]. Chosen:
+/// two million files with names of usual length. A copy with more is refused, for without them the content of such a file
+/// would be copied once for each of its names, far past the quota that holds it.
+const LINKS_BYTES_MAX: usize = 256 << 20;
+/// What such a file takes beside its name, bytes. Measured, and rounded up.
+const LINK_BYTES: usize = 64;
+/// Longest path that the kernel takes, with its NUL (linux/limits.h).
+const PATH_MAX: usize = 4096;
 /// How many names are taken from a directory that is being emptied at once.
 const BATCH: usize = 1024;
 /// Longest list of attributes and longest attribute (xattr(7)).
@@ -84,6 +90,7 @@ pub(super) fn copy(target: &OwnedFd, name: &str, layers: &[OwnedFd]) -> Result<K
         root: to.as_fd(),
         path: Vec::new(),
         links: HashMap::new(),
+        links_bytes: 0,
         kept: Kept::default(),
         buffer: vec![0; 256 << 10],
     };
@@ -138,8 +145,9 @@ struct Copy<'a> {
     root: BorrowedFd<'a>,
     /// Where we are below `root`.
     path: Vec<u8>,
-    /// Files that have other names, and the first one they were given.
+    /// Files that have other names, and the first one they were given; an empty one is too long to be used.
     links: HashMap<(u64, u64), CString>,
+    links_bytes: usize,
     kept: Kept,
     buffer: Vec<u8>,
 }
@@ -232,9 +240,12 @@ impl Copy<'_> {
     fn file(&mut self, to: BorrowedFd<'_>, from: &OwnedFd, name: &CStr, stat: &Stat) -> Result<(), Failed> {
         let id = (stat.st_dev, stat.st_ino);
         if let Some(first) = self.links.get(&id) {
+            if first.is_empty() {
+                return Err(Errno::NAMETOOLONG).step("give a file another name");
+            }
             match rustix::fs::linkat(self.root, first, to, name, AtFlags::empty()) {
                 Ok(()) => return Ok(()),
-                // More names than the file system takes: the next is a file of its own.
+                // More names than the file system takes: from here on they are another file's.
                 Err(Errno::MLINK) => {}
                 Err(errno) => return Err(errno).step("give a file another name"),
             }
@@ -250,11 +261,23 @@ impl Copy<'_> {
         self.content(&source, &made, found.st_size.unsigned_abs())?;
         attributes(&source, made.as_fd())?;
         finish(made.as_fd(), &found)?;
-        if found.st_nlink > 1 && self.links.len() < LINKS_MAX {
-            // A NUL is in no name, and a path too long for a link is refused when it is used.
-            self.links.insert(id, CString::new(self.path.clone()).unwrap_or_default());
+        if found.st_nlink > 1 { self.remember(id, LINKS_BYTES_MAX) } else { Ok(()) }
+    }
+
+    /// Notes the name that a file was given, for its other names.
+    fn remember(&mut self, id: (u64, u64), bytes_max: usize) -> Result<(), Failed> {
+        // A NUL is in no name.
+        let name =
+            if self.path.len() < PATH_MAX { CString::new(&self.path[..]).unwrap_or_default() } else { c"".into() };
+        self.links_bytes += LINK_BYTES + name.count_bytes();
+        if let Some(old) = self.links.insert(id, name) {
+            self.links_bytes -= LINK_BYTES + old.count_bytes();
         }
-        Ok(())
+        if self.links_bytes > bytes_max {
+            Err(Errno::TOOBIG).step("keep track of files with several names")
+        } else {
+            Ok(())
+        }
     }
 
     fn content(&mut self, from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Failed> {
@@ -505,6 +528,52 @@ mod tests {
         empty(&open(&to)).unwrap();
         assert_eq!(look(&to), Vec::<String>::new());
         assert!(Path::new("/etc/passwd").exists() && from.join("sub/file").exists());
+    }
+
+    #[test]
+    fn names_of_files_with_several_take_a_bounded_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = open(dir.path());
+        let mut copy = Copy {
+            root: to.as_fd(),
+            path: vec![b'a'; 100],
+            links: HashMap::new(),
+            links_bytes: 0,
+            kept: Kept::default(),
+            buffer: Vec::new(),
+        };
+        for id in 0..10 {
+            copy.remember((1, id), 10 * (100 + LINK_BYTES)).unwrap();
+        }
+        // The same again takes nothing more; one that no link can be made to takes next to nothing.
+        copy.remember((1, 0), 10 * (100 + LINK_BYTES)).unwrap();
+        copy.path = vec![b'a'; PATH_MAX];
+        copy.remember((1, 10), 10 * (100 + LINK_BYTES) + LINK_BYTES).unwrap();
+        assert_eq!(copy.links[&(1, 10)].as_c_str(), c"");
+        copy.path.truncate(100);
+        let failed = copy.remember((1, 11), 10 * (100 + LINK_BYTES) + LINK_BYTES).unwrap_err();
+        assert_eq!(failed.errno, Errno::TOOBIG);
+    }
+
+    #[test]
+    fn more_names_than_a_file_system_takes_are_those_of_few_files() {
+        assert!(rustix::process::geteuid().is_root(), "run this as root, which may make a file system in memory");
+        let dir = tempfile::tempdir().unwrap();
+        // In memory a file has as many names as there is room for; ext4 takes 65,000.
+        let from = crate::disk::in_memory(1 << 20, 100_000).unwrap();
+        let file = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&from, "0", file, Mode::RUSR).unwrap();
+        const NAMES: usize = 65_010;
+        for name in 1..NAMES {
+            rustix::fs::linkat(&from, "0", &from, name.to_string(), AtFlags::empty()).unwrap();
+        }
+        let to = open(dir.path());
+        let kept = copy(&to, "root", &[open_dir(&from, c".").unwrap()]).unwrap();
+        assert_eq!(kept.files as usize, NAMES);
+        let entries = fs::read_dir(dir.path().join("root")).unwrap();
+        let files: HashSet<u64> = entries.map(|entry| entry.unwrap().metadata().unwrap().ino()).collect();
+        assert!(files.len() <= 2, "{}", files.len());
+        empty(&to).unwrap();
     }
 
     #[test]
