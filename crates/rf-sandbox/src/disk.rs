@@ -13,6 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::SystemTime,
 };
 
 use rustix::{
@@ -23,6 +24,10 @@ use rustix::{
 
 /// Smallest image: below it ext4's own tables leave no room to speak of.
 const BYTES_MIN: u64 = 8 << 20;
+
+/// Most blank images that are kept. Chosen: an instance mostly has sandboxes of a few sizes; but users choose their sizes,
+/// and each image takes up to some MiB of the server's disk.
+const BLANKS_MAX: usize = 16;
 
 /// The program that makes an ext4 file system, if this host has it.
 #[must_use]
@@ -111,6 +116,8 @@ impl Images {
     fn blank(&self, bytes: u64, inodes: u64) -> Result<PathBuf, DiskError> {
         let path = self.dir.join(format!("blank-{bytes}-{inodes}"));
         if path.exists() {
+            // The one that was used longest ago goes first; without the note it is the one that was made first.
+            let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
             return Ok(path);
         }
         let mkfs = mkfs().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).step("find mkfs.ext4")?;
@@ -133,7 +140,26 @@ impl Images {
             return Err(error).step("make a blank image");
         }
         fs::rename(&part, &path).step("name a blank image")?;
+        self.forget_old(&path);
         Ok(path)
+    }
+
+    /// Removes the blank images that were used longest ago, and what was made of one when a warden was killed, but for
+    /// `newest`. What cannot be removed now is tried again with the next.
+    fn forget_old(&self, newest: &Path) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let mut blanks: Vec<(SystemTime, PathBuf)> = entries
+            .flatten()
+            .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"blank-") && entry.path() != newest)
+            .map(|entry| {
+                let used = entry.metadata().and_then(|meta| meta.modified());
+                (used.unwrap_or(SystemTime::UNIX_EPOCH), entry.path())
+            })
+            .collect();
+        blanks.sort();
+        for (_, path) in blanks.iter().take(blanks.len().saturating_sub(BLANKS_MAX - 1)) {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// A nameless copy of a blank image, its holes left holes.
@@ -181,4 +207,33 @@ fn attach(file: &File) -> Result<(File, String), DiskError> {
         }
     }
     Err(io::Error::from(Errno::BUSY)).step("find a free loop device")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn blank_images_of_sizes_that_nobody_asks_for_any_more_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let blank = |size: usize| dir.path().join(format!("blank-{size}-256"));
+        let begun = SystemTime::now() - Duration::from_secs(1000);
+        for size in 0..40 {
+            let file = File::create(blank(size)).unwrap();
+            file.set_modified(begun + Duration::from_secs(size as u64)).unwrap();
+        }
+        File::create(dir.path().join("other")).unwrap();
+        let images = Images::new(dir.path().to_owned());
+        // It is there already, and was used just now.
+        assert_eq!(images.blank(3, 256).unwrap(), blank(3));
+        images.forget_old(&blank(0));
+        let left: Vec<usize> = (0..40).filter(|size| blank(*size).exists()).collect();
+        let mut expected = vec![0, 3];
+        expected.extend(26..40);
+        assert_eq!(left, expected);
+        assert_eq!(left.len(), BLANKS_MAX);
+        assert!(dir.path().join("other").exists());
+    }
 }
