@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     config::ServerConfig,
-    doors::{e2b::E2b, ports::Ports, templates::Images},
+    doors::{e2b::E2b, health::StoreHealth, ports::Ports, templates::Images},
     input::{self, Intake},
     metrics::Metrics,
     refusal::{Refusal, to_json},
@@ -57,6 +57,8 @@ pub struct Shared {
     pub document: OnceLock<Bytes>,
     /// What was made under an `Idempotency-Key`.
     pub repeats: Repeats,
+    /// Whether the store was well when it was last looked at.
+    pub store_health: StoreHealth,
     /// Changes of limits, one after the other for each user.
     pub limits_turns: Turns,
     /// The machines that dialled in.
@@ -94,6 +96,12 @@ impl App {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    /// Whether the store is well.
+    #[must_use]
+    pub fn store_health(&self) -> &StoreHealth {
+        &self.0.store_health
     }
 
     /// The ledger.

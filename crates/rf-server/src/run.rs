@@ -28,7 +28,7 @@ use tokio::{
 use crate::{
     app::{App, Shared, now},
     config::{ConfigError, ServerConfig},
-    doors::{self, e2b::E2b, machines::Authority, templates::Images},
+    doors::{self, e2b::E2b, health::StoreHealth, machines::Authority, templates::Images},
     edge, harden,
     input::Intake,
     logs,
@@ -317,6 +317,7 @@ pub fn open(config: ServerConfig) -> Result<App, RunError> {
         metrics: Arc::new(Metrics::default()),
         document: OnceLock::new(),
         repeats: Repeats::default(),
+        store_health: StoreHealth::default(),
         limits_turns: Turns::default(),
         hub,
         images,

@@ -138,6 +138,34 @@ async fn http_2_is_spoken_without_an_upgrade() {
     server.stop().await;
 }
 
+/// Attack: a stranger asks without end whether the server is ready, which looks at the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_whether_it_is_ready_does_not_wait_for_the_store() {
+    const ASK: &[u8] = b"GET /v1/health/ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let server = Listening::with(|_| {}).await;
+    assert!(talk(server.address, ASK).await.starts_with("HTTP/1.1 200 OK"));
+    let mut raw = rusqlite::Connection::open(server.dir.path().join("server/state.db")).unwrap();
+    let held = raw.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).unwrap();
+    let since = std::time::Instant::now();
+    let mut said = String::new();
+    // One look takes as long as the store is waited for, a second.
+    for _ in 0..40 {
+        said = talk(server.address, ASK).await;
+    }
+    assert!(since.elapsed() < Duration::from_secs(15), "{:?}", since.elapsed());
+    while !said.contains("\"store\":false") {
+        assert!(since.elapsed() < Duration::from_secs(15), "{said}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        said = talk(server.address, ASK).await;
+    }
+    assert!(said.starts_with("HTTP/1.1 503"), "{said}");
+    drop(held);
+    while !talk(server.address, ASK).await.starts_with("HTTP/1.1 200 OK") {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_no_request_and_harms_nobody() {
     let server = Listening::with(|_| {}).await;
