@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, OnceLock},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use axum::{
@@ -212,6 +212,29 @@ impl App {
     ) -> Result<T, Refusal> {
         let done = tokio::spawn(work).await;
         done.unwrap_or_else(|_| Err(Fault::new(Code::Internal, "the server made a mistake", "").into()))
+    }
+}
+
+/// How long who orders too much on one connection is kept waiting before it is refused, and how often it is looked
+/// whether there is room again. Chosen: an order or two in excess cost nothing, a flood costs the connection.
+const PACE_TIME: Duration = Duration::from_secs(5);
+const PACE_PAUSE: Duration = Duration::from_millis(10);
+
+impl App {
+    /// Counts one more request of the caller's, on a connection that carries many: whoever is past their rate is made to
+    /// wait, and no more is read from them meanwhile.
+    ///
+    /// # Errors
+    /// `rate_limited` when there was no room for long.
+    pub async fn paced(&self, caller: &Caller) -> Result<(), Fault> {
+        let until = tokio::time::Instant::now() + PACE_TIME;
+        loop {
+            match self.gate().rate(&caller.who, self.now()) {
+                Ok(()) => return Ok(()),
+                Err(denied) if tokio::time::Instant::now() >= until => return Err(denied.fault),
+                Err(_) => tokio::time::sleep(PACE_PAUSE).await,
+            }
+        }
     }
 }
 

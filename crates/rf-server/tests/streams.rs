@@ -76,6 +76,44 @@ async fn input_and_output_go_both_ways_until_the_exit() {
     server.stop().await;
 }
 
+/// Attack: orders without end on one connection, each of which is judged, recorded and carried out.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_on_a_stream_count_as_requests() {
+    const ORDERS: u32 = 40;
+    let rate = rf_gate::Rate { per_second: 20, burst: 10 };
+    let server = Listening::with(|config| config.gate.requests = rate).await;
+    // At the pace of the rate: whatever the burst holds, the rest waits.
+    let least = std::time::Duration::from_millis(u64::from(1_000 / rate.per_second * (ORDERS - rate.burst)));
+    // SIGCONT changes nothing of what runs.
+    let order = frame(frames::SIGNAL, json!({"signal": 18}).to_string().as_bytes());
+    let mut own = start(&server, json!({"argv": ["cat"]})).await;
+    assert_eq!(next(&mut own).await.unwrap().0, frames::STARTED);
+    let since = std::time::Instant::now();
+    for _ in 0..ORDERS {
+        own.send(order.clone()).await.unwrap();
+    }
+    own.send(frame(frames::STDIN, b"after\n")).await.unwrap();
+    let echo = next(&mut own).await.unwrap();
+    assert!(echo.0 == frames::STDOUT && since.elapsed() >= least, "{echo:?} after {:?}", since.elapsed());
+    own.send(frame(frames::SIGNAL, json!({"signal": 9}).to_string().as_bytes())).await.unwrap();
+    assert_eq!(rest(&mut own).await.2.0, frames::EXIT);
+
+    let begun = json!({"shell": "read line; echo $line", "background": true, "stdin": true});
+    let (_, item) = post(&server, "/v1/exec", &begun.to_string()).await;
+    let path = format!("/v1/execs/{}/attach", item["id"].as_str().unwrap());
+    let mut attached = connect(&server, &path).await.unwrap();
+    assert_eq!(next(&mut attached).await.unwrap().0, frames::STARTED);
+    let since = std::time::Instant::now();
+    for _ in 0..ORDERS {
+        attached.send(order.clone()).await.unwrap();
+    }
+    attached.send(frame(frames::STDIN, b"after\n")).await.unwrap();
+    let (out, _, (kind, _)) = rest(&mut attached).await;
+    assert_eq!((out, kind), (b"after\n".to_vec(), frames::EXIT));
+    assert!(since.elapsed() >= least, "{:?}", since.elapsed());
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn much_input_to_a_program_that_echoes_it_does_not_lock_up() {
     let server = Listening::with(|_| {}).await;

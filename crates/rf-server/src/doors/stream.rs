@@ -336,7 +336,8 @@ async fn relay(
     }
 }
 
-/// Takes one frame of the client's. What a program does not take is dropped; what breaks the protocol is a fault.
+/// Takes one frame of the client's. What a program does not take is dropped; what breaks the protocol is a fault. Each
+/// that orders something beside input counts as a request, and waits where there are too many.
 async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) -> Result<(), Fault> {
     let (kind, payload) =
         frames::parse_message(message).map_err(|error| Fault::invalid(format!("a message is no frame: {error:?}")))?;
@@ -347,6 +348,7 @@ async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) 
             if let Inputs::Background { exec, stdin } = inputs
                 && stdin.is_none()
             {
+                app.paced(caller).await?;
                 let ask = Ask::of(Action::ExecControl).subject(*exec).detail("op", "stdin");
                 let operation = app.begin(caller, ask).await.map_err(|refusal| refusal.fault)?;
                 *stdin = Some(Writer::background(app, operation, *exec));
@@ -365,6 +367,7 @@ async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) 
             }
             Inputs::Background { exec, stdin } => {
                 if stdin.is_none() {
+                    app.paced(caller).await?;
                     let ask = Ask::of(Action::ExecControl).subject(*exec).detail("op", "stdin");
                     let operation = app.begin(caller, ask).await.map_err(|refusal| refusal.fault)?;
                     *stdin = Some(Writer::background(app, operation, *exec));
@@ -376,6 +379,7 @@ async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) 
         },
         frames::RESIZE => {
             let size: ResizeAsk = input::parse(&payload)?;
+            app.paced(caller).await?;
             match inputs {
                 Inputs::Own { resize, .. } => match resize {
                     // A terminal that is gone has no size; its end is told by the stream.
@@ -392,6 +396,7 @@ async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) 
         }
         frames::SIGNAL => {
             let ask = input::parse::<SignalAsk>(&payload)?.check()?;
+            app.paced(caller).await?;
             let (Inputs::Own { exec, .. } | Inputs::Background { exec, .. }) = inputs;
             match app.signal(caller, *exec, ask).await {
                 Ok(()) => {}

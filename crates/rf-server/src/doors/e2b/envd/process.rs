@@ -327,6 +327,10 @@ pub(super) async fn stream_input(
                 if let Some((mut operation, _)) = to.take() {
                     operation.detail("bytes", std::mem::take(&mut bytes));
                     operation.finish(Ok(())).await.map_err(refused)?;
+                    // The request itself was counted for the first.
+                    if let Err(fault) = asked.app.paced(&asked.caller).await {
+                        break Err(error(&fault));
+                    }
                 }
                 let begun = begin(&asked, Action::ExecControl, "stdin", start.process.as_option()).await?;
                 fallen = begun.0.fallen();
