@@ -14,8 +14,11 @@ use std::{
 use rf_types::units::UnixMs;
 use serde::{Deserialize, Serialize};
 
-/// Keys remembered at once. Chosen: 65,536 of some 40 bytes.
-const KEYS_MAX: usize = 1 << 16;
+/// Keys of one generation, of which two are remembered. Chosen: 65,536 of some 40 bytes in all.
+const GENERATION: usize = 1 << 15;
+/// Most keys in the middle of their burst that are carried over from the generation before the last one. Chosen, so that
+/// at least as many new ones come until it is looked at them again, and a key costs the same however many there are.
+const CARRIED_MAX: usize = GENERATION / 2;
 
 /// A rate and how much may come at once.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -49,12 +52,38 @@ impl Rate {
 /// What each of many keys has used of one rate.
 pub(crate) struct Rates<K> {
     rate: Rate,
-    arrivals_us: Mutex<HashMap<K, u64>>,
+    arrivals: Mutex<Arrivals<K>>,
+}
+
+/// The numbers, microseconds. A key is in one of the two.
+struct Arrivals<K> {
+    young: HashMap<K, u64>,
+    old: HashMap<K, u64>,
+}
+
+impl<K: Copy + Eq + Hash> Arrivals<K> {
+    fn get(&self, key: K) -> Option<u64> {
+        self.young.get(&key).or_else(|| self.old.get(&key)).copied()
+    }
+
+    fn put(&mut self, key: K, arrival_us: u64, now_us: u64) {
+        if self.young.len() >= GENERATION && !self.young.contains_key(&key) {
+            std::mem::swap(&mut self.young, &mut self.old);
+            // Of those that nobody asked for during a whole generation, the idle ones lose nothing. Where so many others
+            // are left, they come from everywhere at once, and begin a new burst.
+            self.young.retain(|_, arrival_us| *arrival_us > now_us);
+            if self.young.len() > CARRIED_MAX {
+                self.young.clear();
+            }
+        }
+        self.old.remove(&key);
+        self.young.insert(key, arrival_us);
+    }
 }
 
 impl<K: Copy + Eq + Hash> Rates<K> {
     pub(crate) fn new(rate: Rate) -> Self {
-        Self { rate, arrivals_us: Mutex::new(HashMap::new()) }
+        Self { rate, arrivals: Mutex::new(Arrivals { young: HashMap::new(), old: HashMap::new() }) }
     }
 
     /// Takes one for `key`.
@@ -63,24 +92,20 @@ impl<K: Copy + Eq + Hash> Rates<K> {
     /// In how many milliseconds there will be one, at least 1.
     pub(crate) fn take(&self, key: K, now: UnixMs) -> Result<(), u64> {
         let now_us = now.saturating_mul(1_000);
-        let mut arrivals = self.arrivals_us.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = self.after_one_more(arrivals.get(&key).copied(), now_us)?;
-        if arrivals.len() >= KEYS_MAX && !arrivals.contains_key(&key) {
-            arrivals.retain(|_, arrival| *arrival > now_us);
-            // Still full: 65,536 keys are in the middle of their burst. The one furthest behind loses least.
-            if arrivals.len() >= KEYS_MAX {
-                let least = arrivals.iter().min_by_key(|(_, arrival)| **arrival).map(|(key, _)| *key);
-                least.map(|key| arrivals.remove(&key));
-            }
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = arrivals.get(key);
+        let next = self.after_one_more(known, now_us);
+        // Who is refused is remembered for it as well: whoever comes again and again is never forgotten.
+        if let Some(arrival_us) = next.ok().or(known) {
+            arrivals.put(key, arrival_us, now_us);
         }
-        arrivals.insert(key, next);
-        Ok(())
+        next.map(drop)
     }
 
     /// Whether one could be taken, without taking it.
     pub(crate) fn has(&self, key: K, now: UnixMs) -> Result<(), u64> {
-        let arrivals = self.arrivals_us.lock().unwrap_or_else(PoisonError::into_inner);
-        self.after_one_more(arrivals.get(&key).copied(), now.saturating_mul(1_000)).map(drop)
+        let arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        self.after_one_more(arrivals.get(key), now.saturating_mul(1_000)).map(drop)
     }
 
     fn after_one_more(&self, arrival_us: Option<u64>, now_us: u64) -> Result<u64, u64> {
@@ -137,16 +162,46 @@ mod tests {
         assert_eq!(take_all(&rates, 1, NOW), 0);
     }
 
+    fn len(rates: &Rates<u32>) -> usize {
+        let arrivals = rates.arrivals.lock().unwrap();
+        arrivals.young.len() + arrivals.old.len()
+    }
+
     #[test]
     fn the_table_is_bounded_and_forgets_the_idle_first() {
         let rates = Rates::new(Rate { per_second: 1, burst: 1 });
-        for key in 0..KEYS_MAX as u32 {
+        for key in 0..2 * GENERATION as u32 {
             rates.take(key, NOW + u64::from(key == 0) * 1_000).unwrap();
         }
+        assert_eq!(len(&rates), 2 * GENERATION);
         // At this time only key 0 is still in the middle of something.
         rates.take(u32::MAX, NOW + 1_000).unwrap();
-        assert_eq!(rates.arrivals_us.lock().unwrap().len(), 2);
+        assert_eq!(len(&rates), GENERATION + 2);
         assert!(rates.take(0, NOW + 1_000).is_err());
+    }
+
+    /// Attack: ever new addresses, each in the middle of its burst, to make each one's turn long for everybody.
+    #[test]
+    fn a_full_table_costs_no_more_than_an_empty_one() {
+        let rates = Rates::new(Rate { per_second: 1, burst: 10 });
+        for key in 0..2 * GENERATION as u32 {
+            rates.take(key, NOW).unwrap();
+        }
+        let since = std::time::Instant::now();
+        for key in 0..200_000 {
+            rates.take(u32::MAX - key, NOW).unwrap();
+            assert!(key % 1_000 != 0 || len(&rates) <= 2 * GENERATION);
+        }
+        // Looked through at each, the table would take a minute.
+        assert!(since.elapsed() < std::time::Duration::from_secs(10), "{:?}", since.elapsed());
+        // Whoever comes again and again is not forgotten among them.
+        assert_eq!(take_all(&rates, 7, NOW), 10);
+        for key in 0..4 * GENERATION as u32 {
+            rates.take(1_000_000 + key, NOW).unwrap();
+            if key % 10_000 == 0 {
+                assert!(rates.take(7, NOW).is_err());
+            }
+        }
     }
 
     #[test]
