@@ -111,6 +111,30 @@ fn a_session_is_no_api_key_and_ends() {
     }
 }
 
+/// As SECURITY.md says: a key is the user's own, whatever it was made with.
+#[test]
+fn a_key_outlives_the_session_that_made_it_and_only_the_scope_account_makes_one() {
+    let w = plain();
+    let ann = w.ann();
+    let manage = w.permit(&ann, Action::SessionManage);
+    let session = |scopes: &[Scope]| {
+        let (session, secret) = w.gate.session_begin(&manage, &ann, Some(scopes), HOUR, NOW).unwrap();
+        (session.id, w.bearer(secret.reveal(), NOW).unwrap())
+    };
+    let (id, who) = session(&[Scope::Read, Scope::Account]);
+    let may = w.permit(&who, Action::KeyManage);
+    let (_, key) = w.gate.key_make(&may, &who, &asked("made by a session"), NOW).unwrap();
+    let wider = KeyAsked { scopes: Some(&[Scope::Run]), ..asked("wider") };
+    assert_eq!(code(w.gate.key_make(&may, &who, &wider, NOW)), Some(Code::Forbidden));
+    w.gate.session_end(&manage, &ann, &id, NOW).unwrap();
+    assert_eq!(code(permit(&w, &who, Action::KeyManage)), Some(Code::Unauthenticated));
+    // One that is to leave nothing has not that scope.
+    let (_, lesser) = session(&[Scope::Read, Scope::Run]);
+    assert_eq!(code(permit(&w, &lesser, Action::KeyManage)), Some(Code::Forbidden));
+    let made = w.bearer(key.reveal(), NOW + 2 * HOUR).unwrap();
+    assert_eq!((made.scope(), made.principal().scopes.as_slice()), (ann.scope(), &[Scope::Read, Scope::Account][..]));
+}
+
 #[test]
 fn nothing_caches_a_yes() {
     let w = plain();
