@@ -50,6 +50,9 @@ const NEW_NAMESPACES_OF_CLONE: u32 = 0x7e02_0000;
 /// The child's parent is that of its maker, who could so leave the tree of its exec (linux/sched.h).
 const CLONE_PARENT: u32 = 0x8000;
 
+/// The requests of ioctl(2) that are refused; see [`by_argument`].
+const IOCTLS_REFUSED: [u32; 9] = [0x5412, 0x541c, 0x5423, 0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1];
+
 const fn op(code: u16, k: u32) -> Instruction {
     Instruction { code, jt: 0, jf: 0, k }
 }
@@ -102,12 +105,14 @@ pub fn filter() -> Vec<Instruction> {
 /// The checks of one call on its arguments; every path ends in a return.
 fn by_argument(name: &str) -> Vec<Instruction> {
     match name {
-        // The request, argument 1: TIOCSTI, TIOCLINUX (ioctl_tty(2)), TIOCSETD (asm-generic/ioctls.h).
-        "ioctl" => refuse_values(1, &[0x5412, 0x541c, 0x5423], EPERM),
+        // The request, argument 1: TIOCSTI, TIOCLINUX (ioctl_tty(2)), TIOCSETD (asm-generic/ioctls.h); of any socket
+        // SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN, SIOCBRADDBR and SIOCBRDELBR (linux/sockios.h), before which the
+        // kernel runs modprobe for anybody (net/socket.c, `sock_ioctl`).
+        "ioctl" => refuse_values(1, &IOCTLS_REFUSED, EPERM),
         // The command, argument 1: F_SETLEASE (linux/fcntl.h).
         "fcntl" => refuse_values(1, &[1024], EPERM),
-        // The option, argument 0: PR_SCHED_CORE (linux/prctl.h).
-        "prctl" => refuse_values(0, &[62], EINVAL),
+        // The option, argument 0: PR_SET_SECCOMP and PR_SCHED_CORE (linux/prctl.h).
+        "prctl" => refuse_values(0, &[22, 62], EINVAL),
         // The flags, argument 3: MAP_HUGETLB (asm-generic/mman-common.h).
         "mmap" => refuse_bits(3, 0x4_0000, ENOMEM),
         // The flags, argument 1: MFD_HUGETLB (linux/memfd.h).
@@ -127,29 +132,41 @@ fn by_argument(name: &str) -> Vec<Instruction> {
         ],
         "clone" => refuse_bits(0, NEW_NAMESPACES_OF_CLONE | CLONE_PARENT, EPERM),
         "unshare" => refuse_bits(0, NEW_NAMESPACES, EPERM),
-        // Family, type, protocol; socket(2). Names in comments are those of the headers.
+        // Family, type, protocol; socket(2). Names in comments are those of the headers. Of type and protocol only what
+        // the kernel has: for any other it runs modprobe on the host, as root and counted for no sandbox, before it
+        // refuses (net/ipv4/af_inet.c, `inet_create`).
         "socket" => vec![
             op(LOAD, argument(0)),
-            jump(JUMP_EQUAL, 1, 15, 0), // AF_UNIX: allow
-            jump(JUMP_EQUAL, 2, 5, 0),  // AF_INET: check type and protocol
-            jump(JUMP_EQUAL, 10, 4, 0), // AF_INET6: the same
-            jump(JUMP_EQUAL, 16, 1, 0), // AF_NETLINK: check protocol
+            jump(JUMP_EQUAL, 1, 23, 0),  // AF_UNIX: allow
+            jump(JUMP_EQUAL, 2, 5, 0),   // AF_INET
+            jump(JUMP_EQUAL, 10, 10, 0), // AF_INET6
+            jump(JUMP_EQUAL, 16, 1, 0),  // AF_NETLINK: check protocol
             errno(EAFNOSUPPORT),
             op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 0, 9, 13), // NETLINK_ROUTE: allow, else EPROTONOSUPPORT
+            jump(JUMP_EQUAL, 0, 17, 19), // NETLINK_ROUTE: allow, else EPROTONOSUPPORT
+            // AF_INET.
             op(LOAD, argument(1)),
-            op(AND, 0xf),              // without SOCK_CLOEXEC and SOCK_NONBLOCK
-            jump(JUMP_EQUAL, 1, 1, 0), // SOCK_STREAM
-            jump(JUMP_EQUAL, 2, 0, 6), // SOCK_DGRAM, else ESOCKTNOSUPPORT
+            op(AND, 0xf),               // without SOCK_CLOEXEC and SOCK_NONBLOCK
+            jump(JUMP_EQUAL, 1, 11, 0), // SOCK_STREAM
+            jump(JUMP_EQUAL, 2, 0, 14), // SOCK_DGRAM, else ESOCKTNOSUPPORT
             op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 0, 3, 0),  // the type's own
-            jump(JUMP_EQUAL, 6, 2, 0),  // IPPROTO_TCP
-            jump(JUMP_EQUAL, 17, 1, 0), // IPPROTO_UDP
-            jump(JUMP_EQUAL, 1, 0, 2),  // IPPROTO_ICMP, else on
+            jump(JUMP_EQUAL, 1, 11, 6), // IPPROTO_ICMP: allow, else datagrams
+            // AF_INET6.
+            op(LOAD, argument(1)),
+            op(AND, 0xf),
+            jump(JUMP_EQUAL, 1, 5, 0), // SOCK_STREAM
+            jump(JUMP_EQUAL, 2, 0, 8), // SOCK_DGRAM, else ESOCKTNOSUPPORT
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 58, 5, 0), // IPPROTO_ICMPV6: allow, else datagrams
+            // Datagrams: the type's own protocol, or IPPROTO_UDP.
+            jump(JUMP_EQUAL, 0, 4, 0),
+            jump(JUMP_EQUAL, 17, 3, 5),
+            // Streams: the type's own protocol, or IPPROTO_TCP.
+            op(LOAD, argument(2)),
+            jump(JUMP_EQUAL, 0, 1, 0),
+            jump(JUMP_EQUAL, 6, 0, 2),
             op(RETURN, ALLOW),
             errno(ESOCKTNOSUPPORT),
-            jump(JUMP_EQUAL, 58, 0, 1), // IPPROTO_ICMPV6
-            op(RETURN, ALLOW),
             errno(EPROTONOSUPPORT),
         ],
         "socketpair" => {
@@ -157,20 +174,32 @@ fn by_argument(name: &str) -> Vec<Instruction> {
         }
         // Level and option; setsockopt(2).
         "setsockopt" => {
-            // TCP_MD5SIG, TCP_ULP, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY, _DEL_KEY, _INFO and _REPAIR (linux/tcp.h).
-            let tcp = refuse_values(2, &[14, 31, 32, 38, 39, 40, 42], ENOPROTOOPT);
-            // UDP_ENCAP (linux/udp.h).
-            let udp = refuse_values(2, &[100], ENOPROTOOPT);
-            // SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF (asm-generic/socket.h).
-            let socket = refuse_values(2, &[26, 50, 51, 52], ENOPROTOOPT);
-            let mut block = vec![
-                op(LOAD, argument(1)),
-                jump(JUMP_EQUAL, 6, 3, 0),                               // IPPROTO_TCP
-                jump(JUMP_EQUAL, 17, 2 + length(&tcp), 0),               // IPPROTO_UDP
-                jump(JUMP_EQUAL, 1, 1 + length(&tcp) + length(&udp), 0), // SOL_SOCKET
-                op(RETURN, ALLOW),
+            let refused: [(u32, &[u32]); 5] = [
+                // IPPROTO_TCP: TCP_MD5SIG, TCP_ULP, TCP_MD5SIG_EXT, TCP_AO_ADD_KEY, _DEL_KEY, _INFO and _REPAIR
+                // (linux/tcp.h).
+                (6, &[14, 31, 32, 38, 39, 40, 42]),
+                // IPPROTO_UDP: UDP_ENCAP (linux/udp.h).
+                (17, &[100]),
+                // SOL_SOCKET: SO_ATTACH_FILTER, SO_ATTACH_BPF, SO_ATTACH_REUSEPORT_CBPF and _EBPF (asm-generic/socket.h).
+                (1, &[26, 50, 51, 52]),
+                // IPPROTO_IP: IP_ADD_MEMBERSHIP, IP_ADD_SOURCE_MEMBERSHIP, IP_MSFILTER; MCAST_JOIN_GROUP,
+                // MCAST_JOIN_SOURCE_GROUP, MCAST_MSFILTER (linux/in.h).
+                (0, &[35, 39, 41, 42, 46, 48]),
+                // IPPROTO_IPV6: IPV6_ADD_MEMBERSHIP, IPV6_JOIN_ANYCAST, IPV6_FLOWLABEL_MGR, and those of MCAST
+                // (linux/in6.h).
+                (41, &[20, 27, 32, 42, 46, 48]),
             ];
-            block.extend([tcp, udp, socket].into_iter().flatten());
+            let blocks = refused.map(|(level, options)| (level, refuse_values(2, options, ENOPROTOOPT)));
+            let mut block = vec![op(LOAD, argument(1))];
+            let mut before = 0;
+            for ((level, own), left) in blocks.iter().zip((1..=blocks.len()).rev()) {
+                // Over the comparisons that are left, the answer that allows, and the blocks before its own.
+                let skip = u8::try_from(left + before).unwrap_or(u8::MAX);
+                block.push(jump(JUMP_EQUAL, *level, skip, 0));
+                before += own.len();
+            }
+            block.push(op(RETURN, ALLOW));
+            block.extend(blocks.into_iter().flat_map(|(_, own)| own));
             block
         }
         "personality" => vec![
@@ -186,11 +215,6 @@ fn by_argument(name: &str) -> Vec<Instruction> {
         // The table and this match are checked against each other by a test.
         _ => vec![errno(EPERM)],
     }
-}
-
-/// The length of a block, which every jump over it has room for.
-fn length(block: &[Instruction]) -> u8 {
-    u8::try_from(block.len()).unwrap_or(u8::MAX)
 }
 
 /// Allows the call unless one of `bits` is set in the low half of the argument; then it answers this error.
@@ -321,14 +345,18 @@ mod tests {
         for protocol in 0..300 {
             let expected = |ok: bool| if ok { ALLOW } else { ERRNO | EPROTONOSUPPORT };
             assert_eq!(socket(16, 3, protocol), expected(protocol == 0), "netlink {protocol}");
-            for family in [2, 10] {
-                let ok = [0, 1, 6, 17, 58].contains(&protocol);
-                assert_eq!(socket(family, 2, protocol), expected(ok), "inet {protocol}");
+            for (family, echo) in [(2, 1), (10, 58)] {
+                // Every other would have the host look for a module.
+                assert_eq!(socket(family, 1, protocol), expected([0, 6].contains(&protocol)), "stream {protocol}");
+                let ok = [0, 17, echo].contains(&protocol);
+                assert_eq!(socket(family, 2, protocol), expected(ok), "datagrams {family} {protocol}");
             }
         }
         for kind in 0..16 {
             let expected = if [1, 2].contains(&kind) { ALLOW } else { ERRNO | ESOCKTNOSUPPORT };
-            assert_eq!(socket(2, kind | 0o2_004_000, 0), expected, "type {kind}");
+            for family in [2, 10] {
+                assert_eq!(socket(family, kind | 0o2_004_000, 0), expected, "type {kind}");
+            }
         }
     }
 
@@ -349,10 +377,15 @@ mod tests {
     fn rare_socket_options_and_terminal_injection_are_refused() {
         let option = |level, name| answer(number("setsockopt"), [3, level, name, 0, 0, 0]);
         let tcp = [14, 31, 32, 38, 39, 40, 42].map(|name| (6, name));
-        for (level, name) in tcp.into_iter().chain([(17, 100), (1, 26), (1, 50), (1, 51), (1, 52)]) {
+        let ip = [35, 39, 41, 42, 46, 48].map(|name| (0, name));
+        let ipv6 = [20, 27, 32, 42, 46, 48].map(|name| (41, name));
+        let others = [(17, 100), (1, 26), (1, 50), (1, 51), (1, 52)];
+        for (level, name) in [&tcp[..], &ip, &ipv6, &others].concat() {
             assert_eq!(option(level, name), ERRNO | ENOPROTOOPT, "{level} {name}");
         }
-        for (level, name) in [(6, 1), (6, 13), (6, 41), (17, 103), (1, 2), (1, 31), (0, 31), (41, 26), (17, 26)] {
+        for (level, name) in
+            [(6, 1), (6, 13), (6, 41), (17, 103), (1, 2), (1, 31), (0, 31), (0, 20), (41, 26), (41, 35), (17, 26)]
+        {
             assert_eq!(option(level, name), ALLOW, "{level} {name}");
         }
         let ioctl = |request| answer(number("ioctl"), [0, request, 0, 0, 0, 0]);
@@ -361,6 +394,11 @@ mod tests {
         assert_eq!(ioctl(0x541c), ERRNO | EPERM);
         assert_eq!(ioctl(0x5423), ERRNO | EPERM);
         assert_eq!(ioctl(0x5413), ALLOW);
+        // Those before which the kernel loads the modules of bridges and VLANs; and FIONREAD, SIOCGIFCONF, SIOCGIFFLAGS.
+        for request in [0x8940, 0x8941, 0x8982, 0x8983, 0x89a0, 0x89a1] {
+            assert_eq!(ioctl(request), ERRNO | EPERM, "{request:#x}");
+        }
+        assert_eq!([0x541b, 0x8912, 0x8913].map(ioctl), [ALLOW; 3]);
     }
 
     #[test]
@@ -387,9 +425,9 @@ mod tests {
     }
 
     #[test]
-    fn processors_are_not_taken_from_others() {
+    fn processors_are_not_taken_from_others_and_no_filter_is_laid_on_this_one() {
         let option = |option| answer(number("prctl"), [option, 1, 0, 0, 0, 0]);
-        assert_eq!((option(62), option(38), option(15)), (ERRNO | EINVAL, ALLOW, ALLOW));
+        assert_eq!((option(62), option(22), option(38), option(15)), (ERRNO | EINVAL, ERRNO | EINVAL, ALLOW, ALLOW));
     }
 
     #[test]

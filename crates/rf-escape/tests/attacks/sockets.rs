@@ -28,6 +28,8 @@ pub(crate) const SOCKETS: &[Attack] = &[
     user("UDP-Lite", &["socket_of", "2", "2", "136"], NO, KNOWN),
     user("an upper protocol on TCP (CVE-2026-46300)", &["upper_protocol"], &["ENOPROTOOPT"], Host),
     user("a signature on TCP, which loads digests", &["tcp_option", "14"], &["ENOPROTOOPT"], SIGNED),
+    user("what loads the module of bridges", &["socket_ioctl", "0x8940"], &["EPERM"], Host),
+    user("what loads the module of VLANs", &["socket_ioctl", "0x8982"], &["EPERM"], Host),
     user("encapsulation on UDP", &["udp_encapsulation"], &["ENOPROTOOPT"], Host),
     user("a filter program on a socket", &["socket_filter"], &["ENOPROTOOPT"], Host),
     user("an abstract socket of the host's", &["abstract_socket", "{abstract}"], &["ECONNREFUSED"], Host),
