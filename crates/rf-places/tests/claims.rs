@@ -2,19 +2,16 @@
 
 mod support;
 
-use std::{
-    sync::{
-        Arc, Barrier,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Barrier,
+    atomic::{AtomicU32, Ordering},
 };
 
 use futures::FutureExt as _;
 use rf_places::{ExecClaim, Making, Place, Places, SandboxClaim};
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
 use rf_types::{Code, ExecId, Fault, KeyId, RequestId, SandboxSpec, SignalScope, UserId, UserLimits};
-use support::{Field, shell, user};
+use support::{Field, server, shell, user};
 
 const HOUR: u64 = 3_600_000;
 /// How often two threads meet for the last of something.
@@ -82,14 +79,6 @@ async fn two_creates_never_both_take_the_last_slot() {
     // Control: with room for both, both get it.
     assert_eq!(race(|| claim_sandbox(&places, user(1), &spec, &UserLimits::STANDARD)), 2 * ROUNDS);
     assert_eq!(places.usage(user(1)), UserUsage::default());
-}
-
-/// Work of one server, which is gone afterwards with every task and descriptor of it.
-fn server<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let result = runtime.block_on(work);
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    result
 }
 
 #[test]

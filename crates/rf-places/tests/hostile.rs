@@ -2,26 +2,14 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use rf_places::{EndedWhy, FileAnswer, Place};
+use rf_places::{EndedWhy, FileAnswer};
 use rf_policy::Action;
-use rf_types::{Code, ExecId, ExecState, FileOp, SandboxId};
+use rf_types::{Code, ExecId, ExecState, FileOp};
 use rf_wire::warden::GoneWhy;
-use support::{Behaviour, Field, claim_exec, claim_sandbox, permit_of, shell, spec_of, user};
-
-async fn until(mut so: impl FnMut() -> bool) {
-    while !so() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-async fn sandbox(places: &rf_places::Places) -> (Arc<dyn Place>, SandboxId) {
-    let place = places.sandboxes().create(claim_sandbox(places, user(1)), rf_places::Making::default()).await.unwrap();
-    let rf_types::PlaceRef::Sandbox(id) = place.place() else { panic!("not a sandbox") };
-    (place, id)
-}
+use support::{Behaviour, Field, claim_exec, id_of, permit_of, sandbox, shell, spec_of, until, user};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_init_that_breaks_the_rules_loses_its_sandbox_and_nothing_else() {
@@ -40,9 +28,10 @@ async fn an_init_that_breaks_the_rules_loses_its_sandbox_and_nothing_else() {
     ] {
         let field = Field::new();
         let places = field.places().await;
-        let (sound, _) = sandbox(&places).await;
+        let sound = sandbox(&places, user(1)).await;
         field.warden.behave(behaviour);
-        let (place, id) = sandbox(&places).await;
+        let place = sandbox(&places, user(1)).await;
+        let id = id_of(&place);
         let exec = ExecId::random();
         let run = places.execs().run(claim_exec(&places, user(1)), &place, exec, &spec_of(&["true"])).await;
         assert_eq!(run.err().unwrap().code, Code::PlaceLost, "{behaviour:?}");
@@ -63,7 +52,8 @@ async fn an_init_that_dies_ends_its_execs_at_once() {
     let field = Field::new();
     let places = field.places().await;
     for tell in [None, Some(GoneWhy::InitDied)] {
-        let (place, id) = sandbox(&places).await;
+        let place = sandbox(&places, user(1)).await;
+        let id = id_of(&place);
         let claim = claim_exec(&places, user(1));
         let run = places.execs().run(claim, &place, ExecId::random(), &shell("sleep 1000")).await.unwrap();
         let background = ExecId::random();
@@ -88,7 +78,8 @@ async fn a_silent_init_is_a_time_out_first_and_lost_later() {
     let field = Field::new();
     let places = field.places().await;
     field.warden.behave(Behaviour::Silent);
-    let (place, id) = sandbox(&places).await;
+    let place = sandbox(&places, user(1)).await;
+    let id = id_of(&place);
     tokio::time::pause();
     let claim = claim_exec(&places, user(1));
     let run = places.execs().run(claim, &place, ExecId::random(), &spec_of(&["true"])).await;
@@ -106,7 +97,7 @@ async fn a_helper_that_breaks_the_rules_fails_its_operation_only() {
         let field = Field::new();
         let places = field.places().await;
         field.warden.behave(behaviour);
-        let (place, _) = sandbox(&places).await;
+        let place = sandbox(&places, user(1)).await;
         let op = FileOp::Read { path: "/etc/passwd".into(), offset: 0, length: None };
         let read = place.file(&permit_of(user(1), Action::FileRead), &op, None).await;
         assert!(!matches!(read, Ok(FileAnswer::Content { .. })));
@@ -121,7 +112,8 @@ async fn a_helper_that_breaks_the_rules_fails_its_operation_only() {
 async fn without_a_warden_callers_are_told_and_with_a_new_one_all_works_again() {
     let mut field = Field::new();
     let places = field.places().await;
-    let (place, id) = sandbox(&places).await;
+    let place = sandbox(&places, user(1)).await;
+    let id = id_of(&place);
     let claim = claim_exec(&places, user(1));
     let run = places.execs().run(claim, &place, ExecId::random(), &shell("sleep 1000")).await.unwrap();
     field.warden.die();
@@ -134,7 +126,7 @@ async fn without_a_warden_callers_are_told_and_with_a_new_one_all_works_again() 
     assert_eq!(places.usage(user(1)).sandboxes, 0);
     field.warden.listen();
     places.ready().await;
-    let (place, _) = sandbox(&places).await;
+    let place = sandbox(&places, user(1)).await;
     let claim = claim_exec(&places, user(1));
     let run = places.execs().run(claim, &place, ExecId::random(), &spec_of(&["true"])).await.unwrap();
     assert_eq!(run.collect(Bytes::new(), 10, 10).await.unwrap().exit.code, Some(0));

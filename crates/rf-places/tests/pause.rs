@@ -10,7 +10,7 @@ use rf_types::{
     Code, ExecId, ExecState, Fault, OnLeaseEnd, PauseKind, PlaceRef, SandboxAbout, SandboxId, SandboxSpec,
     SandboxState, SnapshotId, UserId,
 };
-use support::{Behaviour, Field, claim_exec, claim_sandbox, permit_of, shell, user};
+use support::{Behaviour, Field, claim_exec, claim_sandbox, permit_of, server, shell, user};
 
 async fn sandbox(places: &Places, about: SandboxAbout) -> SandboxId {
     let making = Making { about, ..Making::default() };
@@ -33,11 +33,6 @@ async fn destroy(places: &Places, id: SandboxId) -> Result<(), Fault> {
 async fn snapshot(places: &Places, id: SandboxId, name: Option<&str>) -> Result<rf_places::SnapshotRow, Fault> {
     let claim = places.claim_snapshot(user(1), 1, |_| Ok(permit_of(user(1), Action::SnapshotCreate)))?;
     places.sandboxes().snapshot(claim, id, name.map(str::to_owned)).await
-}
-
-/// Runs a server that dies at the end, with all its tasks.
-fn server<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 fn code<T>(result: Result<T, Fault>) -> Option<Code> {
