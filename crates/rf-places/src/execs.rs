@@ -37,8 +37,11 @@ use crate::{
 mod adopt;
 mod end;
 pub mod live;
+mod notes;
 
 use end::{EndGuard, WatchedExit};
+use live::LiveNote;
+use notes::{Noted, Young};
 
 /// What is kept of execs, and where.
 #[derive(Clone, Debug)]
@@ -96,6 +99,7 @@ struct Inner {
     quota: Quota,
     users: Mutex<HashMap<UserId, UserExecs>>,
     live: live::Lives,
+    young: Young,
 }
 
 #[derive(Default)]
@@ -113,6 +117,10 @@ pub(crate) struct Entry {
     /// Where it runs, while it does and somebody follows it.
     runs_in: Mutex<Option<Arc<dyn Place>>>,
     info: Mutex<ExecInfo>,
+    /// What its starter said of it.
+    note: Arc<LiveNote>,
+    /// Whether the next server would know of it; means nothing in the background.
+    noted: Mutex<Noted>,
     state: watch::Sender<ExecState>,
     hold: Mutex<Option<Hold>>,
     kept: Option<Kept>,
@@ -155,8 +163,8 @@ impl Execs {
     /// When the spool cannot be made or read.
     pub fn open(config: ExecsConfig, quota: Quota) -> io::Result<Self> {
         std::fs::create_dir_all(&config.spool)?;
-        let this =
-            Self { inner: Arc::new(Inner { config, quota, users: Mutex::default(), live: live::Lives::default() }) };
+        let (users, live, young) = (Mutex::default(), live::Lives::default(), Young::default());
+        let this = Self { inner: Arc::new(Inner { config, quota, users, live, young }) };
         let mut ended = Vec::new();
         for (exec, spool) in Spool::all(&this.inner.config.spool)? {
             // A directory without its description is of a start that never came to be.
@@ -165,7 +173,8 @@ impl Execs {
                 continue;
             };
             let over = |which| Progress { ended: true, ..spool.progress(which) };
-            let entry = this.entry(about.user, about.place, None, about.info, None, Some(&spool), over);
+            let note = Arc::new(about.note);
+            let entry = this.entry(about.user, about.place, None, about.info, note, None, Some(&spool), over);
             let bytes = entry.kept.as_ref().map_or(0, Kept::len);
             let mut users = lock(&this.inner.users);
             let execs = users.entry(about.user).or_default();
@@ -191,6 +200,7 @@ impl Execs {
         place: PlaceRef,
         runs_in: Option<&Arc<dyn Place>>,
         info: ExecInfo,
+        note: Arc<LiveNote>,
         hold: Option<Hold>,
         spool: Option<&Spool>,
         progress: impl Fn(Which) -> Progress,
@@ -208,6 +218,8 @@ impl Execs {
             runs_in: Mutex::new(runs_in.cloned()),
             state: watch::Sender::new(info.state),
             info: Mutex::new(info),
+            note,
+            noted: Mutex::default(),
             hold: Mutex::new(hold),
             kept,
         })
@@ -220,6 +232,7 @@ impl Execs {
         place: &Arc<dyn Place>,
         exec: ExecId,
         spec: &ExecSpec,
+        note: LiveNote,
         spool: Option<&Spool>,
     ) -> Result<(Permit, Arc<Entry>), Fault> {
         let ExecClaim { permit, hold } = claim;
@@ -234,7 +247,8 @@ impl Execs {
             started_at: now_ms(),
             state: ExecState::Running,
         };
-        let entry = self.entry(user, place.place(), Some(place), info, Some(hold), spool, |_| Progress::default());
+        let (at, note) = (place.place(), Arc::new(note));
+        let entry = self.entry(user, at, Some(place), info, note, Some(hold), spool, |_| Progress::default());
         match lock(&self.inner.users).entry(user).or_default().execs.entry(exec) {
             std::collections::hash_map::Entry::Occupied(_) => Err(Fault::new(
                 Code::Conflict,
@@ -243,6 +257,9 @@ impl Execs {
             )),
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(Arc::clone(&entry));
+                if spool.is_none() {
+                    self.inner.young.push(&entry);
+                }
                 Ok((permit, entry))
             }
         }
@@ -258,8 +275,9 @@ impl Execs {
         if let Some(user) = lock(&self.inner.users).get_mut(&entry.user) {
             user.execs.remove(&id);
         }
-        if let Some(kept) = &entry.kept {
-            kept.spool.remove();
+        match &entry.kept {
+            Some(kept) => kept.spool.remove(),
+            None => entry.forget_note(&self.inner.config.spool, id),
         }
     }
 
@@ -274,9 +292,9 @@ impl Execs {
         exec: ExecId,
         spec: &ExecSpec,
     ) -> Result<Foreground, Fault> {
-        let (permit, entry) = self.begin(claim, place, exec, spec, None)?;
+        let (permit, entry) = self.begin(claim, place, exec, spec, LiveNote::default(), None)?;
         // Also when the caller goes away while the place starts it.
-        let guard = EndGuard { execs: self.clone(), entry, exec, over: false };
+        let guard = EndGuard { execs: self.clone(), entry, exec, over: false, outlives: false };
         match place.spawn(&permit, exec, spec, false).await {
             Ok(Spawned { pid, stdin, stdout, stderr, resize, exit }) => {
                 lock(&guard.entry.info).pid = pid;
@@ -314,7 +332,7 @@ impl Execs {
         spec: &ExecSpec,
     ) -> Result<ExecInfo, Fault> {
         let spool = Spool::of(&self.inner.config.spool, exec);
-        let (permit, entry) = self.begin(claim, place, exec, spec, Some(&spool))?;
+        let (permit, entry) = self.begin(claim, place, exec, spec, LiveNote::default(), Some(&spool))?;
         let started = async {
             let about = entry.about(None);
             spool.make().and_then(|()| spool.write_about(&about)).map_err(|error| spool_failed(&error))?;
@@ -381,6 +399,9 @@ impl Execs {
             && let Err(error) = kept.spool.write_about(&entry.about(Some(now)))
         {
             tracing::warn!(%error, %exec, "cannot note the end of a background exec");
+        }
+        if entry.kept.is_none() {
+            entry.forget_note(&self.inner.config.spool, exec);
         }
         drop(lock(&entry.hold).take());
         drop(lock(&entry.runs_in).take());
@@ -631,7 +652,8 @@ impl Entry {
     }
 
     fn about(&self, ended_at: Option<UnixMs>) -> About {
-        About { user: self.user, place: self.place, info: lock(&self.info).clone(), ended_at }
+        let info = lock(&self.info).clone();
+        About { user: self.user, place: self.place, info, note: LiveNote::clone(&self.note), ended_at }
     }
 
     pub(crate) fn state(&self) -> watch::Receiver<ExecState> {

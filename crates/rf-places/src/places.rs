@@ -112,6 +112,7 @@ impl Places {
         let (warden, news) = WardenClient::connect(&config.warden_socket);
         let (sandboxes, lost) = Sandboxes::new(warden.clone(), rows, quota.clone(), execs.clone(), snapshots);
         tokio::spawn(sandboxes.clone().keep(news, lost, known));
+        tokio::spawn(execs.clone().note_the_long_ones());
         let sweeping = execs.clone();
         tokio::spawn(async move {
             let mut period = tokio::time::interval(SWEEP_PERIOD);

@@ -1,4 +1,5 @@
-//! The output of a background exec on disk, so that it can be read again and outlives the server.
+//! The output of a background exec on disk, so that it can be read again and outlives the server. Of others there is only
+//! who, where and what, while they run for long ([`crate::execs`]).
 //!
 //! ```text
 //!  SPOOL/exe_<32 hex>/about.json   who, where, what, and how it ended
@@ -28,7 +29,9 @@ use rustix::{io::Errno, pipe::SpliceFlags};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{content::read_small, piece::next_piece, pipe::PipeReader, place::ByteReader, sandbox::Output};
+use crate::{
+    content::read_small, execs::live::LiveNote, piece::next_piece, pipe::PipeReader, place::ByteReader, sandbox::Output,
+};
 
 /// Longest `about.json`; arguments take at most 6 MiB (execve(2)), twice that as JSON. Chosen.
 const ABOUT_LEN_MAX: u64 = 16 * 1024 * 1024;
@@ -45,6 +48,9 @@ pub(crate) struct About {
     pub(crate) user: UserId,
     pub(crate) place: PlaceRef,
     pub(crate) info: ExecInfo,
+    /// What its starter said of it.
+    #[serde(default)]
+    pub(crate) note: LiveNote,
     pub(crate) ended_at: Option<UnixMs>,
 }
 

@@ -2,32 +2,16 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use rf_places::{ExecEvent, Place, Places, Which};
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
 use rf_types::{Code, ExecId, ExecState, RequestId, SandboxId, SignalScope, UserId, UserLimits};
-use support::{Behaviour, Field, claim_exec, claim_sandbox, permit_of, shell, spec_of, user};
+use support::{Behaviour, Field, claim_exec, id_of, permit_of, sandbox, server, shell, spec_of, until, user};
 
 const MAX: usize = 1 << 20;
-
-async fn sandbox(places: &Places, user: UserId) -> Arc<dyn Place> {
-    places.sandboxes().create(claim_sandbox(places, user), rf_places::Making::default()).await.unwrap()
-}
-
-fn id_of(place: &Arc<dyn Place>) -> SandboxId {
-    let rf_types::PlaceRef::Sandbox(id) = place.place() else { panic!("not a sandbox") };
-    id
-}
-
-/// Looks again and again until it is so; the test's own time limit is the bound.
-async fn until(mut so: impl FnMut() -> bool) {
-    while !so() {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_runs_and_its_streams_stay_apart() {
@@ -325,14 +309,6 @@ async fn ended_execs_are_bounded_in_number() {
     assert_eq!(std::fs::read_dir(field.dir.path().join("spool")).unwrap().count(), 3);
 }
 
-/// A server that is killed: its runtime ends, with every task and descriptor of it.
-fn server<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let result = runtime.block_on(work);
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    result
-}
-
 #[test]
 fn a_new_server_adopts_sandboxes_and_their_execs_and_no_byte_is_lost() {
     let field = Field::new();
@@ -347,6 +323,8 @@ fn a_new_server_adopts_sandboxes_and_their_execs_and_no_byte_is_lost() {
         let kept = places.execs().run(claim_exec(&places, user(1)), &place, foreground, &shell("sleep 1000")).await;
         // As with SIGKILL, no destructor runs.
         std::mem::forget(kept.unwrap());
+        // It has run for long enough that the next server is to know what it is.
+        until(|| field.dir.path().join(format!("spool/{foreground}/about.json")).exists()).await;
         (id_of(&place), id_of(&other))
     });
     // One sandbox that no row knows, and one row without its sandbox.
@@ -365,7 +343,11 @@ fn a_new_server_adopts_sandboxes_and_their_execs_and_no_byte_is_lost() {
         let [ExecEvent::Ended(ExecState::Exited(report))] = rest[..] else { panic!("{rest:?}") };
         assert_eq!(report.code, Some(3));
         // The foreground one became a background one and can be ended.
-        assert!(places.execs().info(user(1), foreground).unwrap().background);
+        let taken_over = places.execs().info(user(1), foreground).unwrap();
+        assert_eq!(
+            (taken_over.background, &*taken_over.argv),
+            (true, &["sh", "-c", "sleep 1000"].map(String::from)[..])
+        );
         let control = permit_of(user(1), Action::ExecControl);
         places.execs().signal(&control, foreground, 9, SignalScope::Tree).await.unwrap();
         places.execs().wait(&permit_of(user(1), Action::ExecRead), foreground).await.unwrap();

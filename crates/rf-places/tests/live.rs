@@ -14,12 +14,8 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _};
 use rf_places::{ExecEvent, LiveEnded, LiveEvents, LiveName, LiveNote, Place, Places};
 use rf_policy::Action;
-use rf_types::{Code, ExecId, ExecSpec, ExecState, UserId};
-use support::{Field, claim_exec, claim_sandbox, permit_of, shell, spec_of, user};
-
-async fn sandbox(places: &Places, user: UserId) -> Arc<dyn Place> {
-    places.sandboxes().create(claim_sandbox(places, user), rf_places::Making::default()).await.unwrap()
-}
+use rf_types::{Code, ExecId, ExecSpec, ExecState};
+use support::{Field, claim_exec, permit_of, sandbox, server, shell, spec_of, until, user};
 
 fn nobody() -> LiveEnded {
     Box::new(|_| async {}.boxed())
@@ -201,33 +197,61 @@ async fn a_follower_that_goes_away_holds_up_nobody() {
     assert_eq!((out.len(), code(state)), (30_000_000, Some(0)));
 }
 
-/// The life of one server, with all its tasks.
-fn server<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let result = runtime.block_on(work);
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    result
-}
-
 #[test]
-fn the_next_server_takes_it_over_under_its_pid() {
+fn the_next_server_takes_it_over_and_knows_what_was_said_of_it() {
     let field = Field::new();
+    let noted = |exec: ExecId| field.dir.path().join(format!("spool/{exec}/about.json"));
+    let said = LiveNote {
+        tag: Some("kept".to_owned()),
+        env: [("A".to_owned(), "b".to_owned())].into(),
+        cwd: Some("/tmp".to_owned()),
+    };
+    let line = "read line; echo \"after $line\"";
     let (exec, pid, at) = server(async {
         let places = field.places().await;
         let place = sandbox(&places, user(1)).await;
-        let mut spec = shell("read line; echo \"after $line\"");
+        let mut spec = shell(line);
         spec.stdin = true;
-        let (exec, pid, _) = start(&places, &place, &spec, "kept").await;
+        let (exec, claim) = (ExecId::random(), claim_exec(&places, user(1)));
+        let run = places.execs().run_live(claim, &place, exec, &spec, said.clone(), nobody());
+        let (pid, _) = run.await.unwrap();
+        until(|| noted(exec).exists()).await;
         (exec, pid, place.place())
     });
-    server(async {
+    let after = server(async {
         let places = field.places().await;
         let execs = places.execs();
-        assert_eq!(execs.named(user(1), at, LiveName::Pid(pid)).unwrap(), exec);
-        assert_eq!(execs.live(user(1), at).into_iter().map(|info| info.pid).collect::<Vec<_>>(), [pid]);
+        for name in [LiveName::Pid(pid), LiveName::Tag("kept")] {
+            assert_eq!(execs.named(user(1), at, name).unwrap(), exec);
+        }
+        let live = execs.live(user(1), at);
+        assert_eq!((live.len(), live[0].pid, &live[0].note), (1, pid, &said));
+        assert_eq!(live[0].argv, ["sh", "-c", line]);
+        assert_eq!(execs.info(user(1), exec).unwrap().argv, live[0].argv);
         let (_, events) = execs.follow(&permit_of(user(1), Action::ExecRead), exec).unwrap();
         execs.feed(&permit_of(user(1), Action::ExecControl), exec, b"all\n").await.unwrap();
         let (out, _, state) = all(events).await;
-        assert_eq!((out, code(state)), (b"after all\n".to_vec(), Some(0)));
+        // What ended is called by its name no more.
+        assert_eq!(execs.named(user(1), at, LiveName::Tag("kept")).unwrap_err().code, Code::NotFound);
+        (out, code(state))
     });
+    assert_eq!(after, (b"after all\n".to_vec(), Some(0)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_runs_for_a_while_is_noted_and_only_while_it_runs() {
+    let field = Field::new();
+    let places = field.places().await;
+    let place = sandbox(&places, user(1)).await;
+    let spool = || std::fs::read_dir(field.dir.path().join("spool")).unwrap().count();
+    let (long, _, events) = start(&places, &place, &spec_of(&["sleep", "1000"]), "long").await;
+    for _ in 0..20 {
+        let (_, _, events) = start(&places, &place, &spec_of(&["true"]), "short").await;
+        assert_eq!(code(all(events).await.2), Some(0));
+    }
+    until(|| spool() > 0).await;
+    assert_eq!(spool(), 1, "the long one");
+    places.execs().stop(&permit_of(user(1), Action::ExecControl), long, 9).await.unwrap();
+    all(events).await;
+    assert_eq!(spool(), 0);
 }

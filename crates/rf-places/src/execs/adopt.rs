@@ -51,6 +51,7 @@ impl Execs {
                 continue;
             }
             let known = about.is_some();
+            let note = Arc::new(about.as_ref().map(|about| about.note.clone()).unwrap_or_default());
             let info = about.map_or_else(
                 || ExecInfo {
                     id: exec,
@@ -74,7 +75,7 @@ impl Execs {
             }
             let hold = Some(self.inner.quota.hold(user, of_exec()));
             let progress = |which| spool.progress(which);
-            let entry = self.entry(user, place.place(), Some(place), info, hold, Some(&spool), progress);
+            let entry = self.entry(user, place.place(), Some(place), info, note, hold, Some(&spool), progress);
             if let (Some(kept), Some(from)) = (&entry.kept, from) {
                 kept.note_gaps(from);
             }

@@ -19,6 +19,8 @@ pub(super) struct EndGuard {
     pub(super) entry: Arc<Entry>,
     pub(super) exec: ExecId,
     pub(super) over: bool,
+    /// It goes on when this server ends, which is when nobody waits for it any more.
+    pub(super) outlives: bool,
 }
 
 impl EndGuard {
@@ -30,7 +32,7 @@ impl EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        if !self.over {
+        if !self.over && !self.outlives {
             // The caller went away and the place kills the tree.
             const SIGKILL: i32 = 9;
             let wall_us = now_ms().saturating_sub(lock(&self.entry.info).started_at).saturating_mul(1000);

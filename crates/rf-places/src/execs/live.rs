@@ -11,7 +11,7 @@
 //! them over as execs in the background.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -27,6 +27,7 @@ use futures::{
 };
 use rf_policy::{Action, Permit};
 use rf_types::{Code, ExecId, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SignalScope, UserId};
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncWriteExt as _,
     sync::{Mutex as AsyncMutex, Notify, mpsc},
@@ -55,7 +56,8 @@ const SILENCE_TIME: Duration = Duration::from_millis(20);
 const DRAIN_TIME: Duration = Duration::from_millis(500);
 
 /// What is known of a live exec beside what the place knows.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(default)]
 pub struct LiveNote {
     /// The name that its starter gave it.
     pub tag: Option<String>,
@@ -72,7 +74,7 @@ pub struct LiveInfo {
     pub pid: u32,
     /// Program and arguments.
     pub argv: Vec<String>,
-    /// What its starter said of it; empty for one that an earlier server started.
+    /// What its starter said of it; empty for one that an earlier server started and was killed before it was noted.
     pub note: LiveNote,
 }
 
@@ -99,7 +101,7 @@ pub(super) struct Lives(Mutex<HashMap<(UserId, ExecId), Arc<Live>>>);
 struct Live {
     place: PlaceRef,
     pid: u32,
-    note: LiveNote,
+    note: Arc<LiveNote>,
     pty: bool,
     stdin: AsyncMutex<Option<ByteWriter>>,
     resize: Option<Box<dyn Resize>>,
@@ -143,8 +145,9 @@ impl Execs {
         note: LiveNote,
         ended: LiveEnded,
     ) -> Result<(u32, LiveEvents), Fault> {
-        let (permit, entry) = self.begin(claim, &place, exec, spec, None)?;
-        let guard = EndGuard { execs: self.clone(), entry, exec, over: false };
+        let (permit, entry) = self.begin(claim, &place, exec, spec, note, None)?;
+        let note = Arc::clone(&entry.note);
+        let guard = EndGuard { execs: self.clone(), entry, exec, over: false, outlives: true };
         let spawned = match place.spawn(&permit, exec, spec, true).await {
             Ok(spawned) => spawned,
             Err(fault) => {
@@ -185,19 +188,21 @@ impl Execs {
     /// The running execs of a user's place, by their pids, those that an earlier server started included.
     #[must_use]
     pub fn live(&self, user: UserId, place: PlaceRef) -> Vec<LiveInfo> {
-        let live: HashMap<ExecId, Arc<Live>> = (lock(&self.inner.live.0).iter())
+        let live: HashSet<ExecId> = (lock(&self.inner.live.0).iter())
             .filter(|((of, _), live)| *of == user && live.place == place && !live.has_ended())
-            .map(|((_, exec), live)| (*exec, Arc::clone(live)))
+            .map(|((_, exec), _)| *exec)
             .collect();
         let mut infos = Vec::new();
-        for info in self.list(user, Some(place)) {
-            let note = match live.get(&info.id) {
-                Some(live) => live.note.clone(),
-                None if info.background && info.state == ExecState::Running => LiveNote::default(),
-                None => continue,
-            };
-            infos.push(LiveInfo { pid: info.pid, argv: info.argv, note });
+        let users = lock(&self.inner.users);
+        let entries = users.get(&user).into_iter().flat_map(|execs| execs.execs.values());
+        for entry in entries.filter(|entry| entry.place == place) {
+            let info = lock(&entry.info);
+            if live.contains(&info.id) || info.background && info.state == ExecState::Running {
+                let note = LiveNote::clone(&entry.note);
+                infos.push(LiveInfo { pid: info.pid, argv: info.argv.clone(), note });
+            }
         }
+        drop(users);
         infos.sort_by_key(|info| info.pid);
         infos
     }
@@ -214,12 +219,17 @@ impl Execs {
         if let Some((exec, false)) = live {
             return Ok(exec);
         }
-        let LiveName::Pid(pid) = name else {
-            return live.map(|(exec, _)| exec).ok_or_else(|| Fault::not_found("process"));
-        };
-        let kept = self.list(user, Some(place)).into_iter();
-        let mut kept = kept.filter(|info| info.background && info.pid == pid && info.state == ExecState::Running);
-        kept.next().map(|info| info.id).or(live.map(|(exec, _)| exec)).ok_or_else(|| Fault::not_found("process"))
+        let users = lock(&self.inner.users);
+        let kept = users.get(&user).into_iter().flat_map(|execs| execs.execs.values());
+        let mut kept = kept.filter(|entry| entry.place == place && entry.is_running()).filter_map(|entry| {
+            let info = lock(&entry.info);
+            let is_called = match name {
+                LiveName::Pid(pid) => info.pid == pid,
+                LiveName::Tag(tag) => entry.note.tag.as_deref() == Some(tag),
+            };
+            (info.background && is_called).then_some(info.id)
+        });
+        kept.next().or(live.map(|(exec, _)| exec)).ok_or_else(|| Fault::not_found("process"))
     }
 
     fn live_of(&self, user: UserId, exec: ExecId) -> Option<Arc<Live>> {
