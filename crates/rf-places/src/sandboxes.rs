@@ -11,7 +11,10 @@ mod saved;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -61,6 +64,8 @@ struct Inner {
     snapshots: Snapshots,
     /// Whether what lived before was taken over; nothing is made before.
     adopted: watch::Sender<bool>,
+    /// Whether that was so once: from then on what is not known is not there.
+    knows_all: AtomicBool,
     lost: mpsc::UnboundedSender<Lost>,
 }
 
@@ -144,6 +149,7 @@ impl Sandboxes {
             live: Mutex::default(),
             writing: Mutex::default(),
             adopted: watch::Sender::new(false),
+            knows_all: AtomicBool::new(false),
             lost,
         };
         (Self { inner: Arc::new(inner) }, lost_receiver)
@@ -163,6 +169,16 @@ impl Sandboxes {
     pub async fn adopted(&self) {
         // The sender is ours, so the only way on is the adoption.
         let _ = self.inner.adopted.subscribe().wait_for(|adopted| *adopted).await;
+    }
+
+    /// Waits until this server knows what there was before it: until then nobody can be told that something is not there,
+    /// or how much they have.
+    ///
+    /// # Errors
+    /// `warden_unavailable` when that takes long.
+    pub async fn known(&self) -> Result<(), Fault> {
+        // Also while there is no warden: its sandboxes ended with it, and that is known.
+        if self.inner.knows_all.load(Ordering::Acquire) { Ok(()) } else { self.ready().await }
     }
 
     async fn ready(&self) -> Result<(), Fault> {

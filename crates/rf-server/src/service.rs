@@ -82,7 +82,14 @@ impl Door {
         }
         request.extensions_mut().insert(id);
         let mut router = self.router.clone();
-        let answered = AssertUnwindSafe(async { router.call(request).await }).catch_unwind().await;
+        let known = match &self.sandboxes {
+            Some(app) if is_of_sandboxes(&method, &path) => app.places().sandboxes().known().await,
+            Some(_) | None => Ok(()),
+        };
+        let answered = match known {
+            Ok(()) => AssertUnwindSafe(async { router.call(request).await }).catch_unwind().await,
+            Err(fault) => Ok(Ok(refused(&fault.into()))),
+        };
         let mut response = match answered {
             Ok(Ok(response)) => response,
             Ok(Err(never)) => match never {},
@@ -162,6 +169,19 @@ impl Door {
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         tracing::info!(request_id = %id, %method, path = "(sandbox)", status, took_us, "answered");
         Ok(response)
+    }
+}
+
+/// Whether a request can be answered only by a server that knows what lived before it: what is not there yet would be
+/// said not to exist, and what a user has would be judged without it.
+fn is_of_sandboxes(method: &Method, path: &str) -> bool {
+    let first = path.strip_prefix("/v1/").map(|rest| rest.split('/').next().unwrap_or_default());
+    match first {
+        Some("sandboxes" | "snapshots" | "exec" | "execs" | "run") => true,
+        // With a user goes what they have.
+        Some("users") => method == Method::DELETE,
+        Some(_) => false,
+        None => errors::is_ours(path),
     }
 }
 

@@ -9,7 +9,7 @@ use axum::{
     http::{Method, Request, Response, StatusCode},
 };
 use futures::StreamExt as _;
-use rf_server::run::open;
+use rf_server::{doors, run::open, service::Door};
 use rf_store::{CredentialHash, NewKey, Store};
 use rf_wire::frames;
 use serde_json::{Value, json};
@@ -185,4 +185,67 @@ async fn what_ended_long_ago_is_let_go_when_the_server_starts() {
     };
     tokio::time::timeout(SOON, gone).await.expect("it is let go");
     assert_eq!(app.store().key_list(&scope).unwrap()[0].id, kept);
+}
+
+/// The life of one server, with all its tasks.
+fn server<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+/// What the next server on the same state answers to a request that comes before anything else of it had a turn.
+fn asked_at_once(dir: &std::path::Path, request: Request<Body>) -> (StatusCode, String) {
+    server(async {
+        let app = open(support::config(dir)).unwrap();
+        let door = Door::new(doors::router(app.clone()), app.metrics().clone()).with_sandboxes(app.clone());
+        assert!(!app.places().is_ready());
+        let (status, answer) = whole(door.answer(request).await).await;
+        (status, String::from_utf8_lossy(&answer).into_owned())
+    })
+}
+
+/// A server that has just started does not know yet what lives: nobody is told that it does not.
+#[test]
+fn what_lived_before_the_server_is_never_said_not_to_exist() {
+    let (dir, warden, ann, key, id) = server(async {
+        let world = World::new().await;
+        let id = world.sandbox(&world.ann).await;
+        let (status, made) = world.post("/v1/keys", &world.ann, json!({"name": "e2b", "e2b": true})).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        let limits = json!({"limits": {"sandboxes_max": 1}});
+        assert_eq!(world.call(Method::PATCH, "/v1/users/ann", &world.admin, limits).await.0, StatusCode::OK);
+        (world.dir, world.warden, world.ann, made["key"].as_str().unwrap().to_owned(), id)
+    });
+    let e2b = rf_e2b::id::sandbox_text(id.parse().unwrap());
+    let ours = |method: Method, path: &str| {
+        Request::builder().method(method).uri(path).header("authorization", format!("Bearer {ann}"))
+    };
+    let asks = [
+        (ours(Method::GET, &format!("/v1/sandboxes/{id}")), "", StatusCode::OK),
+        (Request::get(format!("/sandboxes/{e2b}")).header("x-api-key", key), "", StatusCode::OK),
+        // To the port of its commands and files, which knows its token; this is none.
+        (
+            Request::get("/files?path=/x").header("e2b-sandbox-id", &e2b).header("e2b-sandbox-port", "49983"),
+            "",
+            StatusCode::UNAUTHORIZED,
+        ),
+        // One more than there may be.
+        (ours(Method::POST, "/v1/sandboxes"), "{}", StatusCode::TOO_MANY_REQUESTS),
+    ];
+    for (request, body, expected) in asks {
+        let (status, answer) = asked_at_once(dir.path(), request.body(Body::from(body)).unwrap());
+        assert_eq!(status, expected, "{answer}");
+    }
+    // Without a warden it stays unknown, and that is said; what needs none is answered.
+    drop(warden);
+    for (path, expected) in [
+        (format!("/v1/sandboxes/{id}"), StatusCode::SERVICE_UNAVAILABLE),
+        ("/v1/sandboxes".to_owned(), StatusCode::SERVICE_UNAVAILABLE),
+        ("/v1/keys".to_owned(), StatusCode::OK),
+    ] {
+        let (status, answer) = asked_at_once(dir.path(), ours(Method::GET, &path).body(Body::empty()).unwrap());
+        assert_eq!(status, expected, "{path}: {answer}");
+    }
 }

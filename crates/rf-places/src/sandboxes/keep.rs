@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -64,6 +64,7 @@ impl Sandboxes {
                         match self.take_over(known.as_deref().unwrap_or_default()).await {
                             Ok(()) => {
                                 known = None;
+                                self.inner.knows_all.store(true, Ordering::Release);
                                 self.inner.adopted.send_replace(true);
                             }
                             // The connection broke again: the next one begins anew.

@@ -60,7 +60,11 @@ pub async fn take(app: &App, request: Request<Body>, id: RequestId) -> Result<Re
     }
     let text = address.text.clone();
     let line = parts.extensions.get::<Line>().cloned().unwrap_or_else(Line::none);
-    let answer = match Found::find(app, address) {
+    let found = match app.places().sandboxes().known().await {
+        Ok(()) => Found::find(app, address),
+        Err(fault) => Err(NoTarget::Fault(fault)),
+    };
+    let answer = match found {
         Ok(found) => answer(app, found, Request::from_parts(parts, body), id, line, html).await,
         Err(none) => Err(none),
     };
@@ -148,6 +152,7 @@ async fn signer(app: &App, parts: &Parts, id: RequestId) -> Result<Address, Refu
     };
     let signed =
         signature::Signed { path: &link.path, used, username: &link.username, expires: link.signature_expiration };
+    app.places().sandboxes().known().await?;
     let sandboxes = app.places().sandboxes().ids();
     if sandboxes.len() > SIGNERS_MAX {
         let fault = Fault::new(
