@@ -159,6 +159,25 @@ async fn a_signal_ends_a_background_exec() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_one_shot_has_its_time_and_size_where_nothing_else_is_asked() {
+    let world = World::new().await;
+    for exec in [json!({"argv": ["true"]}), json!({"argv": ["true"], "timeout_ms": 1_234})] {
+        let (status, answer) = world.post("/v1/run", &world.ann, json!({ "exec": exec })).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let larger = json!({"limits": {"memory_bytes_max": 512 << 20, "cpu_milli_max": 1_500}});
+    let asked = json!({"exec": {"argv": ["true"]}, "sandbox": larger});
+    assert_eq!(world.post("/v1/run", &world.ann, asked).await.0, StatusCode::OK);
+    // What is held by process 1, and by the warden.
+    assert_eq!(world.warden.timeouts(), [30_000, 1_234, 30_000]);
+    let made: Vec<_> = (world.warden.specs().iter())
+        .map(|spec| (spec.limits.memory_bytes_max >> 20, spec.limits.cpu_milli_max, spec.lease_ms))
+        .collect();
+    assert_eq!(made, [(256, 1_000, 90_000), (256, 1_000, 61_234), (512, 1_500, 90_000)]);
+    assert!(world.warden.specs().iter().all(|spec| spec.network == rf_types::Network::None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_one_shot_leaves_no_sandbox() {
     let world = World::new().await;
     let (status, answer) = world.post("/v1/run", &world.ann, json!({"exec": {"argv": ["echo", "hi"]}})).await;
@@ -236,25 +255,6 @@ async fn the_same_idempotency_key_makes_one_sandbox() {
     assert_eq!(world.warden.alive().len(), 2);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_last_sandbox_of_a_users_limit_goes_to_one() {
-    let world = World::new().await;
-    let limits = json!({"limits": {"sandboxes_max": 2}});
-    assert_eq!(world.call(Method::PATCH, "/v1/users/ann", &world.admin, limits).await.0, StatusCode::OK);
-    let calls = (0..6).map(|_| world.post("/v1/sandboxes", &world.ann, json!({})));
-    let made = futures::future::join_all(calls).await;
-    let count = |wanted| made.iter().filter(|(status, _)| *status == wanted).count();
-    assert_eq!((count(StatusCode::CREATED), count(StatusCode::TOO_MANY_REQUESTS)), (2, 4), "{made:?}");
-    let denied =
-        world.ledger().await.iter().filter(|r| r["action"] == "sandbox_create" && r["allowed"] == false).count();
-    assert_eq!(denied, 4, "denials are recorded");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn limits_and_lease_are_changed_within_what_the_user_may_have() {
-    let world = World::new().await;
-    let id = world.sandbox(&world.ann).await;
-    let path = format!("/v1/sandboxes/{id}");
 /// A server may be killed at any moment: whenever a sandbox's row can be read, so can the key that it was made under.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_is_written_down_with_its_sandbox() {
@@ -296,6 +296,54 @@ async fn a_key_is_written_down_with_its_sandbox() {
     assert!(looking.join().unwrap() >= 3);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_sandbox_of_a_users_limit_goes_to_one() {
+    let world = World::new().await;
+    let limits = json!({"limits": {"sandboxes_max": 2}});
+    assert_eq!(world.call(Method::PATCH, "/v1/users/ann", &world.admin, limits).await.0, StatusCode::OK);
+    let calls = (0..6).map(|_| world.post("/v1/sandboxes", &world.ann, json!({})));
+    let made = futures::future::join_all(calls).await;
+    let count = |wanted| made.iter().filter(|(status, _)| *status == wanted).count();
+    assert_eq!((count(StatusCode::CREATED), count(StatusCode::TOO_MANY_REQUESTS)), (2, 4), "{made:?}");
+    let denied =
+        world.ledger().await.iter().filter(|r| r["action"] == "sandbox_create" && r["allowed"] == false).count();
+    assert_eq!(denied, 4, "denials are recorded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_forks_that_are_all_refused_nothing_is_taken() {
+    let world = World::new().await;
+    let id = world.sandbox(&world.ann).await;
+    let path = format!("/v1/sandboxes/{id}/fork");
+    let most = |count: u32| {
+        let limits = json!({"limits": {"sandboxes_max": count}});
+        world.call(Method::PATCH, "/v1/users/ann", &world.admin, limits)
+    };
+    assert_eq!(most(1).await.0, StatusCode::OK);
+    // The warden would say so, if it were asked.
+    let fault = rf_types::Fault::new(rf_types::Code::DiskFull, "it was asked", "");
+    world.warden.refuse(None, Some(fault));
+    let (status, answer) = world.post(&path, &world.ann, json!({"count": 2})).await;
+    assert_eq!(status, StatusCode::CREATED, "{answer}");
+    let codes: Vec<_> = answer["forks"].as_array().unwrap().iter().map(|fork| fork["error"]["code"].clone()).collect();
+    assert_eq!(codes, ["limit_reached", "limit_reached"]);
+    let records = world.ledger().await;
+    let denied = records.iter().filter(|r| r["action"] == "sandbox_create" && r["allowed"] == false).count();
+    assert_eq!(denied, 2, "each is recorded");
+    // Control: with room for one the warden is asked, and what it refuses is refused to all; nothing stays counted.
+    assert_eq!(most(2).await.0, StatusCode::OK);
+    let (_, refused) = world.post(&path, &world.ann, json!({"count": 2})).await;
+    assert_eq!(refused["code"], "disk_full", "{refused}");
+    let (_, made) = world.post(&path, &world.ann, json!({"count": 2})).await;
+    let forks = made["forks"].as_array().unwrap();
+    assert_eq!(forks.iter().filter(|fork| fork["sandbox"].is_object()).count(), 1, "{made}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_and_lease_are_changed_within_what_the_user_may_have() {
+    let world = World::new().await;
+    let id = world.sandbox(&world.ann).await;
+    let path = format!("/v1/sandboxes/{id}");
     let patch = |body| world.call(Method::PATCH, &path, &world.ann, body);
     let (status, changed) = patch(json!({"limits": {"memory_bytes_max": 536870912u64}, "lease_ms": 60000})).await;
     assert_eq!(status, StatusCode::OK, "{changed}");
@@ -351,35 +399,6 @@ async fn files_are_written_read_listed_and_moved() {
 
 fn leak(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
-#[tokio::test(flavor = "multi_thread")]
-async fn of_forks_that_are_all_refused_nothing_is_taken() {
-    let world = World::new().await;
-    let id = world.sandbox(&world.ann).await;
-    let path = format!("/v1/sandboxes/{id}/fork");
-    let most = |count: u32| {
-        let limits = json!({"limits": {"sandboxes_max": count}});
-        world.call(Method::PATCH, "/v1/users/ann", &world.admin, limits)
-    };
-    assert_eq!(most(1).await.0, StatusCode::OK);
-    // The warden would say so, if it were asked.
-    let fault = rf_types::Fault::new(rf_types::Code::DiskFull, "it was asked", "");
-    world.warden.refuse(None, Some(fault));
-    let (status, answer) = world.post(&path, &world.ann, json!({"count": 2})).await;
-    assert_eq!(status, StatusCode::CREATED, "{answer}");
-    let codes: Vec<_> = answer["forks"].as_array().unwrap().iter().map(|fork| fork["error"]["code"].clone()).collect();
-    assert_eq!(codes, ["limit_reached", "limit_reached"]);
-    let records = world.ledger().await;
-    let denied = records.iter().filter(|r| r["action"] == "sandbox_create" && r["allowed"] == false).count();
-    assert_eq!(denied, 2, "each is recorded");
-    // Control: with room for one the warden is asked, and what it refuses is refused to all; nothing stays counted.
-    assert_eq!(most(2).await.0, StatusCode::OK);
-    let (_, refused) = world.post(&path, &world.ann, json!({"count": 2})).await;
-    assert_eq!(refused["code"], "disk_full", "{refused}");
-    let (_, made) = world.post(&path, &world.ann, json!({"count": 2})).await;
-    let forks = made["forks"].as_array().unwrap();
-    assert_eq!(forks.iter().filter(|fork| fork["sandbox"].is_object()).count(), 1, "{made}");
-}
-
 }
 
 #[tokio::test(flavor = "multi_thread")]

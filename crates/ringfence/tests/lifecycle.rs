@@ -371,3 +371,47 @@ fn connecting_waits_for_a_pause_to_end() {
     assert!(resumed > 0, "no connection came after its pause had begun");
     system.stop();
 }
+
+#[test]
+fn a_one_shot_that_asks_for_nothing_has_256_mib_and_one_cpu_and_is_held_to_its_time() {
+    let system = System::start();
+    let key = admin(&system);
+    // It lives as long as its command, and is listed meanwhile with what the kernel says of it.
+    let ask = json!({ "exec": { "shell": "sleep 1000" } });
+    let running = std::thread::scope(|scope| {
+        let mut listed = Value::Null;
+        let find = |listed: &mut Value| {
+            *listed = call(&system, &key, "GET", "/v1/execs", &Value::Null).1["items"][0].clone();
+            listed["pid"].as_u64().is_some_and(|pid| pid > 0)
+        };
+        let ran = scope.spawn(|| call(&system, &key, "POST", "/v1/run", &ask));
+        eventually("its command is listed", || find(&mut listed) && listed["state"] == "running");
+        let sandbox = call(&system, &key, "GET", "/v1/sandboxes", &Value::Null).1["items"][0].clone();
+        let path = format!("/v1/execs/{}/signal", listed["id"].as_str().unwrap());
+        assert_eq!(call(&system, &key, "POST", &path, &json!({ "signal": 9, "scope": "tree" })).0, 204);
+        let (status, answer) = ran.join().unwrap();
+        assert_eq!((status, &answer["signal"], &answer["timed_out"]), (200, &json!(9), &json!(false)), "{answer}");
+        sandbox
+    });
+    let limits = &running["spec"]["limits"];
+    assert_eq!((&limits["memory_bytes_max"], &limits["cpu_milli_max"]), (&json!(256 << 20), &json!(1_000)));
+    // The command's 30 s and a minute to be destroyed in.
+    assert_eq!((&running["spec"]["lease_ms"], &running["spec"]["network"]), (&json!(90_000), &json!("none")));
+    let evidence = |layer: &str| {
+        let layers = running["enforcement"]["layers"].as_array().unwrap();
+        layers.iter().find(|report| report["layer"] == layer).unwrap()["evidence"].as_str().unwrap().to_owned()
+    };
+    // Version 1 of control groups or version 2: what is in the file of the limit.
+    assert!(evidence("memory").contains(" = 268435456"), "{}", evidence("memory"));
+    assert!(evidence("cpu").contains(" = 100000"), "{}", evidence("cpu"));
+
+    let began = std::time::Instant::now();
+    let ask = json!({ "exec": { "argv": ["sleep", "1000"], "timeout_ms": 300 } });
+    let (status, answer) = call(&system, &key, "POST", "/v1/run", &ask);
+    assert_eq!((status, &answer["signal"], &answer["timed_out"]), (200, &json!(9), &json!(true)), "{answer}");
+    assert!((300..10_000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
+    eventually("no sandbox is left", || {
+        call(&system, &key, "GET", "/v1/sandboxes", &Value::Null).1["items"].as_array().is_some_and(Vec::is_empty)
+    });
+    system.stop();
+}
