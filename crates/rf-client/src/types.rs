@@ -135,7 +135,7 @@ pub struct Snapshot {
     pub sandbox: SandboxId,
     /// As that sandbox was then.
     pub spec: SandboxSpec,
-    /// Bytes of what it holds beyond what its sandbox began with.
+    /// Bytes of files that no older snapshot holds; more when one is removed whose files this one holds as well.
     #[serde(default)]
     pub bytes: u64,
     /// Files and directories of that.

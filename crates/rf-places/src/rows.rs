@@ -60,9 +60,9 @@ pub struct SnapshotRow {
     /// As that sandbox was then: a sandbox made from the snapshot has its template and its kind of disk, and where
     /// nothing else is asked its limits.
     pub spec: SandboxSpec,
-    /// Bytes of its own layer; until it is durable, what the sandbox's file system counted.
+    /// Bytes of the layers that no older snapshot stands on; of one that is not durable, what the file system counted.
     pub bytes: u64,
-    /// Files and directories of its own layer.
+    /// Files, directories and everything else that has a name, of the same layers.
     pub files: u64,
     /// Whether it survives the end of the warden and of the machine; one that is not yet will be, shortly after.
     pub durable: bool,

@@ -251,9 +251,9 @@ pub struct Snapshot {
     pub created_at: UnixMs,
     /// How it was made.
     pub way: SnapshotWay,
-    /// Bytes of its own layer; until it is durable, what the sandbox's file system counted.
+    /// Bytes of the layers that no older snapshot stands on; of one that is not durable, what the file system counted.
     pub bytes: u64,
-    /// Files and directories of its own layer; until it is durable, what the sandbox's file system counted.
+    /// Files, directories and everything else that has a name, of the same layers.
     pub files: u64,
     /// Layers above the template's, its own included.
     pub layers: u32,

@@ -52,9 +52,11 @@ struct SnapshotAnswer {
     /// As that sandbox was then.
     #[schema(value_type = Object)]
     spec: SandboxSpec,
-    /// Bytes of what it holds beyond what its sandbox began with; at first as its file system counted them.
+    /// Bytes of files that no older snapshot holds: what was written since the last one that the sandbox made or began
+    /// with. At first as the file system counted them, then as they are on disk; more when an older snapshot is removed
+    /// whose files this one holds as well.
     bytes: u64,
-    /// Files and directories of that.
+    /// Files, directories and everything else that has a name, of the same.
     files: u64,
     /// Whether it survives the end of the machine; one that is not yet will be, shortly after.
     durable: bool,
