@@ -10,7 +10,7 @@ use axum::{
 };
 use rf_server::doors::e2b::control;
 use serde_json::{Value, json};
-use support::{World, whole};
+use support::{World, places::Behaviour, whole};
 
 /// As a client sends it: the key in its own header, the body chunked.
 async fn send(
@@ -518,6 +518,12 @@ async fn a_sandbox_is_paused_and_connecting_wakes_it() {
         let detail = state_is(&world, &path, &ann, "paused").await;
         assert_eq!(detail["pauseMode"], mode);
         assert_eq!(post(&world, &format!("{path}/pause"), &ann, json!({})).await.0, StatusCode::CONFLICT);
+        for (call, ask) in
+            [("timeout", json!({"timeout": 9})), ("refreshes", json!({})), ("refreshes", json!({"duration": 900}))]
+        {
+            let answer = post(&world, &format!("{path}/{call}"), &ann, ask).await;
+            assert_eq!(answer.0, StatusCode::CONFLICT, "{call} has nothing to lengthen: {}", answer.1);
+        }
         let (_, listed) = get(&world, "/v2/sandboxes?state=paused", &ann).await;
         assert_eq!(listed[0]["sandboxID"], made["sandboxID"]);
         assert_eq!(get(&world, "/sandboxes", &ann).await.1, json!([]), "the first version lists those that run");
@@ -532,6 +538,24 @@ async fn a_sandbox_is_paused_and_connecting_wakes_it() {
     post(&world, &format!("{path}/pause"), &ann, json!({})).await;
     assert_eq!(send(&world, Method::DELETE, &path, Some(&ann), Value::Null).await.0, StatusCode::NO_CONTENT);
     assert_eq!(get(&world, &path, &ann).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_does_not_answer_is_not_said_to_be_paused_already() {
+    let world = World::new().await;
+    let ann = key(&world, &world.ann).await;
+    world.warden.behave(Behaviour::Silent);
+    let made = sandbox(&world, &ann, json!({})).await;
+    let path = format!("/sandboxes/{}/pause", id(&made));
+    let (status, headers, body) =
+        send(&world, Method::POST, &path, Some(&ann), json!({"requireHealthyGuest": true})).await;
+    assert_eq!(
+        (status, &headers["should-retry"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &"false".parse().unwrap()),
+        "{body}"
+    );
+    assert!(body["message"].as_str().unwrap().contains("not paused"), "{body}");
+    assert!(world.warden.frozen().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

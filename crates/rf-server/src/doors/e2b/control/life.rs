@@ -46,9 +46,9 @@ async fn extend(app: &App, caller: &Caller, id: SandboxId, lease_ms: u64) -> Res
     operation.finish(result).await
 }
 
-/// Lets a sandbox live at least so long from now.
+/// Lets a sandbox live at least so long from now; one that is paused has no time that could be longer, and it is told so.
 async fn extend_only(app: &App, caller: &Caller, row: SandboxRow, lease_ms: u64) -> Result<SandboxRow, Refusal> {
-    if app.now().saturating_add(lease_ms) > row.lease_until {
+    if row.state == SandboxState::Paused || app.now().saturating_add(lease_ms) > row.lease_until {
         return extend(app, caller, row.id, lease_ms).await;
     }
     Ok(row)
@@ -108,7 +108,9 @@ pub(super) async fn pause(
     {
         place.ping().await.map_err(|fault| {
             let what = "the sandbox does not answer, so it was not paused";
-            Fault::new(Code::Conflict, format!("{what}: {}", fault.message), "")
+            let fault = Fault::new(Code::TimedOut, format!("{what}: {}", fault.message), "");
+            // By 409 these clients would take it for paused already.
+            Refusal::with_status(fault, StatusCode::SERVICE_UNAVAILABLE)
         })?;
     }
     let keep = if memory == Some(false) { PauseKind::Files } else { PauseKind::Memory };
