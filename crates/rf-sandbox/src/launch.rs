@@ -33,7 +33,7 @@ use rf_types::{DiskKind, Enforcement, Layer};
 use rf_wire::init::{INLINE_MAX, Ready, answer};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags},
+    fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
     process::{Pid, Signal, Uid, WaitId, WaitIdOptions},
@@ -46,7 +46,7 @@ use crate::{
     host::HostReport,
     packet,
     plan::{IDS_PER_SANDBOX, Ids, Plan, USER_ID},
-    seccomp,
+    program, seccomp,
     setup::{self, Facts, Failed, Handover, Mounts},
 };
 
@@ -160,16 +160,6 @@ impl Launcher {
     /// # Errors
     /// The step that failed.
     pub fn new(host: HostReport, images: PathBuf, dev: &Path) -> Result<Self, LaunchError> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let init = rustix::fs::memfd_create(c"rf-init", flags).step("make a file for init")?;
-        let mut rest = INIT;
-        while !rest.is_empty() {
-            let written = rustix::io::write(&init, rest).step("write init")?;
-            rest = &rest[written..];
-        }
-        // Sealed, so that no process that runs it can change it for the others (CVE-2019-5736).
-        let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&init, seals).step("seal init")?;
         let null =
             rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
         let (dev, top) = if host.rooted {
@@ -181,7 +171,7 @@ impl Launcher {
         let copies_detached = host.rooted && Self::copies_detached()?;
         Ok(Self {
             host,
-            init,
+            init: program::sealed()?,
             dev,
             top,
             copies_detached,

@@ -16,6 +16,7 @@ pub mod launch;
 pub mod packet;
 pub mod plan;
 pub mod processors;
+mod program;
 pub mod push;
 pub mod seccomp;
 mod setup;
