@@ -45,5 +45,6 @@ pub(crate) const CALLS: &[Attack] = &[
     user("take huge pages of the host", &["huge_file"], &["ENOMEM"], HUGE),
     user("have the host's program take a dump", &["dump_limit"], &["EPERM"], Host),
     user("make a child that is nobody's below its maker", &["sibling"], &["EPERM"], Host),
+    user("lay on a filter, of whose code the host has room for so much", &["syscall", "317", "1", "0", "0"], NO, Host),
     user("change the personality", &["syscall", "135", "0x0040000"], &["EPERM"], Host),
 ];

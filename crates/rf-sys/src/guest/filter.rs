@@ -7,11 +7,18 @@ use super::arch::call;
 /// Calls that only init may make, with the errno that a workload gets instead, and why.
 ///
 /// The base filter of the sandbox allows them; every exec and every file helper gets this filter on top.
-pub const TAKEN_FROM_WORKLOAD: [(i64, u16, &str); 1] = [(
-    libc::SYS_clone3,
-    libc::ENOSYS as u16,
-    "its flags lie in memory, where a filter cannot see a new user namespace among them; libc then uses clone",
-)];
+pub const TAKEN_FROM_WORKLOAD: [(i64, u16, &str); 2] = [
+    (
+        libc::SYS_clone3,
+        libc::ENOSYS as u16,
+        "its flags lie in memory, where a filter cannot see a new user namespace among them; libc then uses clone",
+    ),
+    (
+        libc::SYS_seccomp,
+        libc::ENOSYS as u16,
+        "the code of all filters of the host is in one room (net.core.bpf_jit_limit), and no control group counts it",
+    ),
+];
 
 const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
