@@ -10,7 +10,8 @@ use std::{
 
 use crate::{
     cgroup::Group,
-    launch::{Child, LaunchError},
+    ending::Child,
+    launch::LaunchError,
     plan::{Ids, Plan},
     setup::Facts,
 };

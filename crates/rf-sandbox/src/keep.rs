@@ -1,10 +1,12 @@
 //! Keeping layers that sandboxes wrote: a process without rights copies them into a directory, or empties one.
 //!
-//! The names, links and content are a user's, so no process with rights walks them. This one has a user namespace of its
-//! own with a range of ids that nobody else has, no network, no other descriptor of the warden's, the system calls of a
-//! sandbox, and by Landlock may read the layers and write below the target and nothing else. Ids are stored as the
-//! layers have them (0 to 65535), since both come as mounts that map them. It does not read a file's content but copies
-//! it, and follows no link.
+//! The names, links and content are a user's, or a stranger's who made an image, so no process with rights walks them.
+//! This one has a user namespace of its own with a range of ids that nobody else has, no network, no other descriptor of
+//! the warden's, the system calls of a sandbox, and by Landlock may read the layers and write below the target and nothing
+//! else. Ids are stored as the layers have them (0 to 65535), since both come as mounts that map them. It does not read a
+//! file's content but copies it, and follows no link.
+//!
+//! A warden without root has layers of templates alone, which are emptied under its own one id, without capabilities.
 
 mod tree;
 
@@ -67,6 +69,14 @@ pub struct Kept {
     pub files: u64,
 }
 
+impl Kept {
+    /// Both together. Such numbers come from processes that walked what is a user's: they are added up without overflow.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_add(other.bytes), files: self.files.saturating_add(other.files) }
+    }
+}
+
 /// A copy, or a removal, under way. Dropped, it is cut off.
 #[derive(Debug)]
 pub struct Keeping {
@@ -114,7 +124,7 @@ impl Keeping {
             Forked::Parent { pid, pidfd } => {
                 let keeping = Self { helper: Helper::new(pidfd), report, control };
                 drop((setup_child, report_child, control_child));
-                give(pid, target, &task, &setup)?;
+                give(pid, launcher.host().rooted, target, &task, &setup)?;
                 Ok(keeping)
             }
         }
@@ -145,6 +155,13 @@ impl Keeping {
         }
     }
 
+    /// The process, killed at its work; what it did until then stays.
+    #[must_use]
+    pub fn cut_off(self) -> Helper {
+        self.helper.kill();
+        self.helper
+    }
+
     /// The process, which ends now.
     #[must_use]
     pub fn into_helper(self) -> Helper {
@@ -154,8 +171,17 @@ impl Keeping {
 }
 
 /// Maps the new process's ids and sends it the target and the layers, with their ids mapped.
-fn give(pid: Pid, target: &Path, task: &Task, setup: &OwnedFd) -> Result<(), LaunchError> {
+fn give(pid: Pid, rooted: bool, target: &Path, task: &Task, setup: &OwnedFd) -> Result<(), LaunchError> {
     let proc = |file: &str| format!("/proc/{}/{file}", pid.as_raw_pid());
+    if !rooted {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        fs::write(proc("setgroups"), "deny").step("map the group of a process that empties")?;
+        fs::write(proc("uid_map"), format!("0 {} 1", uid.as_raw())).step("map the user of a process that empties")?;
+        fs::write(proc("gid_map"), format!("0 {} 1", gid.as_raw())).step("map the group of a process that empties")?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let target = rustix::fs::open(target, flags, Mode::empty()).step("open the directory to empty")?;
+        return packet::send(setup, b"G", &[target.as_fd()]).step("start a process that empties");
+    }
     let map = format!("0 {IDS_BASE} {IDS_PER_SANDBOX}");
     fs::write(proc("uid_map"), &map).step("map the users of a process that copies")?;
     fs::write(proc("gid_map"), &map).step("map the groups of a process that copies")?;
@@ -200,9 +226,12 @@ fn confine(launcher: &Launcher, fds: &[OwnedFd], ends: &Ends, background: bool) 
     let mut needed = vec![ends.report.as_fd(), ends.control.as_fd()];
     needed.extend(fds.iter().map(AsFd::as_fd));
     process::close_all_but(&needed)?;
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    let rooted = launcher.host().rooted;
+    if rooted {
+        rustix::thread::set_thread_groups(&[])?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    }
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     process::unshare(namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS)?;
     rustix::process::chdir("/")?;
@@ -224,8 +253,9 @@ fn confine(launcher: &Launcher, fds: &[OwnedFd], ends: &Ends, background: bool) 
     }
     rustix::thread::set_no_new_privs(true)?;
     rules.restrict_self()?;
-    bound_capabilities(CAPABILITIES).map_err(|failed| failed.errno)?;
-    let few = CapabilitySet::from_bits_retain(CAPABILITIES);
+    let capabilities = if rooted { CAPABILITIES } else { 0 };
+    bound_capabilities(capabilities).map_err(|failed| failed.errno)?;
+    let few = CapabilitySet::from_bits_retain(capabilities);
     let sets = CapabilitySets { effective: few, permitted: few, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets)?;
     rf_sys::seccomp::install(launcher.filter())
@@ -246,7 +276,7 @@ fn work(task: &Task, fds: Vec<OwnedFd>) -> Result<Kept, String> {
                     return Err(format!("`{}` has no layers of its own", part.name));
                 }
                 let added = tree::copy(&target, &part.name, &layers).map_err(failed)?;
-                kept = Kept { bytes: kept.bytes + added.bytes, files: kept.files + added.files };
+                kept = kept.and(added);
             }
             tree::sync(&target).map_err(failed)?;
             Ok(kept)

@@ -36,12 +36,13 @@ use rustix::{
     fs::{CWD, Mode, OFlags},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
-    process::{Pid, Signal, Uid, WaitId, WaitIdOptions},
+    process::{Pid, Uid},
 };
 
 use crate::{
-    cgroup::{CgroupError, Group, Share},
+    cgroup::{CgroupError, Share},
     disk::{self, DiskError, Images},
+    ending::{Child, Cleanup},
     enforce::{self, OwnNamespaces},
     host::HostReport,
     packet,
@@ -244,11 +245,8 @@ impl Launcher {
             Ids::Range { base } => Some(base),
             Ids::One { .. } => None,
         };
-        let group = Cleanup {
-            group: self.host.hierarchies.create(&plan.id.to_string(), owner, plan.disk == DiskKind::Image)?,
-            child: None,
-            removed: false,
-        };
+        let group = self.host.hierarchies.create(&plan.id.to_string(), owner, plan.disk == DiskKind::Image)?;
+        let group = Cleanup::new(group);
         let image = match plan.disk {
             DiskKind::Memory => None,
             DiskKind::Image => Some(self.images.make(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
@@ -447,59 +445,6 @@ fn take_mounts(plan: &Plan, fds: Vec<OwnedFd>) -> Mounts {
     }
 }
 
-#[derive(Debug)]
-pub(crate) struct Child {
-    pub(crate) pid: Pid,
-    pub(crate) pidfd: OwnedFd,
-}
-
-/// Kills the sandbox's processes and removes its groups when dropped.
-#[derive(Debug)]
-pub(crate) struct Cleanup {
-    pub(crate) group: Group,
-    pub(crate) child: Option<Child>,
-    removed: bool,
-}
-
-impl Cleanup {
-    fn kill(&self) {
-        self.group.kill();
-        if let Some(child) = &self.child {
-            // An error says that it has ended already.
-            let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
-        }
-        self.group.let_die();
-    }
-
-    /// Takes the exit of process 1, and with it of all: the kernel ends a pid namespace with its first process.
-    fn reap(&mut self, wait: bool) -> bool {
-        let Some(child) = &self.child else { return true };
-        let mut options = WaitIdOptions::EXITED;
-        if !wait {
-            options |= WaitIdOptions::NOHANG;
-        }
-        let ended = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), options));
-        if matches!(ended, Ok(None)) {
-            return false;
-        }
-        // Reaped now; an error says that it was never ours to reap.
-        self.child = None;
-        true
-    }
-}
-
-impl Drop for Cleanup {
-    fn drop(&mut self) {
-        if self.removed {
-            return;
-        }
-        self.kill();
-        self.reap(true);
-        // What is left is swept at the warden's next start.
-        let _ = self.group.remove();
-    }
-}
-
 /// A sandbox on its way up.
 #[derive(Debug)]
 pub struct Starting {
@@ -515,8 +460,13 @@ pub struct Starting {
 }
 
 impl Starting {
+    /// How it was planned, and what ends it; all else of it is dropped.
+    pub(crate) fn into_parts(self) -> (Plan, Cleanup) {
+        (self.plan, self.cleanup)
+    }
+
     fn pid(&self) -> Pid {
-        // `child` is set from birth until `reap`, which only `Drop` calls for a Starting.
+        // `child` is set from birth until its end.
         self.cleanup.child.as_ref().map_or(Pid::INIT, |child| child.pid)
     }
 
@@ -617,7 +567,7 @@ pub struct Confirmed {
     enforcement: Enforcement,
 }
 
-/// A sandbox that is up. Dropping it destroys it, and waits for that.
+/// A sandbox that is up. Dropping it destroys it, and waits for that, though not for long.
 #[derive(Debug)]
 pub struct Sandbox {
     pub(crate) plan: Plan,
@@ -735,21 +685,5 @@ impl Sandbox {
     /// Sets its share of a processor that others want too. Best effort: it is no limit.
     pub fn share(&self, share: Share) {
         self.cleanup.group.share(share);
-    }
-
-    /// Begins its end: kills every process. Once [`Self::ended`] is readable, dropping it takes no time.
-    pub fn kill(&mut self) {
-        // Its last user frees it, which takes as long as it holds much: not the warden, but a process that ends.
-        self.disk = None;
-        self.cleanup.kill();
-    }
-
-    /// Ends it for good once its processes are gone: `true` when nothing of it is left. `false` while a process is
-    /// still dying, or the kernel still counts one in a group: call again.
-    pub fn try_finish(&mut self) -> bool {
-        if self.cleanup.reap(false) && self.cleanup.group.remove().is_ok() {
-            self.cleanup.removed = true;
-        }
-        self.cleanup.removed
     }
 }

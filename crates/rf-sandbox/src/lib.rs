@@ -8,6 +8,7 @@
 pub mod cgroup;
 mod direct;
 pub mod disk;
+pub mod ending;
 mod enforce;
 pub mod freeze;
 pub mod host;

@@ -31,11 +31,12 @@ use rf_sys::{
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    process::{Signal, WaitId, WaitIdOptions},
+    process::Signal,
 };
 
 use self::inside::Given;
 use crate::{
+    ending,
     launch::{self, LaunchError, Sandbox, Step as _},
     packet,
     plan::RootSource,
@@ -112,7 +113,7 @@ pub struct Push {
     before: Option<u64>,
 }
 
-/// A process of the warden's that ends by itself. Dropped, it is killed.
+/// A process of the warden's that ends by itself. Dropped, it is killed, and waited for, though not for long.
 #[derive(Debug)]
 pub struct Helper {
     pidfd: OwnedFd,
@@ -130,11 +131,15 @@ impl Helper {
         self.pidfd.as_fd()
     }
 
+    /// Kills it; [`Self::ended`] comes.
+    pub fn kill(&self) {
+        // An error says that it has ended already.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
     /// Takes its end, if it has ended.
     pub fn try_reap(&mut self) -> bool {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        // An error says that it was never ours to reap.
-        self.ended |= !matches!(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options), Ok(None));
+        self.ended = self.ended || ending::try_reap(self.pidfd.as_fd());
         self.ended
     }
 }
@@ -142,9 +147,7 @@ impl Helper {
 impl Drop for Helper {
     fn drop(&mut self) {
         if !self.ended {
-            // An error says that it has ended already.
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
+            ending::kill_and_wait(self.pidfd.as_fd());
         }
     }
 }
@@ -219,6 +222,11 @@ impl Push {
             sandbox.pushed += 1;
         }
         Some(result)
+    }
+
+    /// Kills it at its work. [`Push::advance`] finds out what it did until then.
+    pub fn cut_off(&self) {
+        self.helper.kill();
     }
 
     /// The process that is left.

@@ -21,13 +21,14 @@ use rustix::{
     fs::{CWD, Gid, Mode, OFlags, Uid},
     io::Errno,
     mount::{OpenTreeFlags, open_tree},
-    process::{Pid, Signal, WaitId, WaitIdOptions},
+    process::{Pid, Signal},
 };
 
 use crate::{
     launch::{self, LaunchError, Launcher, Step as _},
     packet,
     plan::IDS_PER_SANDBOX,
+    push::Helper,
     setup::{Failed, bound_capabilities, dump_nothing},
 };
 
@@ -39,11 +40,10 @@ const CAPABILITIES: u64 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 4;
 /// An unpacker at work. Dropped, it is killed.
 #[derive(Debug)]
 pub struct Unpacker {
-    pidfd: OwnedFd,
+    helper: Helper,
     report: OwnedFd,
     /// Where it says which step of its confinement failed; its exec closes the other end.
     setup: OwnedFd,
-    ended: bool,
 }
 
 impl Unpacker {
@@ -71,7 +71,7 @@ impl Unpacker {
                 child(launcher, &given, &setup_child, rooted)
             }
             Forked::Parent { pid, pidfd } => {
-                let unpacker = Self { pidfd, report, setup, ended: false };
+                let unpacker = Self { helper: Helper::new(pidfd), report, setup };
                 drop((report_child, setup_child));
                 give_target(pid, rooted, target, &unpacker.setup)?;
                 Ok(unpacker)
@@ -85,6 +85,13 @@ impl Unpacker {
         self.report.as_fd()
     }
 
+    /// Kills it, if it has not ended: the process.
+    #[must_use]
+    pub fn into_helper(self) -> Helper {
+        self.helper.kill();
+        self.helper
+    }
+
     /// Which step of its confinement failed and why, if that is what ended it: then it has read nothing of the layer.
     #[must_use]
     pub fn unconfined(&self) -> Option<String> {
@@ -92,17 +99,6 @@ impl Unpacker {
         let (len, _) = packet::receive(&self.setup, &mut buffer, false).ok()?;
         let (step, errno) = launch::failed_step(&String::from_utf8_lossy(&buffer[..len]))?;
         Some(format!("cannot {step}: {errno}"))
-    }
-}
-
-impl Drop for Unpacker {
-    fn drop(&mut self) {
-        if !self.ended {
-            // An error says that it has ended already.
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
-            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
-            self.ended = true;
-        }
     }
 }
 

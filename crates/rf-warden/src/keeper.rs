@@ -1,6 +1,8 @@
 //! The warden's loop: sandboxes starting, prepared, claimed and dying, and the one server that they are kept for.
 
+mod ending;
 mod pause;
+mod removing;
 mod saving;
 mod unpacking;
 
@@ -12,13 +14,14 @@ use std::{
 };
 
 use rf_sandbox::{
+    ending::Ending,
     host::HostReport,
     launch::{LaunchError, Launcher, Sandbox, Starting},
     plan::{ALWAYS, IDS_PER_SANDBOX, Ids, Plan, PlanError},
     push::Helper,
 };
 use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId, units::UnixMs};
-use rf_wire::warden::{GoneWhy, Order, Reply, Request, Status, VERSION};
+use rf_wire::warden::{Order, Reply, Request, Status, VERSION};
 use rustix::{
     event::{Timespec, epoll},
     io::Errno,
@@ -27,11 +30,12 @@ use rustix::{
 
 use self::{
     pause::Rest,
+    removing::Removing,
     saving::{Background, Layers, Waiting},
 };
 use crate::{
-    WardenConfig, WardenError, door, door::Connection, pool::Pool, snapshots::Snapshots, templates::Templates,
-    unpack::Unpacking, weights::Weights,
+    WardenConfig, WardenError, door, door::Connection, gone::Gone, pool::Pool, snapshots::Snapshots,
+    templates::Templates, unpack::Unpacking, weights::Weights,
 };
 
 /// First host id of the first sandbox. Above the ranges that distributions hand out to users and containers.
@@ -62,6 +66,7 @@ enum Source {
     Freezing(SandboxId),
     Saving(SandboxId),
     Keeping(u64),
+    Removing,
     Helper(u64),
     Unpacking(u64),
 }
@@ -87,7 +92,7 @@ struct Live {
 }
 
 struct Dying {
-    sandbox: Sandbox,
+    ending: Ending,
     askers: Vec<Asker>,
 }
 
@@ -116,6 +121,9 @@ struct Keeper {
     /// Sandboxes that are being frozen.
     freezing: BTreeSet<SandboxId>,
     keeping: HashMap<u64, Background>,
+    /// Directories to be removed, and the one that is.
+    gone: Gone,
+    removing: Option<Removing>,
     /// Orders that wait for a snapshot to be durable.
     waiting: Vec<Waiting>,
     /// Sandboxes that are gone and whose disks others still need, and how much is on them, bytes.
@@ -153,8 +161,10 @@ pub fn run(config: WardenConfig) -> Result<(), WardenError> {
 fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(), WardenError> {
     host.hierarchies.sweep()?;
     host.hierarchies.stay_limited()?;
-    let templates = Templates::open(&config)?;
+    let mut templates = Templates::open(&config)?;
     let snapshots = Snapshots::open(&config)?;
+    let held = snapshots.template_layers();
+    templates.sweep(|id| held.contains(id))?;
     let launcher = Launcher::new(host, config.own("images"), &config.own("dev"))?;
     let listener = door::listen(&config.socket(), config.server_uid)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;
@@ -181,12 +191,15 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
         snapshots,
         freezing: BTreeSet::new(),
         keeping: HashMap::new(),
+        gone: Gone::default(),
+        removing: None,
         waiting: Vec::new(),
         orphans: HashMap::new(),
         helpers: HashMap::new(),
         weights: Weights::new(),
     };
     keeper.collect();
+    keeper.remove_on();
     let token = keeper.token(Source::Signal);
     watch(&keeper.epoll, signals, token).map_err(WardenError::step("watch for signals"))?;
     let token = keeper.token(Source::Listener);
@@ -266,6 +279,7 @@ impl Keeper {
                     Some(Source::Freezing(id)) => self.look_at_freezing(id),
                     Some(Source::Saving(id)) => self.advance_saving(id),
                     Some(Source::Keeping(id)) => self.kept(id, token),
+                    Some(Source::Removing) => self.removed(token),
                     Some(Source::Helper(id)) => self.helper_ended(id, token),
                     Some(Source::Unpacking(id)) => self.unpacked(id, token),
                     None => {}
@@ -281,14 +295,15 @@ impl Keeper {
     fn until_next(&self) -> Option<Timespec> {
         let lease = self.leases.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(now_ms())));
         let start = self.starting.values().map(|s| START_TIME.saturating_sub(s.starting.begun().elapsed())).min();
-        let again = self.dying.values().any(|dying| dying.sandbox.ended().is_none()).then_some(AGAIN);
+        let again = self.dying.values().any(|dying| dying.ending.ended().is_none()).then_some(AGAIN);
         let behind = self.connections.values().any(Connection::behind).then_some(AGAIN);
         let refill = (self.wants_refill() && self.starting.is_empty())
             .then(|| self.quiet().saturating_sub(self.asked.elapsed()));
         let freezing = (!self.freezing.is_empty()).then_some(AGAIN);
         let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due());
-        let all = [lease, start, again, behind, refill, freezing, weigh, self.until_kept(), self.until_waited()];
-        let wait = all.into_iter().flatten().min()?;
+        let all = [lease, start, again, behind, refill, freezing, weigh];
+        let work = [self.until_kept(), self.until_waited(), self.until_removed(), self.until_unpacked()];
+        let wait = all.into_iter().chain(work).flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()
     }
@@ -316,10 +331,11 @@ impl Keeper {
             self.failed(id, &Fault::new(Code::TimedOut, "the sandbox did not start in 20 s", "try again"));
         }
         let ended: Vec<SandboxId> =
-            self.dying.iter().filter(|(_, d)| d.sandbox.ended().is_none()).map(|(id, _)| *id).collect();
+            self.dying.iter().filter(|(_, d)| d.ending.ended().is_none()).map(|(id, _)| *id).collect();
         for id in ended {
             self.finish(id);
         }
+        self.end_slow_unpacking();
         let behind: Vec<u64> = self.connections.iter().filter(|(_, c)| c.behind()).map(|(id, _)| *id).collect();
         for id in behind {
             if self.connections.get_mut(&id).is_some_and(|connection| connection.flush().is_err()) {
@@ -439,13 +455,13 @@ impl Keeper {
             }
             Order::UnpackLayer { diff_id } => self.unpack(asker, &diff_id, fds),
             Order::SetTemplate { name, layers } => {
-                let result = self.templates.set(&name, &layers).map(|()| Reply::Done {});
+                let before = self.templates.set(&name, &layers);
+                let result = before.map(|before| self.drop_unused(&before)).map(|()| Reply::Done {});
                 self.answer(asker, result);
             }
             Order::RemoveTemplate { name } => {
-                let in_use: Vec<_> = self.live.values().map(|live| &live.sandbox.plan().source).collect();
-                let held = self.snapshots.template_layers();
-                let result = self.templates.remove(&name, &in_use, &held).map(|()| Reply::Done {});
+                let before = self.templates.remove(&name);
+                let result = before.map(|before| self.drop_unused(&before)).map(|()| Reply::Done {});
                 self.answer(asker, result);
             }
             Order::Templates {} => {
@@ -567,7 +583,7 @@ impl Keeper {
             other => Fault::invalid(other.to_string()),
         })?;
         let starting = self.launcher.begin(plan).map_err(|error| fault(&error))?;
-        if host_ids(&starting).is_some() {
+        if host.rooted {
             self.ranges.pop_front();
         }
         let token = self.token(Source::Starting(id));
@@ -607,21 +623,6 @@ impl Keeper {
                 self.failed(id, &fault);
             }
         }
-    }
-
-    /// A launch that will not be: everything of it goes.
-    fn failed(&mut self, id: SandboxId, fault: &Fault) {
-        self.sources.retain(|_, source| !matches!(source, Source::Starting(s) if *s == id));
-        let Some(start) = self.starting.remove(&id) else { return };
-        self.give_back(host_ids(&start.starting));
-        match start.asker {
-            Some(asker) => self.answer(asker, Err(fault.clone())),
-            None => self.pool.give_up(&start.spec),
-        }
-    }
-
-    fn give_back(&mut self, range: Option<u32>) {
-        self.ranges.extend(range);
     }
 
     /// Gives a live sandbox to who asked.
@@ -712,86 +713,5 @@ impl Keeper {
         live.sandbox.limit(limits).map_err(|error| fault(&error))?;
         live.spec = spec;
         Ok(Reply::Done {})
-    }
-
-    // Ending.
-
-    /// A sandbox's process 1 has ended, told to or not.
-    fn ended(&mut self, id: SandboxId, token: u64) {
-        self.sources.remove(&token);
-        if self.live.contains_key(&id) {
-            let claimed = self.live.get(&id).is_some_and(|live| live.lease_until > 0);
-            self.destroy(id, None);
-            if claimed {
-                self.news(Reply::Gone { id, why: GoneWhy::InitDied });
-            }
-        }
-        self.finish(id);
-    }
-
-    fn destroy(&mut self, id: SandboxId, asker: Option<Asker>) {
-        if let Some(mut live) = self.live.remove(&id) {
-            self.leases.remove(&(live.lease_until, id));
-            self.pool.forget(id);
-            self.count_orphan(id, &live);
-            live.sandbox.kill();
-            self.freezing.remove(&id);
-            self.abandon(live.rest);
-            self.dying.insert(id, Dying { sandbox: live.sandbox, askers: Vec::new() });
-        }
-        if let Some(dying) = self.dying.get_mut(&id) {
-            dying.askers.extend(asker);
-        }
-    }
-
-    fn finish(&mut self, id: SandboxId) {
-        let Some(dying) = self.dying.get_mut(&id) else { return };
-        if !dying.sandbox.try_finish() {
-            return;
-        }
-        let Some(Dying { sandbox, askers }) = self.dying.remove(&id) else { return };
-        if let Ids::Range { base } = sandbox.plan().ids {
-            self.give_back(Some(base));
-        }
-        drop(sandbox);
-        for asker in askers {
-            self.answer(asker, Ok(Reply::Done {}));
-        }
-        self.collect();
-    }
-
-    // Stopping.
-
-    /// Destroys everything, and waits for it.
-    fn stop(&mut self) {
-        let ids: Vec<SandboxId> = self.live.keys().copied().collect();
-        for id in ids {
-            self.destroy(id, None);
-        }
-        self.starting.clear();
-        self.unpacking.clear();
-        self.save_what_waits();
-        self.stop_saving();
-        let begun = Instant::now();
-        while !self.dying.is_empty() && begun.elapsed() < START_TIME {
-            let ids: Vec<SandboxId> = self.dying.keys().copied().collect();
-            for id in ids {
-                self.finish(id);
-            }
-            if !self.dying.is_empty() {
-                std::thread::sleep(AGAIN);
-            }
-        }
-        self.launcher.host().hierarchies.remove_base();
-        // The next warden makes it anew.
-        let _ = fs::remove_file(self.config.socket());
-    }
-}
-
-/// The first host id of a sandbox that has a range.
-fn host_ids(starting: &Starting) -> Option<u32> {
-    match starting.plan().ids {
-        Ids::Range { base } => Some(base),
-        Ids::One { .. } => None,
     }
 }

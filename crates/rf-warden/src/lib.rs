@@ -12,6 +12,7 @@
 //! ```
 
 mod door;
+mod gone;
 mod keeper;
 mod pool;
 mod snapshots;
@@ -22,9 +23,14 @@ mod weights;
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 pub use keeper::run;
+
+/// Longest time that one layer is unpacked for. Chosen: the largest that there may be takes some minutes; and shorter than
+/// the server waits, so that its fault says what took so long.
+pub const UNPACK_TIME: Duration = Duration::from_secs(25 * 60);
 
 /// How the warden is set up.
 #[derive(Clone, Debug)]
@@ -39,6 +45,8 @@ pub struct WardenConfig {
     pub pool_base: u32,
     /// Most sandboxes at once, prepared ones included, 1 to 4,000.
     pub sandboxes_max: u32,
+    /// Longest time that one layer is unpacked for; [`UNPACK_TIME`] but in tests.
+    pub unpack_time: Duration,
 }
 
 impl WardenConfig {

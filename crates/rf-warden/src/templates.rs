@@ -4,7 +4,8 @@
 //! warden/host/host-DIGEST/      the tree of the `host` template
 //! warden/tools/usr/bin/sudo     laid over every root whose user may be `root` inside
 //! warden/base/usr/local/bin/    laid over the host's tree for the template `base`
-//! warden/layers/HEX/            one unpacked layer; HEX.part while it is being unpacked
+//! warden/layers/HEX/            one unpacked layer; HEX.part while it is being unpacked, another name ending in .gone while
+//!                               it is removed
 //! warden/templates/NAME.json    the layers of a template, lowest first; `/` in the name is `%`
 //! ```
 
@@ -19,7 +20,10 @@ use rf_template::host::{HostTemplate, base, build_base};
 use rf_types::{Code, Fault, TemplateName};
 use rf_wire::warden::Template;
 
-use crate::{WardenConfig, WardenError};
+use crate::{
+    WardenConfig, WardenError,
+    gone::{is_gone, let_go},
+};
 
 /// Most layers of a template: what overlayfs takes, and some to spare (overlayfs has 500 since Linux 4.x).
 const LAYERS_MAX: usize = 100;
@@ -34,10 +38,14 @@ pub(crate) struct Templates {
     additions: PathBuf,
     /// Below the layers of every imported template.
     below: PathBuf,
+    /// Directories to be removed.
+    gone: Vec<PathBuf>,
+    /// Layers that were to go, and that a sandbox stood on.
+    left: BTreeSet<String>,
 }
 
 impl Templates {
-    /// Builds the `host` template and drops what a cut-off unpacking left.
+    /// Builds the `host` template. [`Self::sweep`] comes next.
     pub(crate) fn open(config: &WardenConfig) -> Result<Self, WardenError> {
         let dir = config.own("host");
         let host = HostTemplate::build(&dir, &[]).map_err(WardenError::file(&dir))?;
@@ -63,13 +71,49 @@ impl Templates {
         base::write_additions(Path::new("/"), &additions).map_err(WardenError::file(&additions))?;
         let below = build_base(&dir).map_err(WardenError::file(&dir))?;
         let (layers, templates) = (config.own("layers"), config.own("templates"));
-        let templates = Self { layers, templates, tools, host, additions, below };
-        for entry in fs::read_dir(&templates.layers).map_err(WardenError::file(&templates.layers))?.flatten() {
-            if entry.path().extension().is_some_and(|extension| extension == "part") {
-                fs::remove_dir_all(entry.path()).map_err(WardenError::file(&entry.path()))?;
+        Ok(Self { layers, templates, tools, host, additions, below, gone: Vec::new(), left: BTreeSet::new() })
+    }
+
+    /// Lets go of what a former warden left: what it was unpacking or removing, and layers that neither a template nor a
+    /// snapshot has, of imports that came to nothing.
+    pub(crate) fn sweep(&mut self, is_held: impl Fn(&str) -> bool) -> Result<(), WardenError> {
+        let named = self.named();
+        for entry in fs::read_dir(&self.layers).map_err(WardenError::file(&self.layers))?.flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            let name = name.to_string_lossy();
+            let id = format!("sha256:{}", name.strip_suffix(".part").unwrap_or(&name));
+            let is_needed = |named: &BTreeSet<String>| named.contains(&id) || is_held(&id);
+            if is_gone(&path) {
+                self.gone.push(path);
+            } else if self.layer(&id).is_ok()
+                && (name.ends_with(".part") || named.as_ref().is_some_and(|n| !is_needed(n)))
+            {
+                self.let_go(&path).map_err(WardenError::file(&path))?;
             }
         }
-        Ok(templates)
+        Ok(())
+    }
+
+    /// The layers of all templates; `None` where one cannot be read, which may have any.
+    fn named(&self) -> Option<BTreeSet<String>> {
+        let mut named = BTreeSet::new();
+        for entry in fs::read_dir(&self.templates).ok()? {
+            let path = entry.ok()?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                named.extend(self.read(&path)?);
+            }
+        }
+        Some(named)
+    }
+
+    /// Directories to be removed.
+    pub(crate) fn take_gone(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.gone)
+    }
+
+    fn let_go(&mut self, dir: &Path) -> io::Result<()> {
+        self.gone.extend(let_go(dir)?);
+        Ok(())
     }
 
     /// What the root of `name` is made from.
@@ -128,7 +172,8 @@ impl Templates {
         all
     }
 
-    pub(crate) fn set(&self, name: &TemplateName, layers: &[String]) -> Result<(), Fault> {
+    /// Names the layers of a template; gives those that it had before.
+    pub(crate) fn set(&self, name: &TemplateName, layers: &[String]) -> Result<Vec<String>, Fault> {
         if name.is_built_in() {
             let what = format!("the template `{name}` is made by the server itself");
             return Err(Fault::new(Code::Conflict, what, "choose another name"));
@@ -143,45 +188,49 @@ impl Templates {
         }
         let text = serde_json::to_vec(layers).map_err(|error| Fault::invalid(error.to_string()))?;
         let file = self.file(name);
+        let before = self.read(&file).unwrap_or_default();
         let part = file.with_extension("part");
         let written = fs::write(&part, text)
             .and_then(|()| fs::File::open(&part)?.sync_all())
             .and_then(|()| fs::rename(&part, &file));
-        written.map_err(|error| stored(&error))
+        written.map_err(|error| stored(&error)).map(|()| before)
     }
 
-    /// Removes a template, and the layers that neither another template nor a sandbox stands on, nor `held` has.
-    pub(crate) fn remove(
-        &self,
-        name: &TemplateName,
-        in_use: &[&RootSource],
-        held: &BTreeSet<String>,
-    ) -> Result<(), Fault> {
+    /// Removes a template; gives its layers, for [`Self::drop_unused`].
+    pub(crate) fn remove(&self, name: &TemplateName) -> Result<Vec<String>, Fault> {
         let file = self.file(name);
         let Some(layers) = self.read(&file) else { return Err(Fault::not_found("template")) };
         fs::remove_file(&file).map_err(|error| stored(&error))?;
-        self.drop_unused(&layers, in_use, held)
+        Ok(layers)
     }
 
-    /// Removes those of `layers` that no template has, no sandbox stands on and `held` does not have.
-    pub(crate) fn drop_unused(
-        &self,
+    /// Lets go of those of `layers` that no template has, no sandbox stands on (`in_use`) and no snapshot (`is_held`). What
+    /// cannot be let go of is swept at the next start.
+    pub(crate) fn drop_unused<'a>(
+        &mut self,
         layers: &[String],
-        in_use: &[&RootSource],
-        held: &BTreeSet<String>,
-    ) -> Result<(), Fault> {
-        if layers.is_empty() {
-            return Ok(());
+        in_use: impl Iterator<Item = &'a RootSource>,
+        is_held: impl Fn(&str) -> bool,
+    ) {
+        let with_dir = |id: &String| Some((id.clone(), self.layer(id).ok()?));
+        let unheld: Vec<(String, PathBuf)> = layers.iter().filter(|id| !is_held(id)).filter_map(with_dir).collect();
+        if unheld.is_empty() {
+            return;
         }
-        let others: Vec<String> = self.list().into_iter().flat_map(|template| template.layers).collect();
-        for id in layers {
-            let dir = self.layer(id)?;
-            let used = held.contains(id) || in_use.iter().any(|source| source.layers.contains(&dir));
-            if !used && !others.contains(id) && dir.is_dir() {
-                fs::remove_dir_all(&dir).map_err(|error| stored(&error))?;
-            }
+        // The files are read last: most often a snapshot is removed whose template is there and used.
+        let used: BTreeSet<&PathBuf> = in_use.flat_map(|source| &source.layers).collect();
+        let (used, unused): (Vec<_>, Vec<_>) = unheld.into_iter().partition(|(_, dir)| used.contains(dir));
+        self.left.extend(used.into_iter().map(|(id, _)| id));
+        let named = if unused.is_empty() { None } else { self.named() };
+        let Some(named) = named else { return };
+        for (_, dir) in unused.iter().filter(|(id, _)| !named.contains(id)) {
+            let _ = self.let_go(dir);
         }
-        Ok(())
+    }
+
+    /// Layers that could not be let go of because a sandbox stood on them.
+    pub(crate) fn take_left(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.left).into_iter().collect()
     }
 
     /// An empty directory for a layer that is about to be unpacked.
@@ -197,18 +246,18 @@ impl Templates {
     }
 
     /// Names an unpacked layer. One that is there already, with the same content by its digest, stays.
-    pub(crate) fn finish_layer(&self, diff_id: &str) -> Result<(), Fault> {
+    pub(crate) fn finish_layer(&mut self, diff_id: &str) -> Result<(), Fault> {
         let dir = self.layer(diff_id)?;
         let part = dir.with_extension("part");
-        let named = if dir.is_dir() { fs::remove_dir_all(&part) } else { fs::rename(&part, &dir) };
+        let named = if dir.is_dir() { self.let_go(&part) } else { fs::rename(&part, &dir) };
         named.map_err(|error| stored(&error))
     }
 
     /// Drops what was unpacked of a layer.
-    pub(crate) fn drop_layer(&self, diff_id: &str) {
+    pub(crate) fn drop_layer(&mut self, diff_id: &str) {
         if let Ok(dir) = self.layer(diff_id) {
             // What stays is dropped at the next start.
-            let _ = fs::remove_dir_all(dir.with_extension("part"));
+            let _ = self.let_go(&dir.with_extension("part"));
         }
     }
 

@@ -3,9 +3,10 @@
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
-use rf_sandbox::{launch::Launcher, unpacker::Unpacker};
+use rf_sandbox::{launch::Launcher, push::Helper, unpacker::Unpacker};
 use rf_template::unpack::{Caps, Order, REPORT_BYTES_MAX, Report};
 use rf_types::{Code, Fault};
 use rustix::io::Errno;
@@ -18,6 +19,7 @@ pub(crate) struct Unpacking {
     unpacker: Unpacker,
     diff_id: String,
     said: Vec<u8>,
+    begun: Instant,
 }
 
 impl Unpacking {
@@ -30,7 +32,7 @@ impl Unpacking {
             let _ = std::fs::remove_dir(&target);
             Fault::new(Code::ServerBusy, format!("cannot start the unpacker: {error}"), "try again")
         })?;
-        Ok(Self { unpacker, diff_id: diff_id.to_owned(), said: Vec::new() })
+        Ok(Self { unpacker, diff_id: diff_id.to_owned(), said: Vec::new(), begun: Instant::now() })
     }
 
     pub(crate) fn watched(&self) -> BorrowedFd<'_> {
@@ -39,6 +41,16 @@ impl Unpacking {
 
     pub(crate) fn diff_id(&self) -> &str {
         &self.diff_id
+    }
+
+    /// How long it is at work.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// The process, killed.
+    pub(crate) fn into_helper(self) -> Helper {
+        self.unpacker.into_helper()
     }
 
     /// Reads what it says; at the end bytes and files, or why not. `None` while it is at work.

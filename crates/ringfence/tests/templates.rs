@@ -91,8 +91,12 @@ fn blobs_kept(system: &System) -> usize {
     files("sha256") + files("partial")
 }
 
+/// How many layers are there once what is being removed is gone.
 fn layers_kept(system: &System) -> usize {
-    fs::read_dir(system.state().join("warden/layers")).unwrap().count()
+    let names = || fs::read_dir(system.state().join("warden/layers")).unwrap().map(|entry| entry.unwrap().file_name());
+    let is_going = |name: std::ffi::OsString| name.to_str().is_some_and(|name| name.ends_with(".gone"));
+    support::eventually("what is removed is gone", || !names().any(is_going));
+    names().count()
 }
 
 #[test]

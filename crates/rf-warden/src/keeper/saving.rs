@@ -335,7 +335,7 @@ impl Keeper {
     // Helpers that end by themselves.
 
     /// Takes the end of a helper when it comes.
-    fn leave(&mut self, helper: Helper) {
+    pub(super) fn leave(&mut self, helper: Helper) {
         let id = self.next;
         let token = self.token(Source::Helper(id));
         // Without the watch it is waited for when it is dropped, here.
@@ -441,6 +441,7 @@ impl Keeper {
             self.go_on_waiting();
         }
         self.keep_on();
+        self.remove_on();
     }
 
     /// Until something is to be copied.
@@ -545,11 +546,9 @@ impl Keeper {
 
     pub(super) fn remove_snapshot(&mut self, id: SnapshotId) -> Result<Reply, Fault> {
         let template_layers = self.snapshots.remove(id)?;
-        let in_use: Vec<_> = self.live.values().map(|live| &live.sandbox.plan().source).collect();
-        let held = self.snapshots.template_layers();
-        self.templates.drop_unused(&template_layers, &in_use, &held)?;
         self.collect();
         self.go_on_waiting();
+        self.drop_unused(&template_layers);
         Ok(Reply::Done {})
     }
 

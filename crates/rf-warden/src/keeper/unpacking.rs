@@ -1,6 +1,6 @@
 //! Layers of templates being unpacked.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use rf_types::{Code, Fault};
 use rf_wire::warden::Reply;
@@ -28,6 +28,7 @@ impl Keeper {
                 } else {
                     self.sources.remove(&token);
                     self.templates.drop_layer(unpacking.diff_id());
+                    self.leave(unpacking.into_helper());
                     let fault = Fault::new(Code::ServerBusy, "the warden has no descriptors left", "try again later");
                     self.answer(asker, Err(fault));
                 }
@@ -49,6 +50,33 @@ impl Keeper {
         if result.is_err() {
             self.templates.drop_layer(unpacking.diff_id());
         }
+        self.leave(unpacking.into_helper());
         self.answer(asker, result);
+    }
+
+    /// Until an unpacker has had its time.
+    pub(super) fn until_unpacked(&self) -> Option<Duration> {
+        let left = |(unpacking, _): &(Unpacking, Asker)| self.config.unpack_time.saturating_sub(unpacking.elapsed());
+        self.unpacking.values().map(left).min()
+    }
+
+    /// Stops unpackers that have had their time.
+    pub(super) fn end_slow_unpacking(&mut self) {
+        let time = self.config.unpack_time;
+        let slow = |(_, (unpacking, _)): &(&u64, &(Unpacking, Asker))| unpacking.elapsed() >= time;
+        let slow: Vec<u64> = self.unpacking.iter().filter(slow).map(|(id, _)| *id).collect();
+        for id in slow {
+            let Some((unpacking, asker)) = self.unpacking.remove(&id) else { continue };
+            self.sources.retain(|_, source| !matches!(source, Source::Unpacking(of) if *of == id));
+            self.templates.drop_layer(unpacking.diff_id());
+            let message = format!(
+                "the layer `{}` was not unpacked within {} s, so its unpacker was stopped",
+                unpacking.diff_id(),
+                time.as_secs_f64()
+            );
+            self.leave(unpacking.into_helper());
+            let hint = "use an image with smaller layers, or a faster disk for the state directory";
+            self.answer(asker, Err(Fault::new(Code::TimedOut, message, hint)));
+        }
     }
 }

@@ -68,10 +68,14 @@ impl Warden {
         Self::start_with(&[])
     }
 
-    /// With so many sandboxes kept prepared.
+    /// With so many sandboxes kept prepared, and so many milliseconds to unpack a layer.
     pub fn start_with(args: &[&str]) -> Self {
+        Self::start_on(tempfile::tempdir().unwrap(), args)
+    }
+
+    /// With what is in its state directory.
+    pub fn start_on(dir: tempfile::TempDir, args: &[&str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "run this as root");
-        let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("run")).unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>();
         let child = Self::run(&dir, &args);
@@ -161,9 +165,13 @@ pub struct Server {
 
 impl Server {
     pub fn send(&mut self, order: Order) -> u64 {
+        self.send_with(order, &[])
+    }
+
+    pub fn send_with(&mut self, order: Order, fds: &[std::os::fd::BorrowedFd<'_>]) -> u64 {
         self.tag += 1;
         let bytes = serde_json::to_vec(&Request { tag: self.tag, order }).unwrap();
-        packet::send(&self.socket, &bytes, &[]).unwrap();
+        packet::send(&self.socket, &bytes, fds).unwrap();
         self.tag
     }
 

@@ -46,6 +46,7 @@ pub(crate) fn warden(state: Option<&std::path::Path>, args: &WardenArgs) -> Resu
         pool: args.pool,
         pool_base: args.pool_base,
         sandboxes_max: args.sandboxes_max,
+        unpack_time: rf_warden::UNPACK_TIME,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,185 @@
+//! What is removed is removed by somebody else than the warden; what a warden leaves, the next one removes.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::fd::AsFd as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rf_types::{Code, SandboxSpec, TemplateName};
+use rf_wire::warden::{Order, Reply};
+use support::{Server, Warden, eventually};
+
+/// First host id of the process that removes, and how many it has.
+const REMOVER: std::ops::Range<u32> = 0x6FFD_0000..0x6FFE_0000;
+/// The digest of an archive with nothing in it, and that archive.
+const EMPTY: &str = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef";
+
+fn hex(number: u8) -> String {
+    format!("{number:064x}")
+}
+
+fn layer(number: u8) -> String {
+    format!("sha256:{}", hex(number))
+}
+
+fn name(text: &str) -> TemplateName {
+    text.parse().unwrap()
+}
+
+/// A state directory with these layers unpacked, each of so many files, and these templates.
+fn state(layers: &[(String, usize)], templates: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let warden = dir.path().join("warden");
+    fs::create_dir_all(warden.join("templates")).unwrap();
+    for (name, files) in layers {
+        let layer = warden.join("layers").join(name);
+        for part in 0..files.div_ceil(1000) {
+            let sub = layer.join(format!("d{part}/sub"));
+            fs::create_dir_all(&sub).unwrap();
+            for file in 0..1000.min(*files) {
+                fs::write(sub.join(format!("{file}")), "").unwrap();
+            }
+        }
+        fs::create_dir_all(layer).unwrap();
+    }
+    for (name, layers) in templates {
+        let layers: Vec<String> = layers.iter().map(|number| layer(*number)).collect();
+        fs::write(warden.join("templates").join(format!("{name}.json")), serde_json::to_vec(&layers).unwrap()).unwrap();
+    }
+    dir
+}
+
+/// The names of what is there of layers.
+fn there(warden: &Warden) -> BTreeSet<String> {
+    let entries = fs::read_dir(warden.state().join("layers")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn set(numbers: &[u8]) -> BTreeSet<String> {
+    numbers.iter().map(|number| hex(*number)).collect()
+}
+
+/// The user ids of the warden's children.
+fn children(warden: &Warden) -> Vec<u32> {
+    let pid = warden.pid();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let status = |pid: &str| fs::read_to_string(format!("/proc/{pid}/status")).ok();
+    let uid = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap().to_owned();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    };
+    children.split_whitespace().filter_map(status).map(uid).collect()
+}
+
+#[test]
+fn a_layer_of_many_files_is_removed_by_a_process_without_rights_while_orders_are_taken() {
+    let dir = state(&[(hex(1), 60_000), (hex(2), 1)], &[("large", &[1]), ("small", &[2])]);
+    let warden = Warden::start_on(dir, &[]);
+    let mut server = warden.connect();
+    assert_eq!(there(&warden), set(&[1, 2]));
+    server.done(Order::RemoveTemplate { name: name("large") });
+    assert!(!there(&warden).contains(&hex(1)), "its name is free at once");
+    let (mut answered, mut slowest, mut seen) = (0, Duration::ZERO, BTreeSet::new());
+    while there(&warden).len() > 1 {
+        let begun = Instant::now();
+        server.ask(Order::Status {}).unwrap();
+        slowest = slowest.max(begun.elapsed());
+        answered += 1;
+        seen.extend(children(&warden));
+    }
+    eprintln!("{answered} orders meanwhile, the slowest took {slowest:?}; children were {seen:?}");
+    assert!(answered > 10 && slowest < Duration::from_millis(500), "{answered}, {slowest:?}");
+    assert!(seen.iter().any(|uid| REMOVER.contains(uid)), "{seen:?}");
+    // Control: the other one's layer is there.
+    assert_eq!(there(&warden), set(&[2]));
+    eventually("the process has ended", || children(&warden).is_empty());
+    warden.stop();
+}
+
+#[test]
+fn what_a_warden_leaves_is_removed_by_the_next_one() {
+    let part = format!("{}.part", hex(3));
+    let dir = state(&[(hex(1), 30_000), (hex(2), 1), (part, 2000), (hex(4), 10)], &[("large", &[1]), ("small", &[2])]);
+    // What is none of ours.
+    fs::create_dir(dir.path().join("warden/layers/lost+found")).unwrap();
+    let mut warden = Warden::start_on(dir, &[]);
+    let mut server = warden.connect();
+    let others = |names: &[u8]| set(names).into_iter().chain(["lost+found".to_owned()]).collect::<BTreeSet<_>>();
+    eventually("what no template has is gone", || there(&warden) == others(&[1, 2]));
+    server.done(Order::RemoveTemplate { name: name("large") });
+    warden.kill_and_restart();
+    let left = there(&warden);
+    assert!(left.iter().any(|name| name.ends_with(".gone")), "it was in the middle of it: {left:?}");
+    eventually("the rest is gone", || there(&warden) == others(&[2]));
+    warden.stop();
+}
+
+#[test]
+fn a_layer_goes_with_the_last_that_stands_on_it() {
+    let dir = state(&[(hex(1), 5), (hex(2), 5), (hex(3), 5)], &[("mine", &[1, 2]), ("other", &[2])]);
+    let warden = Warden::start_on(dir, &[]);
+    let mut server = warden.connect();
+    let set_layers = |server: &mut Server, numbers: &[u8]| {
+        let layers = numbers.iter().map(|number| layer(*number)).collect();
+        server.done(Order::SetTemplate { name: name("mine"), layers });
+    };
+    // The same name with other layers: what it had goes, but for what another template has.
+    let tag = server.send(Order::SetTemplate { name: name("mine"), layers: vec![layer(3)] });
+    assert!(server.answer(tag).0.is_err(), "a layer that no template had was swept at the start");
+    fs::create_dir(warden.state().join("layers").join(hex(3))).unwrap();
+    set_layers(&mut server, &[3]);
+    eventually("the first layer is gone", || there(&warden) == set(&[2, 3]));
+
+    // A sandbox that is starting, and then is there, keeps its own.
+    let mut spec = SandboxSpec::standard(600_000);
+    spec.template = name("other");
+    let created = server.send(Order::Create { spec, from: None, id: None });
+    let removed = server.send(Order::RemoveTemplate { name: name("other") });
+    server.answer(removed).0.unwrap();
+    let (Ok(Reply::Created { id, .. }), _) = server.answer(created) else { panic!("it starts") };
+    assert_eq!(there(&warden), set(&[2, 3]));
+    server.done(Order::Destroy { id });
+    eventually("its layer went with it", || there(&warden) == set(&[3]));
+    warden.stop();
+}
+
+#[test]
+fn an_unpacker_that_takes_too_long_is_stopped() {
+    let unpack = |warden: &Warden, blob: std::os::fd::BorrowedFd<'_>| {
+        let mut server = warden.connect();
+        let tag = server.send_with(Order::UnpackLayer { diff_id: EMPTY.to_owned() }, &[blob]);
+        server.answer(tag).0
+    };
+    let empty = |path: &Path| {
+        fs::write(path, [0; 1024]).unwrap();
+        fs::File::open(path).unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = empty(&dir.path().join("layer.tar"));
+
+    // From a pipe nothing ever comes.
+    let warden = Warden::start_with(&["0", "300"]);
+    let (read, _write) = std::io::pipe().unwrap();
+    for _ in 0..5 {
+        // More often than as many as may be at work at once.
+        let begun = Instant::now();
+        let fault = unpack(&warden, read.as_fd()).unwrap_err();
+        assert_eq!(fault.code, Code::TimedOut, "{fault:?}");
+        assert!(fault.message.contains(EMPTY) && fault.message.contains("0.3 s"), "{fault:?}");
+        assert!(begun.elapsed() >= Duration::from_millis(300));
+    }
+    eventually("nothing of it is left", || there(&warden).is_empty() && children(&warden).is_empty());
+    warden.stop();
+
+    // Control: with its time it is unpacked.
+    let warden = Warden::start();
+    let reply = unpack(&warden, file.as_fd());
+    assert!(matches!(reply, Ok(Reply::Unpacked { bytes: 0, .. })), "{reply:?}");
+    assert!(there(&warden).contains(EMPTY.strip_prefix("sha256:").unwrap()));
+    warden.stop();
+}
