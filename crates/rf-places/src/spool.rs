@@ -131,6 +131,12 @@ impl Spool {
         fs::DirBuilder::new().mode(0o700).create(&self.dir)
     }
 
+    /// Whether there is anything of this exec.
+    pub(crate) fn is_there(&self) -> bool {
+        // What cannot be looked at may be there.
+        self.dir.try_exists().unwrap_or(true)
+    }
+
     /// Writes beside it and renames over it, so that a reader never sees a part.
     pub(crate) fn write_about(&self, about: &About) -> io::Result<()> {
         let beside = self.dir.join("about.new");

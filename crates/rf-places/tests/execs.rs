@@ -5,10 +5,13 @@ mod support;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use rf_places::{ExecEvent, Place, Places, Which};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use rf_places::{
+    ExecEvent, Place, Places, Which,
+    place::{AdoptedExec, HeldOf, Spawned},
+};
 use rf_policy::{Action, Asked, Credential, Permit, Principal, Question, Scope, UserUsage, judge};
-use rf_types::{Code, ExecId, ExecState, RequestId, SandboxId, SignalScope, UserId, UserLimits};
+use rf_types::{Code, ExecId, ExecState, Fault, PlaceRef, RequestId, SandboxId, SignalScope, UserId, UserLimits};
 use support::{Behaviour, Field, claim_exec, id_of, permit_of, sandbox, server, shell, spec_of, until, user};
 
 const MAX: usize = 1 << 20;
@@ -447,4 +450,95 @@ async fn a_permit_for_one_sandbox_finds_nothing_in_another() {
         places.execs().follow(&permit(&one, Action::ExecRead), exec).map(drop).unwrap();
         places.execs().signal(&permit(&one, Action::ExecControl), exec, 9, SignalScope::Tree).await.unwrap();
     }
+}
+
+/// A place that says it runs an exec of this id, which it has from elsewhere.
+struct Claims {
+    place: PlaceRef,
+    exec: ExecId,
+}
+
+impl Place for Claims {
+    fn place(&self) -> PlaceRef {
+        self.place
+    }
+
+    fn spawn<'a>(
+        &'a self,
+        _: &'a Permit,
+        _: ExecId,
+        _: &'a rf_types::ExecSpec,
+        _: bool,
+    ) -> BoxFuture<'a, Result<Spawned, Fault>> {
+        async { Err(Fault::not_found("program")) }.boxed()
+    }
+
+    fn signal<'a>(&'a self, _: &'a Permit, _: ExecId, _: i32, _: SignalScope) -> BoxFuture<'a, Result<(), Fault>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn file<'a>(
+        &'a self,
+        _: &'a Permit,
+        _: &'a rf_types::FileOp,
+        _: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<rf_places::FileAnswer, Fault>> {
+        async { Err(Fault::not_found("file")) }.boxed()
+    }
+
+    fn adopt_execs<'a>(&'a self, held: &'a HeldOf<'a>) -> BoxFuture<'a, Result<Vec<AdoptedExec>, Fault>> {
+        let from = held(self.exec);
+        let spawned = Spawned {
+            pid: 1,
+            stdin: None,
+            stdout: Box::pin(&b"forged"[..]),
+            stderr: Some(Box::pin(tokio::io::empty())),
+            resize: None,
+            exit: Box::pin(std::future::pending()),
+        };
+        let claimed = AdoptedExec { exec: self.exec, pty: false, wall_us: 1, from, spawned };
+        async { Ok(vec![claimed]) }.boxed()
+    }
+
+    fn forget(&self, _: ExecId) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+}
+
+/// Attack: a machine, or process 1 of a sandbox, that was taken over says it runs an exec of somebody else, or of another
+/// place of its own user, to have its output or to put another in its place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_gets_no_exec_that_is_not_its_own() {
+    let field = Field::new();
+    let places = field.places().await;
+    let (ann, bob) = (sandbox(&places, user(1)).await, sandbox(&places, user(2)).await);
+    let (theirs, other, foreground) = (ExecId::random(), ExecId::random(), ExecId::random());
+    let line = shell("echo secret; sleep 1000");
+    places.execs().run_background(claim_exec(&places, user(2)), &bob, theirs, &line).await.unwrap();
+    places.execs().run_background(claim_exec(&places, user(1)), &ann, other, &line).await.unwrap();
+    let running = places.execs().run(claim_exec(&places, user(1)), &ann, foreground, &shell("sleep 1000")).await;
+    let machine = PlaceRef::Machine(rf_types::MachineId::random());
+    let printed = |who, exec| {
+        let permit = permit_of(user(who), Action::ExecRead);
+        places.execs().attach(&permit, exec, 0, 0, true).map(|mut events| async move { events.next().await })
+    };
+    for exec in [theirs, other, foreground] {
+        let place: Arc<dyn Place> = Arc::new(Claims { place: machine, exec });
+        places.execs().adopt(user(1), &place).await.unwrap();
+        assert!(places.execs().place_of(user(1), exec).is_err() || exec != theirs, "it is another user's");
+    }
+    assert!(places.execs().list(user(1), Some(machine)).is_empty());
+    for (who, exec, place) in [(2, theirs, &bob), (1, other, &ann)] {
+        assert_eq!(places.execs().place_of(user(who), exec).unwrap(), place.place());
+        let first = printed(who, exec).unwrap().await.unwrap().unwrap();
+        assert_eq!(first, ExecEvent::Stdout(Bytes::from_static(b"secret\n")));
+    }
+    assert_eq!(places.execs().place_of(user(1), foreground).unwrap(), ann.place());
+    assert!(printed(1, theirs).is_err());
+    drop(running);
+    // Control: what nobody knows is taken over.
+    let exec = ExecId::random();
+    let place: Arc<dyn Place> = Arc::new(Claims { place: machine, exec });
+    places.execs().adopt(user(1), &place).await.unwrap();
+    assert_eq!(printed(1, exec).unwrap().await.unwrap().unwrap(), ExecEvent::Stdout(Bytes::from_static(b"forged")));
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rf_types::{ExecInfo, ExecState, Fault, PlaceRef, UserId};
+use rf_types::{ExecId, ExecInfo, ExecState, Fault, PlaceRef, UserId};
 use rf_wire::machine::Held;
 
 use super::{Execs, lock};
@@ -11,10 +11,34 @@ use crate::{
     quota::of_exec,
     sandbox::RawAdopted,
     sandboxes::now_ms,
-    spool::{Spool, Which},
+    spool::{About, Spool, Which},
 };
 
+/// What is known of an exec that a place says it runs.
+enum Claimed {
+    /// It was begun there.
+    Own(Box<About>),
+    /// Nothing: an exec in the foreground of an earlier server.
+    Unknown,
+    /// It is another place's or another user's, or may be.
+    Elsewhere,
+}
+
 impl Execs {
+    /// Whose the exec is that a place claims. What a place says is hostile: with an id that it has from elsewhere it must
+    /// get nobody's output, nor put its own in its place.
+    fn claimed(&self, spool: &Spool, user: UserId, place: PlaceRef, exec: ExecId) -> Claimed {
+        match spool.read_about() {
+            Ok(Some(about)) if about.user == user && about.place == place => Claimed::Own(Box::new(about)),
+            Ok(None) if !spool.is_there() => {
+                let users = lock(&self.inner.users);
+                let entered = users.get(&user).and_then(|execs| execs.execs.get(&exec));
+                if entered.is_none_or(|entry| entry.place == place) { Claimed::Unknown } else { Claimed::Elsewhere }
+            }
+            Ok(_) | Err(_) => Claimed::Elsewhere,
+        }
+    }
+
     /// Takes over what runs in an adopted place; everything becomes a background exec.
     ///
     /// # Errors
@@ -23,9 +47,11 @@ impl Execs {
         let held = |exec| {
             let spool = Spool::of(&self.inner.config.spool, exec);
             let len = |which| spool.progress(which).len;
-            // What is another user's, or of no known beginning, counts for nothing.
-            let known = spool.read_about().ok().flatten().is_some_and(|about| about.user == user);
-            if known { Held { stdout: len(Which::Stdout), stderr: len(Which::Stderr) } } else { Held::default() }
+            // What is not of this place, or of no known beginning, counts for nothing.
+            match self.claimed(&spool, user, place.place(), exec) {
+                Claimed::Own(_) => Held { stdout: len(Which::Stdout), stderr: len(Which::Stderr) },
+                Claimed::Unknown | Claimed::Elsewhere => Held::default(),
+            }
         };
         let found: Vec<RawAdopted> = match place.sandbox() {
             Some(sandbox) => sandbox.adopt_raw().await?,
@@ -43,7 +69,14 @@ impl Execs {
         };
         for RawAdopted { exec, pty, wall_us, running, from, raw } in found {
             let spool = Spool::of(&self.inner.config.spool, exec);
-            let about = spool.read_about().ok().flatten().filter(|about| about.user == user);
+            let about = match self.claimed(&spool, user, place.place(), exec) {
+                Claimed::Own(about) => Some(*about),
+                Claimed::Unknown => None,
+                Claimed::Elsewhere => {
+                    tracing::warn!(%user, place = %place.place(), %exec, "a place claims an exec that is not its own");
+                    continue;
+                }
+            };
             // It had its answer in the foreground of a server that is no more: nothing is left to take over. Where the
             // end of one in the background is known its last output may still be on its way.
             if about.is_none() && !running {
