@@ -177,6 +177,7 @@ impl Field {
     }
 
     /// The directory of one sandbox in every hierarchy in which it has a control group.
+    #[allow(dead_code, reason = "the tests of rf-escape use it")]
     pub fn groups_of(&self, sandbox: &str) -> Vec<PathBuf> {
         self.bases.iter().map(|base| base.join(sandbox)).filter(|dir| dir.is_dir()).collect()
     }
