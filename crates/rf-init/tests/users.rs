@@ -452,3 +452,33 @@ time.sleep(1000)
     }
     assert_eq!(text(&field, 2, "sudo id -u"), "0\n");
 }
+
+#[test]
+fn a_file_that_may_not_be_removed_is_not_moved_to_another_file_system() {
+    let field = field(USERS);
+    let there = tempfile::tempdir_in("/dev/shm").unwrap();
+    fs::set_permissions(there.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let target = there.path().join("target");
+    fs::write(&target, "mine").unwrap();
+    for (name, mode) in [("closed", 0o755), ("sticky", 0o1777), ("open", 0o777)] {
+        let dir = field.dir.path().join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, PermissionsExt::from_mode(mode)).unwrap();
+        fs::write(dir.join("file"), "theirs").unwrap();
+    }
+    let rename = |from: &str, flags| {
+        let (a, b) = (field.path(from), target.as_os_str().as_encoded_bytes());
+        field.done(FileOrder { op: file_op::MOVE, flags, a: &a, b, ..FileOrder::default() })
+    };
+    for (from, errno) in [("closed/file", Errno::ACCESS), ("sticky/file", Errno::PERM)] {
+        for flags in [0, 1] {
+            assert_eq!(rename(from, flags), Err(errno.raw_os_error()), "{from}");
+            assert_eq!(fs::read(&target).unwrap(), b"mine");
+            assert_eq!(fs::read_dir(there.path()).unwrap().count(), 1);
+        }
+    }
+    // Control: one that may be is, in place of what is there.
+    assert_eq!(rename("open/file", 1), Ok(()));
+    assert_eq!(fs::read(&target).unwrap(), b"theirs");
+    assert!(!field.dir.path().join("open/file").exists());
+}

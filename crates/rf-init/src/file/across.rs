@@ -31,7 +31,8 @@ const PREFIX: &[u8] = b"user.";
 /// sees the whole file or what was there; killed in between, the file has both names.
 ///
 /// # Errors
-/// `EXDEV` for what is no regular file; `E2BIG` where its attributes are more than can be taken along.
+/// What the kernel says of removing the old name, before anything is changed; `EXDEV` for what is no regular file; `E2BIG`
+/// where its attributes are more than can be taken along.
 pub(super) fn rename(from: &CStr, to: &CStr, replace: bool) -> Result<(), Errno> {
     let named = look(from, false)?;
     if FileType::from_raw_mode(fstat(&named)?.st_mode) != FileType::RegularFile {
@@ -47,6 +48,7 @@ pub(super) fn rename(from: &CStr, to: &CStr, replace: bool) -> Result<(), Errno>
     let parent = Name::<4096>::of(&[if parent.is_empty() { b"." } else { parent }]).ok_or(Errno::NAMETOOLONG)?;
     let last = Name::<NAME_MAX>::of(&[last]).ok_or(Errno::NAMETOOLONG)?;
     let directory = directory_at(CWD, parent.cstr(), true)?;
+    may_remove(from)?;
     let beside = unguessable()?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let target = openat(&directory, beside.cstr(), flags, Mode::RUSR | Mode::WUSR)?;
@@ -66,6 +68,18 @@ pub(super) fn rename(from: &CStr, to: &CStr, replace: bool) -> Result<(), Errno>
         // Another file that has the name by now stays.
         Ok(_) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
+    }
+}
+
+/// Whether the name of a file may be removed. Asked before, since what is replaced by then is lost.
+///
+/// As a directory: that a file is none is the last that the kernel looks at (fs/namei.c, `may_delete`).
+fn may_remove(file: &CStr) -> Result<(), Errno> {
+    match unlinkat(CWD, file, AtFlags::REMOVEDIR) {
+        Err(Errno::NOTDIR) => Ok(()),
+        Err(errno) => Err(errno),
+        // An empty directory had the name by now.
+        Ok(()) => Err(Errno::XDEV),
     }
 }
 
