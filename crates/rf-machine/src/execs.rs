@@ -5,7 +5,11 @@ use std::{
     io,
     os::fd::OwnedFd,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    process::Child,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -52,7 +56,30 @@ pub(crate) struct Streams {
 pub(crate) struct Execs {
     owner: Arc<Owner>,
     table: Mutex<HashMap<ExecId, Arc<Exec>>>,
+    /// Execs that are being started and not in the table yet.
+    starting: AtomicUsize,
     seen: Mutex<Seen>,
+}
+
+/// An exec that is being started; it has a place of its own until it is in the table.
+struct Starting<'a>(&'a AtomicUsize);
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A keeper that nobody follows yet: given up, it is waited for, so that no zombie of it stays. It ends when its socket
+/// is closed.
+struct Unfollowed(Option<Child>);
+
+impl Drop for Unfollowed {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            std::thread::spawn(move || child.wait());
+        }
+    }
 }
 
 struct Exec {
@@ -107,7 +134,7 @@ fn no_such() -> Fault {
 
 impl Execs {
     pub(crate) fn new(owner: Arc<Owner>, seen: Seen) -> Arc<Self> {
-        Arc::new(Self { owner, table: Mutex::default(), seen: Mutex::new(seen) })
+        Arc::new(Self { owner, table: Mutex::default(), starting: AtomicUsize::new(0), seen: Mutex::new(seen) })
     }
 
     /// Starts an exec, unless its id was ever seen. Returns its pid.
@@ -123,7 +150,7 @@ impl Execs {
         if spec.user.is_some() {
             return Err(Fault::invalid("a machine runs everything as its owner"));
         }
-        self.make_room()?;
+        let starting = self.make_room()?;
         lock(&self.seen).note(id)?;
         let (owner, asked) = (self.owner.clone(), spec.clone());
         let started = Instant::now();
@@ -134,6 +161,7 @@ impl Execs {
             |error: io::Error| Fault::new(Code::PlaceExhausted, format!("no streams for the exec: {error}"), "");
         let Launched { pid, keeper, stdin, stdout, stderr, terminal } = launched;
         let launch::Keeper { child, socket } = keeper;
+        let mut unfollowed = Unfollowed(Some(child));
         let orders = Orders(socket.try_clone().map_err(broken)?);
         socket.set_nonblocking(true).map_err(broken)?;
         let reports = UnixStream::from_std(socket).map_err(broken)?;
@@ -162,7 +190,7 @@ impl Execs {
         let exec = Arc::new(Exec {
             id,
             pid,
-            keeper: child.id(),
+            keeper: unfollowed.0.as_ref().map_or(0, Child::id),
             pty: spec.pty.is_some(),
             stdin: spec.stdin,
             keep,
@@ -175,25 +203,33 @@ impl Execs {
         // From the beginning: nobody need be told.
         drop(exec.hand_over(streams, Held::default()));
         lock(&self.table).insert(id, exec.clone());
+        drop(starting);
         if !keep && lock(&exec.life).link.mux.dead().is_some() {
             // The session ended while it was being started, and with it its caller.
             exec.orders.kill_tree();
         }
-        tokio::spawn(self.clone().follow(exec, child, reports, spec.timeout_ms));
+        if let Some(child) = unfollowed.0.take() {
+            tokio::spawn(self.clone().follow(exec, child, reports, spec.timeout_ms));
+        }
         Ok(pid)
     }
 
     /// Makes room for one more, by forgetting the ended exec that began first.
-    fn make_room(&self) -> Result<(), Fault> {
+    fn make_room(&self) -> Result<Starting<'_>, Fault> {
         let mut table = lock(&self.table);
-        if table.len() < EXECS_MAX {
-            return Ok(());
+        let starting = || {
+            self.starting.fetch_add(1, Ordering::Relaxed);
+            Starting(&self.starting)
+        };
+        // Counted up under the table's lock alone, so that no two take the last place.
+        if table.len() + self.starting.load(Ordering::Relaxed) < EXECS_MAX {
+            return Ok(starting());
         }
         let oldest = table.values().filter(|exec| lock(&exec.life).end.is_some()).min_by_key(|exec| exec.started);
         match oldest.map(|exec| exec.id) {
             Some(id) => {
                 table.remove(&id);
-                Ok(())
+                Ok(starting())
             }
             None => Err(Fault::new(
                 Code::PlaceExhausted,
@@ -207,7 +243,7 @@ impl Execs {
     async fn follow(
         self: Arc<Self>,
         exec: Arc<Exec>,
-        mut child: std::process::Child,
+        mut child: Child,
         mut reports: UnixStream,
         timeout_ms: Option<u64>,
     ) {
@@ -270,6 +306,11 @@ impl Execs {
             SignalScope::Process => exec.orders.signal(number),
             SignalScope::Tree if signal == SIGKILL => {
                 exec.orders.kill_tree();
+            }
+            SignalScope::Tree if signal > 31 => {
+                return Err(Fault::invalid(format!(
+                    "{signal} is a real-time signal: it goes to one process, not to all"
+                )));
             }
             SignalScope::Tree => {
                 let keeper = exec.keeper;

@@ -348,3 +348,134 @@ async fn a_server_that_lost_what_it_had_is_told_of_the_gap() {
     assert!(all.get(one.from.stdout as usize..) == Some(&rest[..]), "from {}, {} bytes", one.from.stdout, rest.len());
     joined.stop().await;
 }
+
+/// Stands between a machine and its server. Silent, it passes nothing on and closes nothing, as a network that is gone.
+struct Relay {
+    address: std::net::SocketAddr,
+    silent: tokio::sync::watch::Sender<bool>,
+}
+
+impl Relay {
+    async fn start(to: std::net::SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (silent, heard) = tokio::sync::watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((machine, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(to).await.unwrap();
+                let ((from_machine, to_machine), (from_server, to_server)) =
+                    (machine.into_split(), server.into_split());
+                tokio::spawn(Self::pass(from_machine, to_server, heard.clone()));
+                tokio::spawn(Self::pass(from_server, to_machine, heard.clone()));
+            }
+        });
+        Self { address, silent }
+    }
+
+    async fn pass(
+        mut from: tokio::net::tcp::OwnedReadHalf,
+        mut to: tokio::net::tcp::OwnedWriteHalf,
+        mut silent: tokio::sync::watch::Receiver<bool>,
+    ) {
+        let mut piece = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = from.read(&mut piece).await {
+            if silent.wait_for(|silent| !silent).await.is_err() || to.write_all(&piece[..count]).await.is_err() {
+                return;
+            }
+        }
+        let _ = silent.wait_for(|silent| !silent).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_machine_is_away_after_three_heartbeats_and_its_calls_are_lost() {
+    let grace = Duration::from_millis(500);
+    let mut joined = Joined::start_with(Level::Workspace, grace).await;
+    joined.stop_machine().await;
+    let relay = Relay::start(joined.server.address()).await;
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let mut args = joined.arguments();
+    // By another address it is another server to the machine, which joins it anew.
+    args.url = format!("http://{}", relay.address);
+    args.token = Some("token-two".to_owned());
+    joined.server.authority.allow("token-two", joined.user);
+    args.report = Box::new(move |event| drop(sender.send(event)));
+    joined.machine = Some(common::Machine::run(args));
+    assert!(matches!(within(events.recv()).await, Some(JoinEvent::Connected { .. })));
+    let place = joined.place().await;
+    // Control: a quiet command of four heartbeats; nothing but they cross the line, and it stays.
+    let quiet = spawn(&joined, &place, ExecId::random(), &shell("sleep 4", false), false).await.unwrap();
+    assert_eq!(within(quiet.exit).await.unwrap().code, Some(0));
+    assert!(place.is_connected());
+
+    let spawned = spawn(&joined, &place, ExecId::random(), &shell("exec sleep 1000", false), false).await.unwrap();
+    let since = tokio::time::Instant::now();
+    relay.silent.send_replace(true);
+    let op = FileOp::Stat { path: ".".into(), follow: true };
+    let may = permit(joined.user, Action::FileRead);
+    let file = place.file(&may, &op, None);
+    let (exec, file) = within(async { tokio::join!(spawned.exit, file) }).await;
+    let took = since.elapsed();
+    assert_eq!(exec.unwrap_err().code, Code::PlaceLost);
+    assert_eq!(file.err().unwrap().code, Code::PlaceLost);
+    assert!(!place.is_connected() && joined.server.hub().joined(joined.user).is_none());
+    // Three heartbeats of a second, of which the first may have been due; the grace; and a busy machine.
+    assert!((Duration::from_secs(2)..Duration::from_secs(15)).contains(&took), "{took:?}");
+    // The machine has found it out by itself, too.
+    let told = within(events.recv()).await.unwrap();
+    assert!(matches!(&told, JoinEvent::Disconnected { reason, .. } if reason.contains("no sign of life")), "{told:?}");
+    relay.silent.send_replace(false);
+    within(async { while !matches!(events.recv().await, Some(JoinEvent::Connected { resumed: false, .. })) {} }).await;
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_dials_again_with_growing_pauses() {
+    let mut joined = Joined::start(Level::Workspace).await;
+    joined.stop_machine().await;
+    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let mut args = joined.arguments();
+    args.report = Box::new(move |event| drop(sender.send((tokio::time::Instant::now(), event))));
+    joined.machine = Some(common::Machine::run(args));
+    assert!(matches!(within(events.recv()).await, Some((_, JoinEvent::Connected { .. }))));
+    for _ in 0..2 {
+        joined.server.set_open(false);
+        joined.server.cut();
+        // Each pause is twice the one before up to the longest, and at most half of it is left to chance.
+        let (mut wait, mut due) = (20, None);
+        for _ in 0..6 {
+            let (at, told) = within(events.recv()).await.unwrap();
+            let JoinEvent::Disconnected { retry_in, .. } = told else { panic!("{told:?}") };
+            let range = Duration::from_millis(wait) / 2..=Duration::from_millis(wait);
+            assert!(range.contains(&retry_in), "{retry_in:?} is not in {range:?}");
+            assert!(due.is_none_or(|due| at >= due), "it did not wait: {retry_in:?}");
+            due = Some(at + retry_in);
+            wait = (wait * 2).min(200);
+        }
+        joined.server.set_open(true);
+        // As soon as it is there again it is connected, goes on, and begins with short pauses the next time.
+        within(async {
+            while !matches!(events.recv().await, Some((_, JoinEvent::Connected { resumed: true, .. }))) {}
+        })
+        .await;
+    }
+    joined.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_cannot_go_to_a_tree_is_refused_and_not_swallowed() {
+    let joined = Joined::start(Level::Workspace).await;
+    let place = joined.place().await;
+    let exec = ExecId::random();
+    let line = shell("trap 'exit 3' 34; while :; do sleep 0.05; done", false);
+    let spawned = spawn(&joined, &place, exec, &line, false).await.unwrap();
+    let may = permit(joined.user, Action::ExecControl);
+    let signal = |number, scope| place.signal(&may, exec, number, scope);
+    assert_eq!(signal(34, SignalScope::Tree).await.unwrap_err().code, Code::InvalidRequest);
+    assert_eq!(signal(65, SignalScope::Process).await.unwrap_err().code, Code::InvalidRequest);
+    // Control: it is one that its first process takes.
+    signal(34, SignalScope::Process).await.unwrap();
+    let ended = within(spawned.exit).await.unwrap();
+    assert!(ended.code == Some(3) || ended.signal == Some(34), "{ended:?}");
+    joined.stop().await;
+}

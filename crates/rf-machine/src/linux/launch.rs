@@ -159,8 +159,10 @@ pub(crate) fn launch(owner: &Owner, spec: &ExecSpec) -> Result<Launched, Fault> 
         }
         Level::ReadOnly => return Err(owner.forbids("runs no commands")),
     };
-    let (mut ours, theirs) = UnixStream::pair()
-        .map_err(|error| Fault::new(Code::PlaceExhausted, format!("no socket for the keeper: {error}"), ""))?;
+    let pair = UnixStream::pair().and_then(|(ours, theirs)| Ok((ours.try_clone()?, ours, theirs)));
+    // Before there is a child, so that nothing fails afterwards that would leave it to nobody.
+    let (mut ours, socket, theirs) =
+        pair.map_err(|error| Fault::new(Code::PlaceExhausted, format!("no socket for the keeper: {error}"), ""))?;
     let hold = Hold {
         socket: theirs.into(),
         landlock,
@@ -184,7 +186,7 @@ pub(crate) fn launch(owner: &Owner, spec: &ExecSpec) -> Result<Launched, Fault> 
         let said = said.split(" (os error").next().unwrap_or_default().to_lowercase();
         Fault::new(Code::ExecFailed, format!("cannot start `{program}`: {said}"), held)
     })?;
-    let mut keeper = Keeper { child, socket: ours.try_clone().map_err(|_| broken(rustix::io::Errno::MFILE))? };
+    let mut keeper = Keeper { child, socket };
     let Some(Report::Started { pid }) = read_report(&mut ours) else {
         keeper.child.kill().and_then(|()| keeper.child.wait()).ok();
         return Err(Fault::new(Code::ExecFailed, format!("`{program}` ended before it began"), ""));
