@@ -71,6 +71,7 @@ pub(crate) struct FaultBody {
 
 /// The connections of a client.
 fn http(
+    url: &str,
     tls: &rustls::ClientConfig,
     more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
 ) -> Result<reqwest::Client, ClientError> {
@@ -80,7 +81,16 @@ fn http(
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("ringfence/", env!("CARGO_PKG_VERSION")))
         .tls_backend_preconfigured(tls.clone());
+    // A proxy is not asked for this computer itself: it would reach another one, and see the key.
+    let builder = if is_loopback(url) { builder.no_proxy() } else { builder };
     more(builder).build().map_err(|error| ClientError::Unusable(format!("no client can be made: {error}")))
+}
+
+/// Whether an address is this computer's own, by its text alone.
+fn is_loopback(url: &str) -> bool {
+    let host = reqwest::Url::parse(url).ok().and_then(|url| Some(url.host_str()?.to_owned())).unwrap_or_default();
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 impl Client {
@@ -94,13 +104,13 @@ impl Client {
             return Err(ClientError::Unusable(format!("`{url}` is no address: it starts with http:// or https://")));
         }
         let tls = Arc::new(tls::config(url.starts_with("https://"), options.certificate.as_deref())?);
-        let http = http(&tls, |builder| builder)?;
+        let http = http(&url, &tls, |builder| builder)?;
         Ok(Self { http, url, key: options.key, tls })
     }
 
     /// The same client on connections of its own, of HTTP/1.1 alone.
     pub(crate) fn with_http_1(&self) -> Result<Self, ClientError> {
-        let http = http(&self.tls(), reqwest::ClientBuilder::http1_only)?;
+        let http = http(&self.url, &self.tls(), reqwest::ClientBuilder::http1_only)?;
         Ok(Self { http, ..self.clone() })
     }
 

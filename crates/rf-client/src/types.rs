@@ -1,4 +1,4 @@
-//! What is asked of the public interface, and what comes back. Fields that a newer server adds are ignored.
+//! What is asked of the public interface, and what comes back. Of things, fields that are not known here are kept.
 
 use std::collections::BTreeMap;
 
@@ -8,6 +8,9 @@ use rf_types::{
     UserId, UserLimits, Username, units::UnixMs,
 };
 use serde::{Deserialize, Serialize};
+
+/// What a server says beyond what is known here, by name: a newer one's fields are not lost to who prints them.
+pub type More = serde_json::Map<String, serde_json::Value>;
 
 /// A list as the server gives it.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -121,6 +124,9 @@ pub struct Sandbox {
     /// What holds it.
     #[serde(default)]
     pub enforcement: Option<Enforcement>,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// A snapshot.
@@ -147,6 +153,9 @@ pub struct Snapshot {
     /// When it was made.
     #[serde(default)]
     pub created_at: UnixMs,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// A request for forks.
@@ -315,6 +324,9 @@ pub struct User {
     /// When it was made.
     #[serde(default)]
     pub created_at: UnixMs,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// What a user may have at once; what is not named stays as it is.
@@ -369,6 +381,9 @@ pub struct ApiKey {
     /// When it was revoked.
     #[serde(default)]
     pub revoked_at: Option<UnixMs>,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// How a key looks; it is good for the same.
@@ -449,6 +464,9 @@ pub struct MachineFacts {
     /// The directory that files are held to.
     #[serde(default)]
     pub workspace: String,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// A joined machine.
@@ -468,6 +486,9 @@ pub struct Machine {
     /// Whether it is connected now.
     #[serde(default)]
     pub online: bool,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// A template.
@@ -490,6 +511,9 @@ pub struct Template {
     /// How programs are started in it.
     #[serde(default)]
     pub config: TemplateConfig,
+    /// What else the server says, as it came.
+    #[serde(flatten)]
+    pub more: More,
 }
 
 /// How far an import is.
