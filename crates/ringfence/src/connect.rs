@@ -47,9 +47,12 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
     let config = config()?;
     let state = State::locate(global.state.as_deref()).ok();
     let local = state.as_ref().and_then(State::running);
+    // The file's key goes to the server that stands beside it only; alone, it is for whichever is asked.
+    let elsewhere = |url: &String| global.url.as_ref().is_some_and(|named| !same(named, url));
+    let of_the_file = config.key.filter(|_| !config.url.as_ref().is_some_and(elsewhere));
     let named = global.url.clone().or(config.url);
     // The local server's key goes to the local server only, whoever names it.
-    let is_local = named.as_ref().is_none_or(|url| local.as_ref().is_some_and(|local| *url == local.url));
+    let is_local = named.as_ref().is_none_or(|url| local.as_ref().is_some_and(|local| same(url, &local.url)));
     let Some(url) = named.or_else(|| local.map(|local| local.url)) else {
         bail!(Fault::new(
             Code::InvalidRequest,
@@ -58,19 +61,32 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
         ));
     };
     let own = || state.as_ref().filter(|_| is_local).and_then(State::first_key);
-    let Some(key) = global.key.clone().or(config.key).or_else(own) else {
+    let Some(key) = global.key.clone().or(of_the_file).or_else(own) else {
         bail!(Fault::new(
             Code::Unauthenticated,
             format!("no key for `{url}` is known"),
             "name one with --key or RINGFENCE_KEY, or write it to ~/.config/ringfence/config.toml",
         ));
     };
-    with_key(global, &url, &key, config.certificate)
+    with_key(global, &url, &key)
 }
 
-/// A client of `url` with this key and the command line's certificate.
-pub(crate) fn with_key(global: &Global, url: &str, key: &str, certificate: Option<PathBuf>) -> Result<Client> {
-    let certificate = match global.certificate.clone().or(certificate) {
+/// Whether two addresses are of one server, as far as their text says.
+fn same(one: &str, other: &str) -> bool {
+    one.trim_end_matches('/') == other.trim_end_matches('/')
+}
+
+/// The certificate to trust besides the system's: the command line's, else the configuration file's.
+pub(crate) fn certificate(global: &Global) -> Result<Option<PathBuf>> {
+    match &global.certificate {
+        Some(path) => Ok(Some(path.clone())),
+        None => Ok(config()?.certificate),
+    }
+}
+
+/// A client of `url` with this key.
+pub(crate) fn with_key(global: &Global, url: &str, key: &str) -> Result<Client> {
+    let certificate = match certificate(global)? {
         Some(path) => Some(fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?),
         None => None,
     };

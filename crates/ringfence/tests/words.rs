@@ -75,6 +75,31 @@ fn the_list_of_system_calls_is_short_and_every_call_has_a_reason() {
 }
 
 #[test]
+fn the_files_key_goes_to_the_files_server_alone() {
+    let home = fresh_dir();
+    std::fs::create_dir_all(home.path().join(".config/ringfence")).unwrap();
+    let file = home.path().join(".config/ringfence/config.toml");
+    // Nobody listens on port 1: a request that is sent fails otherwise than one that is not.
+    let asked = |text: &str, args: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        let mut command = ringfence(home.path());
+        command.args(args).arg("ps").env("RINGFENCE_STATE", home.path().join("none"));
+        Ran::of(command, b"").stderr
+    };
+    let both = "url = 'http://127.0.0.1:1/'\nkey = 'rf_x'\n";
+    let elsewhere = asked(both, &["--url", "http://127.0.0.2:1"]);
+    assert!(elsewhere.contains("no key for `http://127.0.0.2:1` is known"), "{elsewhere}");
+    for sent in [
+        asked(both, &[]),
+        asked(both, &["--url", "http://127.0.0.1:1"]),
+        asked(both, &["--url", "http://127.0.0.2:1", "--key", "rf_y"]),
+        asked("key = 'rf_x'\n", &["--url", "http://127.0.0.2:1"]),
+    ] {
+        assert!(!sent.contains("no key") && sent.contains("127.0.0."), "{sent}");
+    }
+}
+
+#[test]
 fn a_key_of_the_command_line_or_environment_is_never_shown() {
     let home = fresh_dir();
     let mut command = ringfence(home.path());

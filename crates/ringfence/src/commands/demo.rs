@@ -117,7 +117,7 @@ async fn play(global: &Global, operator: &Client, args: &DemoArgs, out: &Output)
     let bar = out.spinner("two users ask the same questions");
     let names = [format!("demo-ann-{mark}"), format!("demo-ben-{mark}")];
     let result = act(global, operator, &args.accept_missing, &stage, &mark, &names).await;
-    let cleared = clear(operator, &names).await;
+    let cleared = clear(global, operator, &names).await;
     bar.finish_and_clear();
     fs::remove_dir_all(&stage).with_context(|| format!("cannot remove `{}`", stage.display()))?;
     let result = result?;
@@ -129,7 +129,7 @@ async fn person(global: &Global, operator: &Client, name: &str, mark: &str) -> R
     let name: Username = name.parse()?;
     operator.user_add(&name, &Default::default()).await?;
     let key = operator.user_key_add(&name, "demo").await?;
-    let client = connect::with_key(global, operator.url(), key.key.expose(), None)?;
+    let client = connect::with_key(global, operator.url(), key.key.expose())?;
     let secret = format!("secret-of-{name}-{mark}");
     Ok(Person { name, client, secret, place: None })
 }
@@ -246,7 +246,7 @@ async fn act(
 }
 
 /// Removes the two users with all they have. Tries everything before it says what failed.
-async fn clear(operator: &Client, names: &[String; 2]) -> Result<()> {
+async fn clear(global: &Global, operator: &Client, names: &[String; 2]) -> Result<()> {
     let mut failed = None;
     for name in names {
         let name: Username = name.parse()?;
@@ -255,26 +255,22 @@ async fn clear(operator: &Client, names: &[String; 2]) -> Result<()> {
                 Ok(key) => key,
                 // Not made yet when something failed before.
                 Err(error) if error.fault().is_some_and(|fault| fault.code == Code::NotFound) => return Ok(()),
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
-            let client = Client::new(rf_client::Options {
-                url: operator.url().to_owned(),
-                key: Some(rf_client::Key::new(key.key.expose())),
-                certificate: None,
-            })?;
+            let client = connect::with_key(global, operator.url(), key.key.expose())?;
             for sandbox in client.sandboxes().await? {
                 client.sandbox_destroy(sandbox.id).await?;
             }
             for machine in client.machines().await? {
                 client.machine_remove(machine.id).await?;
             }
-            operator.user_remove(&name).await
+            anyhow::Ok(operator.user_remove(&name).await?)
         };
         if let Err(error) = done.await {
             failed.get_or_insert(error);
         }
     }
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    failed.map_or(Ok(()), Err)
 }
 
 fn host(stage: &Path, mark: &str) -> Result<Host> {
@@ -387,7 +383,7 @@ impl Machine {
             .stdout(Stdio::null())
             .stderr(fs::File::create(stage.join("join.log"))?)
             .kill_on_drop(true);
-        if let Some(certificate) = &global.certificate {
+        if let Some(certificate) = connect::certificate(global)? {
             command.env("RINGFENCE_CERTIFICATE", certificate);
         }
         let mut child = command.spawn().context("cannot start the machine (unshare)")?;
