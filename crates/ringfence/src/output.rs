@@ -28,11 +28,17 @@ impl Output {
 
     /// Prints a value as JSON, or what `text` makes of it.
     pub(crate) fn value<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
-        let mut line = if self.json { serde_json::to_string_pretty(value)? } else { text(value) };
+        let mut line =
+            if self.json { escaped(&serde_json::to_string_pretty(value)?) } else { tame_lines(&text(value)) };
         if !line.ends_with('\n') && !line.is_empty() {
             line.push('\n');
         }
         print(line.as_bytes())
+    }
+
+    /// For programs, what was done; people see by the silence that it was.
+    pub(crate) fn done(&self, value: &serde_json::Value) -> anyhow::Result<()> {
+        if self.json { print_pretty(value) } else { Ok(()) }
     }
 
     /// Prints rows as JSON, or as a table with these headings.
@@ -49,7 +55,17 @@ impl Output {
     pub(crate) fn remark(&self, text: &str) {
         if !self.quiet && !self.json {
             // Nothing is lost when nobody reads it.
-            let _ = writeln!(io::stderr(), "{text}");
+            let _ = writeln!(io::stderr(), "{}", tame_lines(text));
+        }
+    }
+
+    /// A remark that programs are to see as well: an object a line, on standard error.
+    pub(crate) fn warning(&self, text: &str) {
+        if !self.json {
+            self.remark(text);
+        } else if !self.quiet {
+            // Nothing is lost when nobody reads it.
+            let _ = writeln!(io::stderr(), "{}", escaped(&json!({ "warning": text }).to_string()));
         }
     }
 
@@ -63,7 +79,7 @@ impl Output {
             None => (ProgressBar::new_spinner(), "{msg} {spinner} {bytes} {bytes_per_sec}"),
         };
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_message(what.to_owned());
+        bar.set_message(tame(what));
         bar
     }
 
@@ -73,7 +89,7 @@ impl Output {
             return ProgressBar::hidden();
         }
         let bar = ProgressBar::new_spinner();
-        bar.set_message(what.to_owned());
+        bar.set_message(tame(what));
         bar.enable_steady_tick(std::time::Duration::from_millis(100));
         bar
     }
@@ -84,8 +100,9 @@ impl Output {
         let mut hint = String::new();
         let mut request = None;
         let mut ours = false;
+        let theirs = error.chain().any(|cause| cause.is::<ClientError>());
         for cause in error.chain() {
-            ours |= cause.downcast_ref::<Fault>().is_some();
+            ours |= cause.is::<Fault>();
             let fault = cause.downcast_ref::<Fault>().or_else(|| match cause.downcast_ref::<ClientError>() {
                 Some(ClientError::Refused { fault, request_id, .. }) => {
                     request = request_id.clone();
@@ -113,19 +130,77 @@ impl Output {
         }
         let message = format!("{error:#}");
         let text = if self.json {
-            json!({ "code": code, "message": message, "hint": hint, "request_id": request }).to_string()
+            escaped(&json!({ "code": code, "message": message, "hint": hint, "request_id": request }).to_string())
         } else {
-            let mut text = format!("error: {message}");
+            // Of ours some have several lines, such as what is wrong with a file; a server's could be taken for ours.
+            let mut text = format!("error: {}", if theirs { tame(&message) } else { tame_lines(&message) });
             if !hint.is_empty() {
-                text.push_str(&format!("\n hint: {hint}"));
+                text.push_str(&format!("\n hint: {}", tame(&hint)));
             }
             if let Some(request) = request {
-                text.push_str(&format!("\n   id: {request}"));
+                text.push_str(&format!("\n   id: {}", tame(&request)));
             }
             text
         };
         let _ = writeln!(io::stderr(), "{text}");
     }
+}
+
+/// Whether a terminal, or who reads it, would obey a character instead of showing it: control characters (C0, DEL and
+/// C1), line and paragraph separators, and those that turn, hide or tag what stands around them (Unicode's UAX #9 and
+/// UTS #39).
+fn is_wild(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{feff}')
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fff9}'..='\u{fffb}')
+        || matches!(c, '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A text of somebody else's as one line of a terminal: in place of what a terminal would obey stands U+FFFD.
+pub(crate) fn tame(text: &str) -> String {
+    text.chars().map(|c| if is_wild(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// The same for a text whose lines are ours.
+fn tame_lines(text: &str) -> String {
+    let wild = |c: char| is_wild(c) && !matches!(c, '\n' | '\t');
+    text.chars().map(|c| if wild(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// As [`tame`], at most so many characters of it; that it was cut is shown.
+pub(crate) fn short(text: &str, most: usize) -> String {
+    let mut short = tame(text);
+    if let Some((at, _)) = short.char_indices().nth(most) {
+        short.truncate(at);
+        short.push('…');
+    }
+    short
+}
+
+/// A JSON text in which everything that a terminal would obey is escaped. The library escapes C0 alone; the rest can
+/// stand in strings only, where an escape means the same (RFC 8259, section 7).
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_wild(c) && c != '\n' {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
+/// Prints a value as JSON, for people to read too.
+pub(crate) fn print_pretty(value: &serde_json::Value) -> anyhow::Result<()> {
+    print(format!("{}\n", escaped(&serde_json::to_string_pretty(value)?)).as_bytes())
+}
+
+/// Prints a value as JSON on one line, for programs that read as it comes.
+pub(crate) fn print_line(value: &serde_json::Value) -> anyhow::Result<()> {
+    print(format!("{}\n", escaped(&value.to_string())).as_bytes())
 }
 
 /// Writes to standard output.
@@ -143,7 +218,7 @@ pub(crate) fn table(headings: &[&str], rows: impl Iterator<Item = Vec<String>>) 
     table.load_style(presets::NOTHING);
     table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| tame(cell)));
     }
     // The style without borders still has room for one at the left.
     let lines = table.to_string();
@@ -248,6 +323,26 @@ mod tests {
             assert!(parse_ms(wrong).is_err(), "{wrong}");
         }
         assert!(parse_cpu("-1").is_err());
+    }
+
+    #[test]
+    fn nothing_reaches_a_terminal_that_it_would_obey() {
+        let title = "a\u{1b}]0;b\u{7}c\u{9b}2J\r\nd\u{7f}\u{202e}e\u{e0041}f";
+        assert_eq!(tame(title), "a\u{fffd}]0;b\u{fffd}c\u{fffd}2J\u{fffd}\u{fffd}d\u{fffd}\u{fffd}e\u{fffd}f");
+        assert_eq!(tame_lines("a\nb\tc\rd"), "a\nb\tc\u{fffd}d");
+        assert_eq!(tame("naïve 日本 👩\u{200d}💻"), "naïve 日本 👩\u{200d}💻");
+        assert_eq!(short("ab\u{1b}cd", 3), "ab\u{fffd}…");
+        assert_eq!(short("abc", 3), "abc");
+        // Whatever a cell holds, its row stays a row.
+        let shown = table(&["name"], [vec!["x\ny\u{1b}[2J".to_owned()]].into_iter());
+        assert_eq!(shown, "NAME\nx\u{fffd}y\u{fffd}[2J");
+        // As JSON it is the same text, in other letters.
+        let value = json!({ title: [title] });
+        for text in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
+            let escaped = escaped(&text);
+            assert!(!escaped.chars().any(|c| is_wild(c) && c != '\n'), "{escaped:?}");
+            assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped).unwrap(), value);
+        }
     }
 
     #[test]

@@ -130,6 +130,7 @@ pub(crate) fn user(global: &Global, command: UserCommand, out: &Output) -> Resul
         }
         UserCommand::Rm { user } => {
             runtime.block_on(client.user_remove(&user))?;
+            out.done(&json!({ "removed": [user] }))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -205,11 +206,12 @@ pub(crate) fn key(global: &Global, command: KeyCommand, out: &Output) -> Result<
         }
         KeyCommand::Revoke { keys } => {
             runtime.block_on(async {
-                for key in keys {
-                    client.key_revoke(key).await?;
+                for key in &keys {
+                    client.key_revoke(*key).await?;
                 }
                 anyhow::Ok(())
             })?;
+            out.done(&json!({ "revoked": keys }))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -246,18 +248,23 @@ pub(crate) fn machine(global: &Global, command: MachineCommand, out: &Output) ->
         MachineCommand::List => {
             let machines = runtime.block_on(client.machines())?;
             out.rows(&machines, &["machine", "state", "hostname", "os", "level"], |machine| {
-                let clean = |text: &str| text.chars().filter(|c| !c.is_control()).take(40).collect::<String>();
                 vec![
                     machine.id.to_string(),
                     if machine.online { "online" } else { "offline" }.to_owned(),
-                    clean(&machine.facts.hostname),
-                    clean(&machine.facts.os),
-                    clean(&machine.level),
+                    output::short(&machine.facts.hostname, 40),
+                    output::short(&machine.facts.os, 40),
+                    machine.level.clone(),
                 ]
             })?;
         }
-        MachineCommand::Rm { machine } => runtime.block_on(client.machine_remove(machine))?,
-        MachineCommand::Prefer { place } => runtime.block_on(client.set_preference(place.preference()))?,
+        MachineCommand::Rm { machine } => {
+            runtime.block_on(client.machine_remove(machine))?;
+            out.done(&json!({ "removed": [machine] }))?;
+        }
+        MachineCommand::Prefer { place } => {
+            runtime.block_on(client.set_preference(place.preference()))?;
+            out.done(&json!({ "preference": place.preference() }))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

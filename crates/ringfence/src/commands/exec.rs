@@ -391,7 +391,7 @@ impl Printer {
                 "stdout": stdout,
                 "stderr": stderr,
             });
-            output::print(format!("{}\n", serde_json::to_string_pretty(&value)?).as_bytes())?;
+            output::print_pretty(&value)?;
         } else if report.is_some_and(|report| report.timed_out) {
             let _ = writeln!(io::stderr(), "ringfence: killed, because its time was up");
         }

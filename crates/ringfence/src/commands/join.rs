@@ -8,7 +8,10 @@ use rf_machine::JoinEvent;
 use serde_json::json;
 use tokio::signal::unix;
 
-use crate::{cli::Global, output::Output};
+use crate::{
+    cli::Global,
+    output::{self, Output},
+};
 
 #[derive(Args)]
 pub(crate) struct JoinArgs {
@@ -84,5 +87,6 @@ fn tell(out: &Output, event: &JoinEvent) {
             json!({ "event": "disconnected", "reason": reason, "retry_ms": u64::try_from(retry_in.as_millis()).ok() })
         }
     };
-    println!("{value}");
+    // Nothing is lost when nobody reads it.
+    let _ = output::print_line(&value);
 }

@@ -156,7 +156,7 @@ where
         }
     }
     out.value(&good, |good| {
-        let line = |sandbox: &Sandbox| format!("{} {}", sandbox.id, sandbox.state);
+        let line = |sandbox: &Sandbox| format!("{} {}", sandbox.id, output::tame(&sandbox.state));
         good.iter().map(line).collect::<Vec<_>>().join("\n")
     })?;
     match failed {

@@ -131,7 +131,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
                 ExecState::Exited(report) => format!("exited {}", report.shell_code()),
                 ExecState::Lost => "lost".to_owned(),
             };
-            let command: String = exec.argv.join(" ").chars().filter(|c| !c.is_control()).take(60).collect();
+            let command = output::short(&exec.argv.join(" "), 60);
             let age = output::span(now.saturating_sub(exec.started_at));
             vec![exec.id.to_string(), exec.place.to_string(), state, age, command]
         })?;
@@ -159,8 +159,7 @@ pub(crate) fn ps(global: &Global, args: &PsArgs, out: &Output) -> Result<ExitCod
         });
         let machines = machines.iter().map(|machine| {
             let state = if machine.online { "online" } else { "offline" };
-            let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(40).collect();
-            let (name, what) = (shown(&machine.facts.hostname), shown(&machine.facts.os));
+            let (name, what) = (output::short(&machine.facts.hostname, 40), output::short(&machine.facts.os, 40));
             let level = machine.level.clone();
             vec![machine.id.to_string(), name, state.to_owned(), what, String::new(), level, String::new()]
         });
@@ -185,6 +184,16 @@ enum Removed {
     Sandbox(SandboxId),
     Machine(MachineId),
     Snapshot(SnapshotId),
+}
+
+impl std::fmt::Display for Removed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sandbox(id) => id.fmt(f),
+            Self::Machine(id) => id.fmt(f),
+            Self::Snapshot(id) => id.fmt(f),
+        }
+    }
 }
 
 /// What was typed.
@@ -246,7 +255,7 @@ pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCod
     let asked = args.places.iter().map(|text| ToRemove::parse(text)).collect::<Result<Vec<_>>>()?;
     let mut places = runtime.block_on(found(&client, asked))?;
     let bar = out.spinner("removing");
-    let failed = runtime.block_on(async {
+    let (removed, failed) = runtime.block_on(async {
         if args.all {
             places.extend(client.sandboxes().await?.into_iter().map(|sandbox| Removed::Sandbox(sandbox.id)));
         }
@@ -262,9 +271,12 @@ pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCod
             .buffered(4)
             .collect()
             .await;
-        anyhow::Ok(results.into_iter().find_map(Result::err))
+        let gone = |(place, result): (&Removed, &Result<(), _>)| result.is_ok().then(|| place.to_string());
+        let removed: Vec<_> = places.iter().zip(&results).filter_map(gone).collect();
+        anyhow::Ok((removed, results.into_iter().find_map(Result::err)))
     })?;
     bar.finish_and_clear();
+    out.done(&json!({ "removed": removed }))?;
     match failed {
         None => Ok(ExitCode::SUCCESS),
         Some(error) => Err(error.into()),

@@ -6,11 +6,12 @@ use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use rf_client::{Client, types::Template};
 use rf_types::TemplateName;
+use serde_json::json;
 
 use crate::{
     cli::Global,
     connect,
-    output::{Output, now_ms, span},
+    output::{self, Output, now_ms, span},
     transfer,
 };
 
@@ -66,7 +67,7 @@ pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) 
                     template.layers.len().to_string(),
                     or_none(ago.unwrap_or_default()),
                     or_none(template.config.user.clone()),
-                    or_none(shortened(&command.escape_debug().to_string())),
+                    or_none(output::short(&command, 40)),
                     template.source.clone(),
                 ]
             })?;
@@ -92,7 +93,10 @@ pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) 
             bar.finish_and_clear();
             out.value(&template, |template| template.name.to_string())?;
         }
-        TemplateCommand::Rm { name } => runtime.block_on(client.template_remove(&name))?,
+        TemplateCommand::Rm { name } => {
+            runtime.block_on(client.template_remove(&name))?;
+            out.done(&json!({ "removed": [name] }))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -108,7 +112,7 @@ async fn pull(client: &Client, name: &TemplateName, image: &str, out: &Output) -
             tokio::time::sleep(ASK_PERIOD).await;
             // The bar is for people alone: who may not ask, or asks too late, goes without.
             let Ok(import) = client.template_import(name).await else { continue };
-            bar.set_message(format!("{} {image}", import.step));
+            bar.set_message(output::tame(&format!("{} {image}", import.step)));
             bar.set_length(import.bytes_total);
             bar.set_position(import.bytes_done);
         }
@@ -121,22 +125,16 @@ async fn pull(client: &Client, name: &TemplateName, image: &str, out: &Output) -
     Ok(template?)
 }
 
-fn shortened(text: &str) -> String {
-    const MOST: usize = 40;
-    match text.char_indices().nth(MOST) {
-        Some((at, _)) => format!("{}...", &text[..at]),
-        None => text.to_owned(),
-    }
-}
-
 fn shown(template: &Template) -> String {
     let config = &template.config;
-    let mut text = format!("{}\n\nsource      {}\n", template.name, template.source);
+    let mut text = format!("{}\n\n", template.name);
     let mut line = |name: &str, value: String| {
         if !value.is_empty() {
-            text.push_str(&format!("{name:<12}{value}\n"));
+            // Whoever made the image chose most of it, and this goes to a terminal.
+            text.push_str(&format!("{name:<12}{}\n", output::tame(&value)));
         }
     };
+    line("source", template.source.clone());
     let ago = template.created_at.map(|at| format!("{} ago", span(now_ms().saturating_sub(at))));
     line("imported", ago.unwrap_or_default());
     line("digest", template.digest.clone().unwrap_or_default());
@@ -146,9 +144,7 @@ fn shown(template: &Template) -> String {
     line("entrypoint", quoted(&config.entrypoint));
     line("command", quoted(&config.cmd));
     for (at, variable) in config.env.iter().enumerate() {
-        // Whoever made the image chose it, and this goes to a terminal.
-        let tame = variable.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c });
-        line(if at == 0 { "environment" } else { "" }, tame.collect());
+        line(if at == 0 { "environment" } else { "" }, variable.clone());
     }
     for (at, layer) in template.layers.iter().enumerate() {
         line(if at == 0 { "layers" } else { "" }, layer.clone());

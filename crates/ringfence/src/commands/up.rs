@@ -149,7 +149,7 @@ async fn supervise(state: &State, args: &UpArgs, out: &Output) -> Result<ExitCod
                 }
                 News::Ready(..) => {}
                 News::Died(name, status, rest) => {
-                    bar.suspend(|| out.remark(&format!("the {name} died ({status}); starting it again in {rest:?}")));
+                    bar.suspend(|| out.warning(&format!("the {name} died ({status}); starting it again in {rest:?}")));
                 }
             },
         }
@@ -186,7 +186,7 @@ fn greet(state: &State, url: &str, fresh: Option<&str>, out: &Output) -> Result<
     let value = json!({ "url": url, "key": fresh, "key_file": key_file, "pid": std::process::id() });
     if out.json() {
         // On one line, since more may come: whoever started us waits for this.
-        return output::print(format!("{value}\n").as_bytes());
+        return output::print_line(&value);
     }
     out.value(&value, |_| {
         let named = std::env::args().next().unwrap_or_else(|| "ringfence".to_owned());
