@@ -201,3 +201,51 @@ fn a_port_is_forwarded_to_this_computer() {
     assert!(forward.wait().unwrap().success());
     system.stop();
 }
+
+/// The address of a `port-forward` to port 8000 of a sandbox, and its process.
+fn forwarded(system: &System, id: &str) -> (String, std::process::Child) {
+    let mut forward = system.command(&["port-forward", "-s", id, "8000:0"]);
+    let log = fs::File::create(system.dir().join("forward.log")).unwrap();
+    let mut forward = forward.stdout(std::process::Stdio::piped()).stderr(log).spawn().unwrap();
+    let mut table = io::BufReader::new(forward.stdout.take().unwrap());
+    let mut row = String::new();
+    for _ in 0..2 {
+        row.clear();
+        io::BufRead::read_line(&mut table, &mut row).unwrap();
+    }
+    (row.split_whitespace().next().unwrap().to_owned(), forward)
+}
+
+#[test]
+fn a_forwarder_that_had_no_descriptors_left_goes_on() {
+    let system = System::start();
+    let id = sandbox(&system);
+    let (address, mut forward) = forwarded(&system, &id);
+    let page = || {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.write_all(b"GET /page HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        read.is_ok() && answer.ends_with("a page")
+    };
+    assert!(page(), "control: it forwards");
+    let pid = forward.id();
+    let limit = |most: usize| {
+        let limit = format!("--nofile={most}:");
+        let status = std::process::Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]).status().unwrap();
+        assert!(status.success());
+    };
+    limit(fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count() + 3);
+    // Each takes two there: its own and the tunnel's.
+    let held: Vec<_> = (0..8).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    let log = || fs::read_to_string(system.dir().join("forward.log")).unwrap();
+    eventually("it says that it cannot take a connection", || log().contains("cannot accept a connection"));
+    assert!(forward.try_wait().unwrap().is_none(), "{}", log());
+    drop(held);
+    limit(1024);
+    eventually("it forwards again", page);
+    support::signal(pid, "INT");
+    assert!(forward.wait().unwrap().success());
+    system.stop();
+}

@@ -1,18 +1,29 @@
 //! `port-forward`: ports of a sandbox on this computer.
 
-use std::{net::IpAddr, process::ExitCode};
+use std::{io, net::IpAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use rf_client::Tunnels;
 use rf_types::SandboxId;
+use rustix::io::Errno;
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
 
 use crate::{cli::Global, connect, named::Named, output::Output};
 
 /// Bytes that are moved at once, each way. Chosen: what a socket takes at once.
 const COPY_BYTES: usize = 64 << 10;
+/// Connections of one listener at once; more wait in the kernel's queue. Chosen: a browser opens some dozens.
+const CONNECTIONS_MAX: usize = 1_024;
+/// The pause after a connection that could not be taken. Chosen: long enough that something is given back meanwhile.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is said that none can be taken. Chosen.
+const SAY_PERIOD: Duration = Duration::from_secs(10);
 
 /// Which ports.
 #[derive(Args, Clone, Debug)]
@@ -82,15 +93,37 @@ pub(crate) fn forward(global: &Global, args: &ForwardArgs, out: &Output) -> Resu
 
 /// Carries each connection of one listener.
 async fn accept(listener: TcpListener, tunnels: Tunnels, sandbox: SandboxId, port: u16, out: Output) -> Result<()> {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut said: Option<Instant> = None;
     loop {
-        let (stream, _) = listener.accept().await.context("cannot accept a connection")?;
+        let turn = room.clone().acquire_owned().await.context("the listener is closed")?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) if is_final(&error) => return Err(error).context("cannot accept connections any more"),
+            Err(error) => {
+                if said.is_none_or(|at| at.elapsed() > SAY_PERIOD) {
+                    said = Some(Instant::now());
+                    out.warning(&format!("cannot accept a connection to port {port}: {error}; trying again"));
+                }
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
         let tunnels = tunnels.clone();
         tokio::spawn(async move {
             if let Err(error) = carry(stream, &tunnels, sandbox, port).await {
-                out.remark(&format!("{error:#}"));
+                out.warning(&format!("{error:#}"));
             }
+            drop(turn);
         });
     }
+}
+
+/// Whether a listener will never accept again. All else passes: a connection that was reset before it was accepted, no
+/// descriptors or memory left, errors of the network; see accept(2), "Error handling".
+fn is_final(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, None | Some(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::FAULT))
 }
 
 async fn carry(mut stream: TcpStream, tunnels: &Tunnels, sandbox: SandboxId, port: u16) -> Result<()> {
