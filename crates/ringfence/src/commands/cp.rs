@@ -1,9 +1,10 @@
 //! `ringfence cp`: files and trees, into and out of a place.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -12,8 +13,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use futures::StreamExt as _;
 use rf_client::{Client, FilePath, Target};
-use rf_types::{Code, Fault, FileKind, MachineId};
+use rf_types::{Code, Fault, FileKind, MachineId, RequestId};
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{cli::Global, connect, named::Named, output::Output, transfer};
 
@@ -88,25 +91,50 @@ pub(crate) fn cp(global: &Global, args: &CpArgs, out: &Output) -> Result<ExitCod
     let (from, to) = (Side::parse(&args.from)?, Side::parse(&args.to)?);
     let client = connect::client(global)?;
     let runtime = connect::runtime()?;
-    let bytes = match (&from, &to) {
-        (Side::Here(from), Side::There(place, path)) => runtime.block_on(async {
-            let target = place.target(&client).await?;
-            upload(&client, from, FilePath { target, path, user }, out).await
-        }),
-        (Side::There(place, path), Side::Here(to)) => runtime.block_on(async {
-            let target = place.target(&client).await?;
-            download(&client, FilePath { target, path, user }, to, out).await
-        }),
-        (Side::Here(_), Side::Here(_)) | (Side::There(..), Side::There(..)) => {
-            bail!(Fault::invalid(
+    let copying = async {
+        match (&from, &to) {
+            (Side::Here(from), Side::There(place, path)) => {
+                let target = place.target(&client).await?;
+                upload(&client, from, FilePath { target, path, user }, out).await
+            }
+            (Side::There(place, path), Side::Here(to)) => {
+                let target = place.target(&client).await?;
+                download(&client, FilePath { target, path, user }, to, out).await
+            }
+            (Side::Here(_), Side::Here(_)) | (Side::There(..), Side::There(..)) => bail!(Fault::invalid(
                 "one of the two must be in a place, such as `sbx_…:path` or `name:path`, and the other here"
-            ))
+            )),
         }
-    }?;
-    if out.json() {
-        out.value(&json!({ "bytes": bytes }), |_| String::new())?;
-    }
+    };
+    let result = runtime.block_on(unless_ended(copying));
+    // A thread that packs or unpacks ends by itself, with nobody left to talk to.
+    runtime.shutdown_background();
+    let bytes = match result? {
+        Done::With(bytes) => bytes,
+        Done::By(code) => return Ok(ExitCode::from(code)),
+    };
+    out.done(&json!({ "bytes": bytes }))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How a copy went.
+enum Done {
+    /// To its end, with so many bytes.
+    With(u64),
+    /// We were told to end; the exit code of that.
+    By(u8),
+}
+
+/// Copies until it is done, or somebody ends us: then the copy is dropped, and takes what it made in part along.
+async fn unless_ended(copying: impl Future<Output = Result<u64>>) -> Result<Done> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    tokio::select! {
+        done = copying => done.map(Done::With),
+        // As a shell tells of a command that a signal ended.
+        _ = interrupt.recv() => Ok(Done::By(128 + 2)),
+        _ = terminate.recv() => Ok(Done::By(128 + 15)),
+    }
 }
 
 /// The last part of a path in a place.
@@ -122,10 +150,7 @@ async fn upload(client: &Client, from: &Path, to: FilePath<'_>, out: &Output) ->
         Err(error) if error.fault().is_some_and(|fault| fault.code == Code::NotFound) => to.path.ends_with('/'),
         Err(error) => return Err(error.into()),
     };
-    let path = match from.canonicalize()?.file_name().and_then(|name| name.to_str()) {
-        Some(name) if into => format!("{}/{name}", to.path.trim_end_matches('/')),
-        _ => to.path.to_owned(),
-    };
+    let path = if into { format!("{}/{}", to.path.trim_end_matches('/'), name_of(from)?) } else { to.path.to_owned() };
     let to = FilePath { path: &path, ..to };
     let bar = out.bytes_bar(found.is_file().then_some(found.len()), "copying");
     if found.is_dir() {
@@ -158,28 +183,101 @@ async fn download(client: &Client, from: FilePath<'_>, to: &Path, out: &Output) 
         transfer::unpack_stream(client.tar_out(from).await?, to, bar.clone()).await?;
     } else {
         let (mut bytes, _) = client.file_read(from).await?;
-        // Beside it first, so that a broken download leaves what was there.
-        let mut partial = to.clone().into_os_string();
-        partial.push(".part");
-        let partial = PathBuf::from(partial);
-        let result = async {
-            let mut file = File::create(&partial).with_context(|| format!("cannot write `{}`", partial.display()))?;
-            while let Some(piece) = bytes.next().await {
-                let piece = piece?;
-                bar.inc(piece.len() as u64);
-                file.write_all(&piece).with_context(|| format!("cannot write `{}`", partial.display()))?;
-            }
-            file.set_permissions(fs::Permissions::from_mode(stat.permissions & 0o777))?;
-            fs::rename(&partial, &to).with_context(|| format!("cannot write `{}`", to.display()))
+        let mut file = Landing::open(&to, stat.permissions)?;
+        while let Some(piece) = bytes.next().await {
+            let piece = piece?;
+            bar.inc(piece.len() as u64);
+            file.write(&piece)?;
         }
-        .await;
-        if result.is_err() {
-            let _ = fs::remove_file(&partial);
-        }
-        result?;
+        file.land()?;
     }
     bar.finish_and_clear();
     Ok(bar.position())
+}
+
+/// The name under which a file or directory here goes into a directory there: as it was typed, be it a link's.
+fn name_of(path: &Path) -> Result<String> {
+    let name = match path.file_name() {
+        Some(name) => name.to_owned(),
+        // `.` and `..` have none of their own; the root has none at all.
+        None => match path.canonicalize()?.file_name() {
+            Some(name) => name.to_owned(),
+            None => bail!(Fault::invalid(format!("`{}` has no name: say what to call it there", path.display()))),
+        },
+    };
+    name.into_string().map_err(|name| {
+        Fault::invalid(format!("`{}` is not UTF-8: say what to call it there", Path::new(&name).display())).into()
+    })
+}
+
+/// A file that is being written here. A download that breaks off leaves what was there, and nothing beside it.
+struct Landing {
+    /// As it was typed, for people.
+    path: PathBuf,
+    file: File,
+    /// What is to become of it; `None` for what is written in place, such as a FIFO or a terminal.
+    partial: Option<Partial>,
+}
+
+/// A file beside its target, under a name that nobody can foresee and make a link of.
+struct Partial {
+    dir: OwnedFd,
+    name: String,
+    target: OsString,
+}
+
+impl Landing {
+    /// Makes a file beside `path`, with these permissions as far as the mask allows them.
+    fn open(path: &Path, permissions: u32) -> Result<Self> {
+        let cannot = || format!("cannot write `{}`", path.display());
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(cannot),
+            Ok(found) if found.is_file() => {}
+            // A rename would put a file in its place. What a link leads to, such as /dev/stdout, is opened by the
+            // kernel, which guards links of others in shared directories; see proc_sys_fs(5), protected_symlinks.
+            Ok(_) if fs::metadata(path).is_ok_and(|found| !found.is_file()) => {
+                let file = File::options().write(true).open(path).with_context(cannot)?;
+                return Ok(Self { path: path.to_owned(), file, partial: None });
+            }
+            Ok(_) => bail!(Fault::new(
+                Code::Conflict,
+                format!("`{}` is a link, which is not written through", path.display()),
+                "name the file that it leads to, or remove it",
+            )),
+        }
+        let target = path.file_name().with_context(|| format!("`{}` has no name", path.display()))?.to_owned();
+        let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(above, flags, Mode::empty()).with_context(cannot)?;
+        let name = format!(".ringfence-{:032x}.part", RequestId::random().bits());
+        // INVARIANT: nothing is opened that was there, so nobody has put it there.
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&dir, &name, flags, Mode::from_raw_mode(permissions & 0o777)).with_context(cannot)?;
+        Ok(Self { path: path.to_owned(), file: File::from(file), partial: Some(Partial { dir, name, target }) })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).with_context(|| format!("cannot write `{}`", self.path.display()))
+    }
+
+    /// It is whole: it gets its name.
+    fn land(mut self) -> Result<()> {
+        if let Some(Partial { dir, name, target }) = &self.partial {
+            renameat(dir, name, dir, target).with_context(|| format!("cannot write `{}`", self.path.display()))?;
+        }
+        self.partial = None;
+        Ok(())
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if let Some(Partial { dir, name, .. }) = &self.partial {
+            // Who may make it may remove it; nobody is left to tell if not.
+            let _ = unlinkat(dir, name, AtFlags::empty());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -203,5 +301,71 @@ mod tests {
         }
         assert_eq!(last_part("/a/b/"), Some("b"));
         assert_eq!(last_part(".."), None);
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Attack: links in a shared directory, in the way of a download that is foreseen.
+    #[test]
+    fn a_download_follows_no_link_that_others_left() {
+        let (shared, mine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let treasure = mine.path().join("treasure");
+        fs::write(&treasure, "kept").unwrap();
+        for name in ["x", "x.part", ".x.part", "x.new"] {
+            std::os::unix::fs::symlink(&treasure, shared.path().join(name)).unwrap();
+        }
+        let to = shared.path().join("x");
+        let error = Landing::open(&to, 0o644).err().unwrap();
+        assert!(error.to_string().contains("is a link"), "{error:#}");
+        fs::remove_file(&to).unwrap();
+        let mut file = Landing::open(&to, 0o640).unwrap();
+        file.write(b"new").unwrap();
+        file.land().unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"new");
+        assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o037, 0);
+        assert_eq!(fs::read(&treasure).unwrap(), b"kept");
+        assert_eq!(names(shared.path()), [".x.part", "x", "x.new", "x.part"]);
+    }
+
+    #[test]
+    fn a_download_that_breaks_off_leaves_what_was_there_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("x");
+        fs::write(&to, "old").unwrap();
+        let (mut one, mut other) = (Landing::open(&to, 0o600).unwrap(), Landing::open(&to, 0o600).unwrap());
+        one.write(b"half").unwrap();
+        other.write(b"whole").unwrap();
+        assert_eq!(names(dir.path()).len(), 3, "two at once are in nobody's way");
+        drop(one);
+        assert_eq!(fs::read(&to).unwrap(), b"old");
+        other.land().unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"whole");
+        assert_eq!(names(dir.path()), ["x"]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_written_in_place() {
+        let mut null = Landing::open(Path::new("/dev/null"), 0o600).unwrap();
+        null.write(b"x").unwrap();
+        null.land().unwrap();
+        assert!(!fs::metadata("/dev/null").unwrap().is_file());
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        assert!(Landing::open(&link, 0o600).unwrap().partial.is_none());
+    }
+
+    #[test]
+    fn a_link_goes_by_its_own_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/bin/sh", dir.path().join("link")).unwrap();
+        assert_eq!(name_of(&dir.path().join("link")).unwrap(), "link");
+        assert_eq!(name_of(&dir.path().join(".")).unwrap(), dir.path().file_name().unwrap().to_str().unwrap());
+        assert!(name_of(Path::new("/")).is_err());
     }
 }
