@@ -227,6 +227,21 @@ fn an_exec_gets_what_the_image_says_where_its_request_says_nothing() {
     let exec = system.ok(&["exec", "-d", "-s", &id, "--", "/bin/sh", "-c", &script]);
     assert_eq!(system.run(&["logs", "-f", &exec]).expect(0), "image a=b /srv\n/data\n700\n701");
 
+    // What would steer a terminal is shown tame, and is whole as JSON.
+    let wild = serde_json::json!({
+        "Env": ["TITLE=\u{1b}]0;mine\u{7}", "LINE=a\nlayers none"], "User": "app\u{9b}31m",
+        "WorkingDir": "/\u{202e}data\u{1b}[2J", "Cmd": ["\u{1b}c", "\u{7f}"],
+    });
+    import("wild", &wild);
+    for shown in [system.ok(&["template", "show", "wild"]), system.ok(&["template", "ls"])] {
+        let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+        assert!(shown.contains("app\u{fffd}31m") && !shown.contains(steers), "{shown:?}");
+        assert!(!shown.contains("\nlayers none"), "{shown}");
+    }
+    let told = system.json(&["template", "show", "wild"]);
+    assert_eq!((&told["config"]["env"], &told["config"]["user"]), (&wild["Env"], &wild["User"]));
+    system.ok(&["template", "rm", "wild"]);
+
     // An id without an entry; and root, which is judged like one that was asked for.
     import("number", &serde_json::json!({ "User": "4321:50" }));
     assert_eq!(seen(&["run", "--template", "number"]), "/ / 4321 4321");
@@ -416,6 +431,10 @@ fn an_image_of_a_registry_with_credentials_says_how_far_it_is_and_runs_its_own_c
         seen.push((told["step"].clone(), done));
         told["step"] == "fetching" && done > 0 && done < total
     });
+    // Another of that name is refused by it, and takes nothing of the first one's.
+    let second = system.run(&["template", "import", "mine", root(dir.path()).to_str().unwrap()]);
+    second.expect(1);
+    assert!(second.stderr.contains(&format!("`mine` is being imported already, from `{image}`")), "{}", second.stderr);
     assert!(importing.wait().unwrap().success(), "{seen:?}");
     assert_eq!(progress()["code"], "not_found");
     assert!(registry.asked.lock().unwrap().iter().any(|path| path.contains("/blobs/")));

@@ -235,11 +235,21 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    fn begin(app: &App, name: &TemplateName, source: String) -> Self {
-        let state =
-            ImportAnswer { name: name.clone(), source, step: "waiting".to_owned(), bytes_done: 0, bytes_total: 0 };
-        app.images().under_way().insert(name.clone(), state);
-        Self { app: app.clone(), name: name.clone() }
+    /// Notes an import. A second of the same name is refused: which of the two the name would be of in the end is
+    /// nobody's to guess, and the first goes on also when its client has gone.
+    fn begin(app: &App, name: &TemplateName, source: String) -> Result<Self, Fault> {
+        let mut all = app.images().under_way();
+        if let Some(other) = all.get(name) {
+            return Err(Fault::new(
+                Code::Conflict,
+                format!("the template `{name}` is being imported already, from `{}`", other.source),
+                format!("wait until that is done; GET /v1/templates/{name}/import says how far it is"),
+            ));
+        }
+        let step = "waiting".to_owned();
+        let state = ImportAnswer { name: name.clone(), source, step, bytes_done: 0, bytes_total: 0 };
+        all.insert(name.clone(), state);
+        Ok(Self { app: app.clone(), name: name.clone() })
     }
 
     fn tell(&self, step: &str, progress: Progress) {
@@ -330,7 +340,7 @@ async fn pull(app: &App, caller: &Caller, operation: &Operation, ask: &TemplateA
         Fault::new(Code::InvalidRequest, format!("`image`: {error}"), "give it as `registry/name:tag`")
     })?;
     let images = app.images();
-    let under_way = UnderWay::begin(app, &ask.name, reference.to_string());
+    let under_way = UnderWay::begin(app, &ask.name, reference.to_string())?;
     let _turn = images.turn.lock().await;
     let registry = images.registry().map_err(|error| fault(&error))?;
     let (caps, who) = (ImageCaps::STANDARD, images.registries.credentials(reference.registry()));
@@ -423,7 +433,7 @@ async fn upload(
 ) -> Result<TemplateAnswer, Fault> {
     let name: TemplateName = name.parse().map_err(|error| Fault::invalid(format!("{error}")))?;
     check_name(&name)?;
-    let under_way = Arc::new(UnderWay::begin(app, &name, "an upload".to_owned()));
+    let under_way = Arc::new(UnderWay::begin(app, &name, "an upload".to_owned())?);
     let _turn = app.images().turn.lock().await;
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
     let blobs = Arc::clone(&app.images().blobs);
