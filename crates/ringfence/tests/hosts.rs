@@ -67,6 +67,67 @@ fn without_landlock_sandboxes_and_layers_are_refused_by_name() {
     system.stop();
 }
 
+/// A machine that joined from such a host, with its user's key and its id.
+fn joined(system: &System, user: &str, level: &str) -> (std::process::Child, String, String) {
+    let key = system.json(&["user", "add", user])["key"].as_str().unwrap().to_owned();
+    let of = |args: &[&str]| {
+        let mut command = system.command(args);
+        command.env("RINGFENCE_KEY", &key).env("RINGFENCE_URL", &system.url);
+        Ran::of(command, b"")
+    };
+    let token: Value = serde_json::from_str(&of(&["--json", "machine", "token"]).expect(0)).unwrap();
+    let home = system.dir().join(user);
+    fs::create_dir_all(home.join("work")).unwrap();
+    fs::write(home.join("work/file"), "text").unwrap();
+    let mut join = system.command(&["join", &system.url, "--level", level, "--workspace"]);
+    join.arg(home.join("work"))
+        .arg("--key-dir")
+        .arg(home.join("key"))
+        .env("RINGFENCE_TOKEN", token["token"].as_str().unwrap());
+    let join = join.spawn().unwrap();
+    let mut machine = Value::Null;
+    support::eventually("the machine is there", || {
+        let list: Value = serde_json::from_str(&of(&["--json", "machine", "list"]).expect(0)).unwrap();
+        machine = list[0].clone();
+        machine["online"] == true
+    });
+    assert_eq!(machine["facts"]["landlock_abi"], 0, "{machine}");
+    (join, key, machine["id"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn without_landlock_a_machine_at_level_workspace_runs_no_command() {
+    let system = System::start_under(NO_LANDLOCK);
+    let of = |key: &str, args: &[&str]| {
+        let mut command = system.command(args);
+        command.env("RINGFENCE_KEY", key).env("RINGFENCE_URL", &system.url);
+        Ran::of(command, b"")
+    };
+    let (mut held, ann, id) = joined(&system, "ann", "workspace");
+    for args in [&["--", "touch", "made"][..], &["--sh", "touch made"], &["-d", "--", "touch", "made"]] {
+        let refused = of(&ann, &[&["--json", "exec", "-m", &id], args].concat());
+        assert_eq!((refused.code, fault(&refused)["code"].as_str()), (125, Some("layer_unavailable")), "{refused:?}");
+        let fault = fault(&refused);
+        assert!(fault["message"].as_str().unwrap().contains("Landlock ABI 0"), "{fault}");
+        assert!(fault["hint"].as_str().unwrap().contains("--level full"), "{fault}");
+    }
+    assert!(!system.dir().join("ann/work/made").exists());
+    // Files are held by the machine itself: they work, below the workspace alone.
+    let back = system.dir().join("back");
+    of(&ann, &["cp", ":file", back.to_str().unwrap()]).expect(0);
+    assert_eq!(fs::read_to_string(&back).unwrap(), "text");
+    of(&ann, &["cp", ":../key", back.to_str().unwrap()]).expect(1);
+    // Control: the same kernel, and an owner who asked for no such hold.
+    let (mut free, ben, id) = joined(&system, "ben", "full");
+    of(&ben, &["exec", "-m", &id, "--", "touch", "made"]).expect(0);
+    assert!(system.dir().join("ben/work/made").exists());
+    for join in [&mut held, &mut free] {
+        support::signal(join.id(), "TERM");
+        assert!(join.wait().unwrap().success());
+    }
+    system.stop();
+}
+
 #[test]
 fn without_a_unified_tree_the_report_says_what_a_kill_may_miss() {
     let system = System::start_under(NO_UNIFIED_TREE);

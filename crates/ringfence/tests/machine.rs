@@ -6,10 +6,16 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 use support::{Ran, System, eventually, ringfence, signal};
+
+/// Three heartbeats of ten seconds, and some time on a busy machine: longest that a silent machine counts as online.
+const SILENCE_MAX: Duration = Duration::from_secs(35);
+/// The same of how long its calls wait for it then.
+const GRACE_MAX: Duration = Duration::from_secs(20);
 
 /// A `ringfence join` and its user; ends with this.
 struct Joined<'a> {
@@ -71,6 +77,8 @@ impl Drop for Joined<'_> {
     fn drop(&mut self) {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             signal(self.child.id(), "TERM");
+            // A stopped one would never hear of it.
+            signal(self.child.id(), "CONT");
             let _ = self.child.wait();
         }
         if std::thread::panicking() {
@@ -193,6 +201,80 @@ fn what_a_background_command_prints_is_kept_to_the_byte_while_the_server_is_kill
     let numbers = |from: u32, to: u32| (from..to).map(|n| format!("{n}\n")).collect::<String>();
     assert!(logs.stdout == numbers(10_000, 410_000).as_bytes(), "{} bytes of standard output", logs.stdout.len());
     assert!(logs.stderr == numbers(1000, 41_000), "{} bytes of standard error", logs.stderr.len());
+    drop(ann);
+    system.stop();
+}
+
+/// A user's first machine as the interface shows it.
+fn api_of(system: &System, key: &str) -> Value {
+    let url = format!("{}/v1/machines", system.url);
+    let told = Command::new("curl").args(["-fsS", "-H", &format!("X-API-Key: {key}"), &url]).output().unwrap();
+    serde_json::from_slice::<Value>(&told.stdout).unwrap()["items"][0].clone()
+}
+
+#[test]
+fn what_a_machine_announces_is_what_the_api_shows() {
+    let system = System::start();
+    let mut ann = Joined::start(&system, "ann", "workspace");
+    let told = |args: &[&str]| {
+        String::from_utf8(Command::new("uname").args(args).output().unwrap().stdout).unwrap().trim().to_owned()
+    };
+    let canonical = |path: &Path| path.canonicalize().unwrap().to_str().unwrap().to_owned();
+    let machine = api_of(&system, &ann.key);
+    let facts = &machine["facts"];
+    assert_eq!(facts["hostname"], told(&["-n"]).as_str(), "{machine}");
+    assert_eq!((&facts["os"], &facts["kernel"]), (&"linux".into(), &told(&["-r"]).into()));
+    assert_eq!(facts["arch"], told(&["-m"]).as_str());
+    assert_eq!(facts["home"], ann.home.to_str().unwrap());
+    assert_eq!(facts["workspace"], canonical(&ann.workspace).as_str());
+    assert_eq!((&facts["level"], &machine["level"]), (&"workspace".into(), &"workspace".into()));
+    assert_eq!((&machine["name"], &machine["online"]), (&facts["hostname"], &true.into()));
+    assert!(!facts["not_held"].as_array().unwrap().is_empty());
+    // The command line hides nothing of it from programs.
+    let mut listed = ann.machines().remove(0);
+    assert!(listed["last_seen_at"].as_u64() >= machine["last_seen_at"].as_u64(), "{listed}");
+    listed["last_seen_at"] = machine["last_seen_at"].clone();
+    assert_eq!(listed, machine);
+
+    // What its owner changes is announced anew, by the same machine.
+    let other = ann.home.join("other");
+    fs::create_dir(&other).unwrap();
+    signal(ann.child.id(), "TERM");
+    assert!(ann.child.wait().unwrap().success());
+    ann.child = Joined::join(&system, &ann.home, &other, "read-only", None);
+    eventually("the new facts are there", || api_of(&system, &ann.key)["level"] == "read-only");
+    let again = api_of(&system, &ann.key);
+    assert_eq!((&again["id"], &again["facts"]["workspace"]), (&machine["id"], &canonical(&other).into()));
+    drop(ann);
+    system.stop();
+}
+
+/// A computer that froze, or whose network is gone: nothing is closed, and nothing comes.
+#[test]
+fn a_machine_that_falls_silent_is_offline_and_its_calls_end() {
+    let system = System::start();
+    let ann = Joined::start(&system, "ann", "full");
+    let id = ann.machines()[0]["id"].as_str().unwrap().to_owned();
+    let mut command = system.command(&["--json", "exec", "-m", &id, "--sh", "echo runs > mark; exec sleep 1000"]);
+    command.env("RINGFENCE_KEY", &ann.key).env("RINGFENCE_URL", &system.url);
+    let calling = std::thread::spawn(move || Ran::of(command, b""));
+    eventually("the command runs", || ann.workspace.join("mark").exists());
+    let silent = Instant::now();
+    signal(ann.child.id(), "STOP");
+    ann.wait_until(false);
+    assert!(silent.elapsed() < SILENCE_MAX, "{:?}", silent.elapsed());
+    let lost = calling.join().unwrap();
+    assert!(silent.elapsed() < SILENCE_MAX + GRACE_MAX, "{:?}", silent.elapsed());
+    let fault: Value = serde_json::from_str(&lost.stderr).unwrap();
+    assert_eq!((lost.code, fault["code"].as_str()), (125, Some("place_lost")), "{lost:?}");
+    // New calls are told at once that there is no such place, and go nowhere else.
+    let asked = Instant::now();
+    let refused = ann.run(&["--json", "exec", "-m", &id, "--", "true"]);
+    assert_eq!(refused.code, 125, "{refused:?}");
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    signal(ann.child.id(), "CONT");
+    ann.wait_until(true);
+    assert_eq!(ann.run(&["exec", "-m", &id, "--", "cat", "mark"]).expect(0), "runs");
     drop(ann);
     system.stop();
 }
