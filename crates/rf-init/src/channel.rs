@@ -27,6 +27,15 @@ impl Fds {
     pub(crate) fn take(&mut self, index: usize) -> Option<OwnedFd> {
         self.0.get_mut(index)?.take()
     }
+
+    /// Takes out the first; those behind it move up into its place.
+    pub(crate) fn take_first(&mut self) -> Option<OwnedFd> {
+        let [first, rest @ ..] = core::mem::take(&mut self.0);
+        for (slot, fd) in self.0.iter_mut().zip(rest) {
+            *slot = fd;
+        }
+        first
+    }
 }
 
 /// One answer with the descriptors that travel beside it.

@@ -11,11 +11,11 @@ use rf_wire::init::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fd::{AsFd, BorrowedFd, OwnedFd},
-    fs::{CWD, Mode, OFlags, openat},
+    fs::{CWD, Gid, Mode, OFlags, fcntl_get_seals, openat},
     io::{Errno, fcntl_dupfd_cloexec, pread, pwrite, read},
     pipe::{PipeFlags, pipe_with},
     process::{DumpableBehavior, Signal, kill_process, parent_process_death_signal, set_dumpable_behavior, umask},
-    thread::{set_name, set_no_new_privs},
+    thread::{set_name, set_no_new_privs, set_thread_res_gid},
 };
 
 use crate::{
@@ -31,6 +31,8 @@ use crate::{
 /// How much likelier than others a workload is to be chosen when memory runs out (proc_pid_oom_adj(5)); chosen: enough
 /// that init, of a few pages, never is.
 const WORKLOAD_OOM: &[u8] = b"500";
+/// The saved group of process 1: the last of a sandbox's ids.
+const UNSHARED_GID: u32 = 65_535;
 /// The last signal (signal(7), real-time signals).
 const SIGNAL_MAX: i32 = 64;
 const OWN_OOM: &[u8] = b"0";
@@ -126,6 +128,11 @@ fn run(args: Args) -> Result<(), Errno> {
     let oom_flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let oom = openat(CWD, c"/proc/self/oom_score_adj", oom_flags, Mode::empty()).ok();
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    if !one_uid {
+        // Whoever has the same ids, all of them, may set this process's limits (prlimit(2)), and one that may open no file
+        // kills nobody. Nobody inside has this one; it means nothing else, and is gone with the next change of ids.
+        set_thread_res_gid(None, None, Gid::from_raw(UNSHARED_GID))?;
+    }
     let ids = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut init = Init {
         warden: Channel::new(Some(warden)),
@@ -267,7 +274,8 @@ impl Init {
         let outcome = if header.kind & IN_MEMFD == 0 {
             self.order(from, header.kind, tag, reader, fds)
         } else {
-            let body = fds.take(0).ok_or(Errno::BADF).and_then(|file| read_body(reader, &file));
+            // What comes behind it are the order's own, as beside a short one.
+            let body = fds.take_first().ok_or(Errno::BADF).and_then(|file| read_body(reader, &file));
             match body {
                 Ok((mut memory, len)) => {
                     let reader = Reader::body(&memory.bytes()[..len]);
@@ -692,6 +700,8 @@ fn until(deadline_us: u64) -> Timespec {
 fn read_body(mut reader: Reader<'_>, file: &OwnedFd) -> Result<(Mapping, usize), Errno> {
     let len = reader.u64().map_err(|_| Errno::PROTO)?;
     let len = usize::try_from(len).ok().filter(|len| (1..=MEMFD_MAX).contains(len)).ok_or(Errno::MSGSIZE)?;
+    // Only files in memory have seals (fcntl(2), F_GET_SEALS): reading another could make process 1 wait.
+    fcntl_get_seals(file).map_err(|_| Errno::BADF)?;
     let mut memory = Mapping::new(len)?;
     let bytes = memory.bytes();
     let mut filled = 0;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use common::{Exec, Field, Options, peers, read_all};
-use rf_wire::init::{IN_MEMFD, Listed, VERSION, Writer, answer, order, ready, spawn, stage};
+use rf_wire::init::{IN_MEMFD, Listed, VERSION, Writer, answer, file_op, order, ready, spawn, stage};
 use rustix::io::Errno;
 
 const KILLED: u32 = 9;
@@ -415,6 +415,48 @@ fn orders_in_a_memfd_are_as_good() {
         assert_eq!(field.server.next().failed().1, stage::ORDER, "{len}");
     }
     field.server.order(order::SPAWN | IN_MEMFD, 5, |writer| writer.u64(1), &[]);
+    assert_eq!(field.server.next().failed(), (Errno::BADF.raw_os_error(), stage::ORDER));
+    // What is no file in memory is not read: process 1 could wait for it.
+    let (pipe, _writer) = common::pipe();
+    let host = std::fs::File::open("/proc/version").unwrap();
+    for other in [pipe.as_fd(), host.as_fd(), field.server.0.as_fd()] {
+        field.server.order(order::SPAWN | IN_MEMFD, 5, |writer| writer.u64(1), &[other]);
+        assert_eq!(field.server.next().failed(), (Errno::BADF.raw_os_error(), stage::ORDER));
+    }
+}
+
+#[test]
+fn a_file_order_in_a_memfd_keeps_its_own_descriptors() {
+    let field = Field::start();
+    std::fs::write(field.dir.path().join("file"), "text").unwrap();
+    let path = field.path("file");
+    let body = rf_wire::init::File {
+        op: file_op::TAR_OUT,
+        mode: 0,
+        flags: 0,
+        permissions: 0,
+        number: 0,
+        user: b"",
+        a: &path,
+        b: b"",
+    };
+    let mut buffer = vec![0; 4096];
+    let mut writer = Writer::new(&mut buffer, 0, 0);
+    body.write(&mut writer);
+    let len = writer.finish().unwrap();
+    let memfd = rustix::fs::memfd_create("order", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    let bytes = &buffer[rf_wire::init::HEADER_LEN..len];
+    rustix::io::write(&memfd, bytes).unwrap();
+    let (theirs, reply) = common::peers();
+    let (archive, data) = common::pipe();
+    let fds = [memfd.as_fd(), theirs.as_fd(), data.as_fd()];
+    field.server.order(order::FILE | IN_MEMFD, 6, |writer| writer.u64(bytes.len() as u64), &fds);
+    drop((theirs, data));
+    let archive = read_all(archive);
+    assert_eq!(common::finish(&reply), Ok(()));
+    assert!(archive.windows(4).any(|window| window == b"text"));
+    // Without them it is refused, and nothing of the memfd is taken for one.
+    field.server.order(order::FILE | IN_MEMFD, 6, |writer| writer.u64(bytes.len() as u64), &[memfd.as_fd()]);
     assert_eq!(field.server.next().failed(), (Errno::BADF.raw_os_error(), stage::ORDER));
 }
 

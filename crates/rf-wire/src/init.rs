@@ -13,7 +13,7 @@
 //! and its items.
 //!
 //! An order larger than [`INLINE_MAX`] travels in a memfd: the datagram is then the header with [`IN_MEMFD`] added to
-//! the kind, the body is `len: u64`, and the first descriptor beside it holds the body.
+//! the kind, the body is `len: u64`, and the first descriptor beside it holds the body; those of the order follow.
 //!
 //! **Boundary:** init is hostile to the server once a workload has run beside it: the server checks every length,
 //! kind and descriptor count it gets back. Nothing but the server and the warden holds the other end of init's sockets.
