@@ -224,9 +224,9 @@ impl Push {
         Some(result)
     }
 
-    /// Kills it at its work. [`Push::advance`] finds out what it did until then.
+    /// Kills it at its work, and waits for its end, though not for long. [`Push::advance`] finds out what it did.
     pub fn cut_off(&self) {
-        self.helper.kill();
+        ending::kill_and_wait(self.helper.ended());
     }
 
     /// The process that is left.

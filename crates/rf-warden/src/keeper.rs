@@ -163,8 +163,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
     host.hierarchies.stay_limited()?;
     let mut templates = Templates::open(&config)?;
     let snapshots = Snapshots::open(&config)?;
-    let held = snapshots.template_layers();
-    templates.sweep(|id| held.contains(id))?;
+    templates.sweep(|id| snapshots.has_template_layer(id))?;
     let launcher = Launcher::new(host, config.own("images"), &config.own("dev"))?;
     let listener = door::listen(&config.socket(), config.server_uid)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;

@@ -1,7 +1,8 @@
 //! The snapshots and the layers that they stand on, shared by reference. No process is started here.
 //!
 //! ```text
-//! warden/snapshots/kept/HEX/root, HEX/bind0 …   one layer; HEX.part while it is copied, HEX.gone while it is removed
+//! warden/snapshots/kept/HEX/root, HEX/bind0 …   one layer; HEX.part while it is copied, another name ending in .gone
+//!                                               while it is removed
 //! warden/snapshots/SNAPSHOT.json                a durable snapshot: what it is, and its layers, lowest first
 //! ```
 //!
@@ -25,11 +26,14 @@ use rf_sandbox::{
     plan::Above,
     push::Written,
 };
-use rf_types::{Code, Fault, SandboxId, SnapshotId};
+use rf_types::{Code, Fault, SandboxId, SnapshotId, units::UnixMs};
 use rf_wire::warden::{SNAPSHOTS_MAX, Snapshot};
 use serde::{Deserialize, Serialize};
 
-use crate::{WardenConfig, WardenError};
+use crate::{
+    WardenConfig, WardenError,
+    gone::{is_gone, let_go},
+};
 
 /// Most snapshots that one warden keeps. Chosen; each is a few hundred bytes here.
 const ALL_MAX: usize = 100_000;
@@ -91,6 +95,14 @@ struct Layer {
     /// A copy of it, or with it, is under way.
     busy: bool,
     size: Kept,
+    /// The snapshots that name it, the oldest first.
+    holders: BTreeSet<(UnixMs, SnapshotId)>,
+}
+
+impl Layer {
+    const fn new(binds: Vec<PathBuf>, origin: Option<Origin>, durable: bool, size: Kept) -> Self {
+        Self { binds, origin, durable, busy: false, size, holders: BTreeSet::new() }
+    }
 }
 
 #[derive(Debug)]
@@ -130,13 +142,11 @@ struct StoredLayer {
     size: Kept,
 }
 
-/// What is to be done next.
+/// What is to be copied next: these layers, lowest first, into the directory of this one.
 #[derive(Debug)]
-pub(crate) enum Job {
-    /// Copy these layers, lowest first, into the directory of this one.
-    Keep { from: Vec<LayerId>, into: LayerId },
-    /// Remove this directory.
-    Remove(PathBuf),
+pub(crate) struct Job {
+    pub(crate) from: Vec<LayerId>,
+    pub(crate) into: LayerId,
 }
 
 #[derive(Debug)]
@@ -147,6 +157,10 @@ pub(crate) struct Snapshots {
     pending: BTreeSet<SnapshotId>,
     /// Layers of which a copy failed: when, how often while the disk had room, and why.
     failed: HashMap<LayerId, Failure>,
+    /// Chains that could not be copied into one layer, and when: one of their layers may be to blame, the others are not.
+    unmerged: HashMap<Vec<LayerId>, Instant>,
+    /// Layers of templates, and how many snapshots have them.
+    template_layers: HashMap<String, usize>,
     layers: HashMap<LayerId, Layer>,
     /// Directories to be removed.
     gone: Vec<PathBuf>,
@@ -168,6 +182,8 @@ impl Snapshots {
             all: BTreeMap::new(),
             pending: BTreeSet::new(),
             failed: HashMap::new(),
+            unmerged: HashMap::new(),
+            template_layers: HashMap::new(),
             layers: HashMap::new(),
             gone: Vec::new(),
             resized: BTreeSet::new(),
@@ -186,8 +202,10 @@ impl Snapshots {
         }
         for path in entries(&this.kept_dir())? {
             let id = path.file_name().and_then(|name| name.to_str()).and_then(LayerId::parse);
-            if id.is_none_or(|id| !this.layers.contains_key(&id)) {
+            if is_gone(&path) {
                 this.gone.push(path);
+            } else if id.is_none_or(|id| !this.layers.contains_key(&id)) {
+                this.let_go(&path);
             }
         }
         let all: Vec<LayerId> = this.layers.keys().copied().collect();
@@ -203,12 +221,68 @@ impl Snapshots {
             if !self.layer_dir(id).is_dir() {
                 return Err(io::Error::new(io::ErrorKind::NotFound, format!("its layer {id} is not there")));
             }
-            self.layers.entry(id).or_insert(Layer { binds, origin: None, durable: true, busy: false, size });
+            self.layers.entry(id).or_insert(Layer::new(binds, None, true, size));
             chain.push(id);
         }
-        let since = Instant::now();
-        self.all.insert(snapshot.id, Record { info: snapshot, chain, template_layers, since });
+        self.insert(Record { info: snapshot, chain, template_layers, since: Instant::now() });
         Ok(())
+    }
+
+    fn insert(&mut self, record: Record) {
+        for id in &record.template_layers {
+            *self.template_layers.entry(id.clone()).or_default() += 1;
+        }
+        self.link(&record.chain, (record.info.created_at, record.info.id));
+        self.all.insert(record.info.id, record);
+    }
+
+    /// Forgets a snapshot and counts its layers anew; gives those of its template.
+    fn take(&mut self, id: SnapshotId) -> Vec<String> {
+        self.pending.remove(&id);
+        let Some(Record { info, chain, template_layers, .. }) = self.all.remove(&id) else { return Vec::new() };
+        for id in &template_layers {
+            if let Some(count) = self.template_layers.get_mut(id) {
+                *count -= 1;
+                if *count == 0 {
+                    self.template_layers.remove(id);
+                }
+            }
+        }
+        self.unlink(&chain, (info.created_at, info.id));
+        self.charge(&chain);
+        template_layers
+    }
+
+    fn link(&mut self, chain: &[LayerId], holder: (UnixMs, SnapshotId)) {
+        for id in chain {
+            if let Some(layer) = self.layers.get_mut(id) {
+                layer.holders.insert(holder);
+            }
+        }
+    }
+
+    fn unlink(&mut self, chain: &[LayerId], holder: (UnixMs, SnapshotId)) {
+        for id in chain {
+            if let Some(layer) = self.layers.get_mut(id) {
+                layer.holders.remove(&holder);
+            }
+        }
+    }
+
+    /// Gives a snapshot another chain that has the same files.
+    fn relink(&mut self, id: SnapshotId, chain: Vec<LayerId>) {
+        let Some(record) = self.all.get_mut(&id) else { return };
+        record.info.layers = u32::try_from(chain.len()).unwrap_or(u32::MAX);
+        let holder = (record.info.created_at, id);
+        let before = std::mem::replace(&mut record.chain, chain.clone());
+        self.unlink(&before, holder);
+        self.link(&chain, holder);
+    }
+
+    /// Those that name one of these layers.
+    fn holders(&self, layers: &[LayerId]) -> BTreeSet<SnapshotId> {
+        let holders = layers.iter().filter_map(|id| self.layers.get(id)).flat_map(|layer| &layer.holders);
+        holders.map(|(_, id)| *id).collect()
     }
 
     fn kept_dir(&self) -> PathBuf {
@@ -234,7 +308,7 @@ impl Snapshots {
     /// Whether a snapshot of this name and so many layers may be made.
     pub(crate) fn may_add(&self, id: SnapshotId, layers: usize) -> Result<(), Fault> {
         if self.all.contains_key(&id) {
-            return Err(Fault::new(Code::Conflict, "there is such a snapshot already", "choose another id"));
+            return Err(taken());
         }
         if self.all.len() >= ALL_MAX {
             return Err(Fault::new(Code::ServerBusy, "this server keeps as many snapshots as it may", "remove some"));
@@ -255,7 +329,7 @@ impl Snapshots {
     /// Notes a layer of so many bytes and files.
     pub(crate) fn add_layer(&mut self, id: LayerId, binds: Vec<PathBuf>, origin: Option<Origin>, size: Kept) {
         let durable = origin.is_none();
-        self.layers.insert(id, Layer { binds, origin, durable, busy: false, size });
+        self.layers.insert(id, Layer::new(binds, origin, durable, size));
     }
 
     /// Forgets a layer that no snapshot names.
@@ -290,9 +364,7 @@ impl Snapshots {
         let lost: Vec<_> =
             self.pending.iter().filter_map(|id| chain(id).iter().find_map(hopeless).map(|why| (*id, why))).collect();
         for (id, _) in &lost {
-            self.pending.remove(id);
-            let chain = self.all.remove(id).map_or_else(Vec::new, |record| record.chain);
-            self.charge(&chain);
+            self.take(*id);
         }
         lost
     }
@@ -309,24 +381,14 @@ impl Snapshots {
 
     /// Counts these layers anew, each as the oldest snapshot's that names it.
     fn charge(&mut self, layers: &[LayerId]) {
-        let touched = |record: &&Record| record.chain.iter().any(|id| layers.contains(id));
-        let near: BTreeSet<LayerId> =
-            self.all.values().filter(touched).flat_map(|record| record.chain.iter().copied()).collect();
-        let mut holders: HashMap<LayerId, (u64, SnapshotId)> = HashMap::new();
-        for record in self.all.values() {
-            let age = (record.info.created_at, record.info.id);
-            for id in record.chain.iter().filter(|id| near.contains(id)) {
-                holders.entry(*id).and_modify(|oldest| *oldest = age.min(*oldest)).or_insert(age);
-            }
-        }
-        for record in self.all.values_mut().filter(|record| record.chain.iter().any(|id| layers.contains(id))) {
-            let own = |id: &&LayerId| holders.get(id).is_some_and(|(_, holder)| *holder == record.info.id);
-            let sizes = record.chain.iter().filter(own).filter_map(|id| self.layers.get(id)).map(|layer| layer.size);
-            let sum = |sum: Kept, size: Kept| Kept { bytes: sum.bytes + size.bytes, files: sum.files + size.files };
-            let size = sizes.fold(Kept::default(), sum);
+        for id in self.holders(layers) {
+            let Some(record) = self.all.get_mut(&id) else { continue };
+            let own = |layer: &&Layer| layer.holders.first().is_some_and(|(_, holder)| *holder == id);
+            let own = record.chain.iter().filter_map(|id| self.layers.get(id)).filter(own);
+            let size = own.fold(Kept::default(), |sum, layer| sum.and(layer.size));
             if (record.info.bytes, record.info.files) != (size.bytes, size.files) {
                 (record.info.bytes, record.info.files) = (size.bytes, size.files);
-                self.resized.insert(record.info.id);
+                self.resized.insert(id);
             }
         }
     }
@@ -340,7 +402,7 @@ impl Snapshots {
     /// Notes a snapshot on layers that are noted.
     ///
     /// # Errors
-    /// When all its layers are durable and it cannot be stored.
+    /// When there is one of its name, or all its layers are durable and it cannot be stored.
     pub(crate) fn add(
         &mut self,
         info: Snapshot,
@@ -348,13 +410,14 @@ impl Snapshots {
         template_layers: Vec<String>,
     ) -> Result<Snapshot, Fault> {
         let id = info.id;
-        self.all.insert(id, Record { info, chain: chain.clone(), template_layers, since: Instant::now() });
+        if self.all.contains_key(&id) {
+            return Err(taken());
+        }
+        self.insert(Record { info, chain: chain.clone(), template_layers, since: Instant::now() });
         self.pending.insert(id);
         self.charge(&chain);
         if let Err(error) = self.settle(id) {
-            self.all.remove(&id);
-            self.pending.remove(&id);
-            self.charge(&chain);
+            self.take(id);
             return Err(stored(&error));
         }
         // Whoever asked for it is told.
@@ -404,15 +467,12 @@ impl Snapshots {
             let removed = fs::remove_file(self.file(id)).and_then(|()| fs::File::open(&self.dir)?.sync_all());
             removed.map_err(|error| stored(&error))?;
         }
-        self.pending.remove(&id);
-        let Some(Record { chain, template_layers, .. }) = self.all.remove(&id) else { return Ok(Vec::new()) };
-        self.charge(&chain);
-        Ok(template_layers)
+        Ok(self.take(id))
     }
 
-    /// The layers of templates that snapshots stand on.
-    pub(crate) fn template_layers(&self) -> BTreeSet<String> {
-        self.all.values().flat_map(|record| record.template_layers.iter().cloned()).collect()
+    /// Whether a snapshot stands on this layer of a template.
+    pub(crate) fn has_template_layer(&self, id: &str) -> bool {
+        self.template_layers.contains_key(id)
     }
 
     /// Where each of these layers can be had now, for a root.
@@ -468,12 +528,22 @@ impl Snapshots {
 
     /// Drops what was copied of a layer.
     pub(crate) fn drop_part(&mut self, id: LayerId) {
-        self.gone.push(self.layer_dir(id).with_extension("part"));
+        let dir = self.layer_dir(id);
+        if self.layers.get(&id).is_none_or(|layer| !layer.durable) {
+            // Named, and then not known to be on disk: to be made once more.
+            self.let_go(&dir);
+        }
+        self.let_go(&dir.with_extension("part"));
     }
 
-    /// Whether there may be a [`Self::next_job`].
-    pub(crate) fn has_work(&self) -> bool {
-        !self.layers.is_empty() || !self.gone.is_empty()
+    fn let_go(&mut self, dir: &Path) {
+        // One that cannot be renamed goes under its name; no snapshot has it.
+        self.gone.extend(let_go(dir).unwrap_or_else(|_| Some(dir.to_owned())));
+    }
+
+    /// Directories to be removed.
+    pub(crate) fn take_gone(&mut self) -> Vec<PathBuf> {
+        std::mem::take(&mut self.gone)
     }
 
     /// The next thing to do, if there is any; it is under way from now on. With `haste` nothing rests first. `lives` says
@@ -484,9 +554,6 @@ impl Snapshots {
         lives: impl Fn(SandboxId) -> bool,
         chains: impl Iterator<Item = Vec<LayerId>>,
     ) -> Option<Job> {
-        if let Some(path) = self.gone.pop() {
-            return Some(Job::Remove(path));
-        }
         let now = Instant::now();
         let ready = |id: &LayerId| {
             let rested = self.failed.get(id).is_none_or(|failed| now.duration_since(failed.at) >= RETRY);
@@ -497,19 +564,24 @@ impl Snapshots {
             let layer = self.layers.get(id).filter(|layer| !layer.durable);
             layer.and_then(|layer| layer.origin.as_ref()).is_some_and(|origin| !lives(origin.owner))
         };
+        let merges = |chain: &Vec<LayerId>| {
+            let rested = self.unmerged.get(chain).is_none_or(|at| now.duration_since(*at) >= RETRY);
+            is_long(chain) && rested
+        };
         let mut pending = self.pending.iter().filter_map(|id| self.all.get(id));
         let of_snapshot = pending.find_map(|record| {
             let is_due = haste || now.duration_since(record.since) >= REST || record.chain.iter().any(is_left);
             if !is_due {
                 return None;
             }
-            if is_long(&record.chain) {
+            // One that could not be put together becomes durable layer by layer, but for those that fail.
+            if merges(&record.chain) {
                 return record.chain.iter().all(ready).then(|| record.chain.clone());
             }
             let wanted = |id: &&LayerId| self.layers.get(id).is_some_and(|layer| !layer.durable) && ready(id);
             record.chain.iter().find(wanted).map(|id| vec![*id])
         });
-        let mut chains = chains.filter(|chain| is_long(chain) && chain.iter().all(ready));
+        let mut chains = chains.filter(|chain| merges(chain) && chain.iter().all(ready));
         let from = of_snapshot.or_else(|| chains.next())?;
         for id in &from {
             if let Some(layer) = self.layers.get_mut(id) {
@@ -517,18 +589,18 @@ impl Snapshots {
             }
         }
         let into = if let [one] = from[..] { one } else { LayerId::random() };
-        Some(Job::Keep { from, into })
+        Some(Job { from, into })
     }
 
     /// Nothing more is done: what is left is found at the next start.
     pub(crate) fn stop(&mut self) {
         self.pending.clear();
-        self.gone.clear();
     }
 
     /// Until something that failed is to be tried again, or something has rested.
     pub(crate) fn until_due(&self) -> Option<Duration> {
-        let failed = self.failed.values().map(|failed| RETRY.saturating_sub(failed.at.elapsed()));
+        let failed = self.failed.values().map(|failed| &failed.at).chain(self.unmerged.values());
+        let failed = failed.map(|at| RETRY.saturating_sub(at.elapsed()));
         let pending = self.pending.iter().filter_map(|id| self.all.get(id));
         let resting = pending.map(|record| REST.saturating_sub(record.since.elapsed()));
         failed.chain(resting).filter(|left| !left.is_zero()).min()
@@ -536,15 +608,19 @@ impl Snapshots {
 
     /// A copy has failed.
     pub(crate) fn keep_failed(&mut self, from: &[LayerId], into: LayerId, why: &str) {
-        let has_room = rustix::fs::statvfs(&self.dir).is_ok_and(|stat| {
-            stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM.0 && (stat.f_favail > ROOM.1 || stat.f_files == 0)
-        });
         for id in from {
             if let Some(layer) = self.layers.get_mut(id) {
                 layer.busy = false;
-                let count = self.failed.get(id).map_or(0, |failed| failed.count) + u32::from(has_room);
-                self.failed.insert(*id, Failure { at: Instant::now(), count, why: why.to_owned() });
             }
+        }
+        if from == [into] {
+            let has_room = rustix::fs::statvfs(&self.dir).is_ok_and(|stat| {
+                stat.f_bavail.saturating_mul(stat.f_frsize) > ROOM.0 && (stat.f_favail > ROOM.1 || stat.f_files == 0)
+            });
+            let count = self.failed.get(&into).map_or(0, |failed| failed.count) + u32::from(has_room);
+            self.failed.insert(into, Failure { at: Instant::now(), count, why: why.to_owned() });
+        } else {
+            self.unmerged.insert(from.to_vec(), Instant::now());
         }
         self.drop_part(into);
     }
@@ -566,37 +642,38 @@ impl Snapshots {
             }
         }
         let merged = from != [into];
-        let new = Layer { binds, origin: None, durable: true, busy: false, size: kept };
-        let layer = self.layers.entry(into).or_insert(new);
+        let layer = self.layers.entry(into).or_insert_with(|| Layer::new(binds, None, true, kept));
         (layer.durable, layer.size) = (true, kept);
         unused.extend(layer.origin.take().map(|origin| origin.disk));
         let touched: Vec<LayerId> = from.iter().copied().chain([into]).collect();
-        let affected = self.all.values().filter(|record| record.chain.iter().any(|id| touched.contains(id)));
-        let before: Vec<(Snapshot, Vec<LayerId>)> =
-            affected.map(|record| (record.info.clone(), record.chain.clone())).collect();
-        if merged {
-            for record in self.all.values_mut() {
-                replace_prefix(&mut record.chain, from, into);
-                record.info.layers = u32::try_from(record.chain.len()).unwrap_or(u32::MAX);
+        let affected = self.holders(&touched);
+        let mut stored = Vec::new();
+        for id in affected.iter().filter(|_| merged) {
+            let Some(Record { info, chain: before, .. }) = self.all.get(id) else { continue };
+            let (durable, before) = (info.durable, before.clone());
+            let mut chain = before.clone();
+            replace_prefix(&mut chain, from, into);
+            if chain != before {
+                self.relink(*id, chain);
+                stored.extend(durable.then_some((*id, before)));
             }
         }
         self.charge(&touched);
-        let mut changed = Vec::new();
-        for (before, chain) in before {
-            let id = before.id;
-            // One that cannot be stored is tried again with the next copy, and is not durable until then.
-            let settled = self.settle(id).unwrap_or(false);
-            let Some(now) = self.all.get(&id).map(|record| record.info.clone()) else { continue };
-            if before.durable && now.layers != before.layers && self.store(id, now).is_err() {
+        for (id, before) in stored {
+            let Some(info) = self.all.get(&id).map(|record| record.info.clone()) else { continue };
+            if self.store(id, info).is_err() {
                 // Its file names the layers that it stood on, or those that it was to stand on: both stay.
-                if let Some(record) = self.all.get_mut(&id) {
-                    record.chain = chain;
-                    record.info.layers = before.layers;
-                }
+                self.relink(id, before);
                 self.doubted.insert(into);
                 self.charge(&touched);
             }
-            if settled && let Some(record) = self.all.get(&id) {
+        }
+        let mut changed = Vec::new();
+        for id in affected {
+            // One that cannot be stored is tried again with the next copy, and is not durable until then.
+            if self.settle(id).unwrap_or(false)
+                && let Some(record) = self.all.get(&id)
+            {
                 self.resized.remove(&id);
                 changed.push(record.info.clone());
             }
@@ -607,19 +684,19 @@ impl Snapshots {
     /// Lets go of every layer that neither a snapshot nor `used` names; gives what of sandboxes' file systems is not
     /// needed any more.
     pub(crate) fn collect(&mut self, used: &BTreeSet<LayerId>) -> Vec<OwnedFd> {
-        let mut needed: BTreeSet<LayerId> = used.union(&self.doubted).copied().collect();
-        needed.extend(self.all.values().flat_map(|record| record.chain.iter().copied()));
-        let unneeded: Vec<LayerId> =
-            self.layers.iter().filter(|(id, layer)| !layer.busy && !needed.contains(id)).map(|(id, _)| *id).collect();
+        let is_unneeded = |(id, layer): &(&LayerId, &Layer)| {
+            !layer.busy && layer.holders.is_empty() && !used.contains(*id) && !self.doubted.contains(*id)
+        };
+        let unneeded: Vec<LayerId> = self.layers.iter().filter(is_unneeded).map(|(id, _)| *id).collect();
+        if !unneeded.is_empty() {
+            self.unmerged.retain(|chain, _| !chain.iter().any(|id| unneeded.contains(id)));
+        }
         let mut unused = Vec::new();
         for id in unneeded {
             let Some(layer) = self.layers.remove(&id) else { continue };
             self.failed.remove(&id);
             if layer.durable {
-                let dir = self.layer_dir(id);
-                let gone = dir.with_extension("gone");
-                // Where it cannot be renamed it goes under its name; no snapshot has it.
-                self.gone.push(if fs::rename(&dir, &gone).is_ok() { gone } else { dir });
+                self.let_go(&self.layer_dir(id));
             }
             unused.extend(layer.origin.map(|origin| origin.disk));
         }
@@ -650,6 +727,10 @@ pub(crate) fn replace_prefix(chain: &mut Vec<LayerId>, from: &[LayerId], into: L
     }
 }
 
+fn taken() -> Fault {
+    Fault::new(Code::Conflict, "there is such a snapshot already", "choose another id")
+}
+
 fn stored(error: &io::Error) -> Fault {
     let message = format!("the warden cannot keep snapshots: {error}");
     Fault::new(Code::StoreUnavailable, message, "look at its state directory")
@@ -658,64 +739,4 @@ fn stored(error: &io::Error) -> Fault {
 const _: () = assert!(2 * CHAIN_MAX <= keep::LAYERS_MAX);
 
 #[cfg(test)]
-mod tests {
-    use rf_types::{DiskKind, TemplateName};
-    use rf_wire::warden::SnapshotWay;
-
-    use super::*;
-
-    /// A durable snapshot of two layers whose layers are put together; whether its file can be written then. Gives what a
-    /// warden that starts afterwards finds: the snapshot's layers, and those that are there; before, and the new one.
-    fn merged(can_store: bool) -> [Vec<LayerId>; 4] {
-        let state = tempfile::tempdir().unwrap();
-        let dir = || state.path().to_owned();
-        fs::create_dir(dir().join("kept")).unwrap();
-        let mut snapshots = Snapshots::open_at(dir()).unwrap();
-        let [low, high, into] = [(); 3].map(|()| LayerId::random());
-        for layer in [low, high, into] {
-            fs::create_dir(snapshots.layer_dir(layer)).unwrap();
-        }
-        snapshots.add_layer(low, Vec::new(), None, Kept::default());
-        snapshots.add_layer(high, Vec::new(), None, Kept::default());
-        let id = SnapshotId::random();
-        let info = Snapshot {
-            id,
-            template: TemplateName::host(),
-            disk: DiskKind::Memory,
-            created_at: 1,
-            way: SnapshotWay::Pushed,
-            bytes: 0,
-            files: 0,
-            layers: 2,
-            durable: false,
-        };
-        assert!(snapshots.add(info, vec![low, high], Vec::new()).unwrap().durable);
-        let in_the_way = snapshots.file(id).with_extension("part");
-        if !can_store {
-            fs::create_dir(&in_the_way).unwrap();
-        }
-        snapshots.keep_done(&[low, high], into, Vec::new(), Kept::default());
-        snapshots.collect(&BTreeSet::new());
-        if !can_store {
-            fs::remove_dir(&in_the_way).unwrap();
-        }
-        let again = Snapshots::open_at(dir()).unwrap();
-        let mut there: Vec<LayerId> =
-            [low, high, into].into_iter().filter(|id| again.layer_dir(*id).is_dir()).collect();
-        there.sort();
-        let mut all = vec![low, high, into];
-        all.sort();
-        assert!(there.iter().all(|id| all.contains(id)));
-        [again.get(id).unwrap().1.to_vec(), there, vec![low, high], vec![into]]
-    }
-
-    #[test]
-    fn a_snapshot_keeps_the_layers_that_its_file_names_when_that_cannot_be_written_anew() {
-        let [chain, there, before, into] = merged(false);
-        assert_eq!(chain, before);
-        assert!(before.iter().chain(&into).all(|id| there.contains(id)));
-        // Control: where it can, it stands on the new layer alone, and the others go.
-        let [chain, there, _, into] = merged(true);
-        assert_eq!((chain, there), (into.clone(), into));
-    }
-}
+mod tests;

@@ -17,8 +17,8 @@ impl Keeper {
     pub(super) fn drop_unused(&mut self, layers: &[String]) {
         let live = self.live.values().map(|live| live.sandbox.plan());
         let plans = live.chain(self.starting.values().map(|start| start.starting.plan()));
-        let held = self.snapshots.template_layers();
-        self.templates.drop_unused(layers, plans.map(|plan| &plan.source), |id| held.contains(id));
+        let is_held = |id: &str| self.snapshots.has_template_layer(id);
+        self.templates.drop_unused(layers, plans.map(|plan| &plan.source), is_held);
     }
 
     /// As [`Self::drop_unused`], for layers that a sandbox stood on when their template was removed: one has ended.
@@ -31,6 +31,7 @@ impl Keeper {
 
     /// Begins to remove the next directory, if none is being removed.
     pub(super) fn remove_on(&mut self) {
+        self.gone.extend(self.snapshots.take_gone());
         self.gone.extend(self.templates.take_gone());
         while self.removing.is_none() {
             let Some(dir) = self.gone.next() else { return };

@@ -58,11 +58,20 @@ pub(super) struct Saving {
 #[derive(Debug)]
 enum Step {
     Freezing,
-    Pushing(Push, u64),
-    Copying(Keeping, LayerId, u64),
+    Pushing {
+        push: Push,
+        /// The sandbox's file system, until the layer has it: once it is one, nothing may be missing for it.
+        disk: Option<OwnedFd>,
+        token: u64,
+    },
+    Copying {
+        keeping: Keeping,
+        layer: LayerId,
+        token: u64,
+    },
 }
 
-/// A copy or a removal in the background.
+/// A copy in the background.
 #[derive(Debug)]
 pub(super) struct Background {
     keeping: Keeping,
@@ -131,6 +140,10 @@ impl Keeper {
             if live.rest.saving.is_some() {
                 return Err(Fault::new(Code::Conflict, "the sandbox is being saved already", "wait for that"));
             }
+            let is_same = |live: &Live| live.rest.saving.as_ref().is_some_and(|saving| saving.snapshot == snapshot);
+            if self.live.values().any(is_same) {
+                return Err(Fault::new(Code::Conflict, "a snapshot of this name is being made", "choose another id"));
+            }
             let waiting = self.orphans.iter().filter(|(owner, _)| self.snapshots.has_of(**owner, true));
             if waiting.map(|(_, bytes)| bytes).sum::<u64>() >= pinned_max() {
                 let message = "too many files of sandboxes that are gone are waiting to be written to disk";
@@ -167,17 +180,21 @@ impl Keeper {
         let live = self.live.get(&id).ok_or_else(no_sandbox)?;
         let above = self.snapshots.above(&live.layers.mounted)?;
         let source = RootSource { above, ..live.sandbox.plan().source.clone() };
+        let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned().map_err(|_| no_descriptors())?;
         let push = Push::begin(&live.sandbox, &source).map_err(|error| fault(&error))?;
         let token = self.token(Source::Saving(id));
-        watch_changes(&self.epoll, push.watched(), token).map_err(|_| no_descriptors())?;
-        self.step(id, Step::Pushing(push, token));
+        if watch_changes(&self.epoll, push.watched(), token).is_err() {
+            // What it did until then is found out below.
+            push.cut_off();
+        }
+        self.step(id, Step::Pushing { push, disk: Some(disk), token });
         // It may have spoken before it was watched.
         self.advance_saving(id);
         Ok(())
     }
 
     fn begin_copy(&mut self, id: SandboxId) -> Result<(), Fault> {
-        let is_copying = |live: &&Live| matches!(&live.rest.saving, Some(Saving { step: Step::Copying(..), .. }));
+        let is_copying = |live: &&Live| matches!(&live.rest.saving, Some(Saving { step: Step::Copying { .. }, .. }));
         if self.live.values().filter(is_copying).count() >= COPYING_MAX {
             return Err(Fault::new(Code::ServerBusy, "too many sandboxes are being copied", "try again shortly"));
         }
@@ -199,9 +216,14 @@ impl Keeper {
         drop(self.snapshots.forget(layer));
         let keeping = begun.inspect_err(|_| self.snapshots.drop_part(layer))?;
         let token = self.token(Source::Saving(id));
-        let watched = watch(&self.epoll, keeping.watched(), token);
-        self.step(id, Step::Copying(keeping, layer, token));
-        watched.map_err(|_| no_descriptors())
+        if watch(&self.epoll, keeping.watched(), token).is_err() {
+            self.sources.remove(&token);
+            self.leave(keeping.cut_off());
+            self.snapshots.drop_part(layer);
+            return Err(no_descriptors());
+        }
+        self.step(id, Step::Copying { keeping, layer, token });
+        Ok(())
     }
 
     fn step(&mut self, id: SandboxId, step: Step) {
@@ -224,7 +246,7 @@ impl Keeper {
         let written = live.sandbox.written();
         let result = match live.rest.saving.as_ref().map(|saving| &saving.step) {
             None | Some(Step::Freezing) => return,
-            Some(Step::Pushing(push, _)) => match push.advance(&mut live.sandbox) {
+            Some(Step::Pushing { push, .. }) => match push.advance(&mut live.sandbox) {
                 None => return,
                 Some(Ok(())) => self.pushed(id, written),
                 Some(Err(error)) if is_being_written(&error) => {
@@ -236,7 +258,7 @@ impl Keeper {
                 }
                 Some(Err(error)) => Err(fault(&error)),
             },
-            Some(Step::Copying(keeping, layer, _)) => match (keeping.advance(), *layer) {
+            Some(Step::Copying { keeping, layer, .. }) => match (keeping.advance(), *layer) {
                 (Ok(kept), layer) => self.copied(id, layer, kept),
                 (Err(why), _) => Err(not_kept(&why)),
             },
@@ -250,13 +272,15 @@ impl Keeper {
         live.rest.new_root = true;
         let (now, before) = (counted(live), live.layers.counted);
         live.layers.counted = now;
-        let disk = live.sandbox.disk().ok_or_else(no_sandbox)?.try_clone_to_owned();
         let layer = LayerId::random();
-        let binds = binds(live);
-        let disk = disk.map_err(|_| no_descriptors())?;
         let size = Kept { bytes: now.0.saturating_sub(before.0), files: now.1.saturating_sub(before.1) };
-        self.snapshots.add_layer(layer, binds, Some(Origin { owner: id, disk, written }), size);
-        let live = self.live.get_mut(&id).ok_or_else(no_sandbox)?;
+        let origin = match live.rest.saving.as_mut().map(|saving| &mut saving.step) {
+            Some(Step::Pushing { disk, .. }) => disk.take().map(|disk| Origin { owner: id, disk, written }),
+            _ => None,
+        };
+        // It has one from its beginning.
+        let origin = origin.ok_or_else(no_sandbox)?;
+        self.snapshots.add_layer(layer, binds(live), Some(origin), size);
         live.layers.chain.push(layer);
         live.layers.pushed_at = Some(Instant::now());
         let chain = live.layers.chain.clone();
@@ -305,8 +329,12 @@ impl Keeper {
     fn end_step(&mut self, step: Step) {
         let (helper, token) = match step {
             Step::Freezing => return,
-            Step::Pushing(push, token) => (push.into_helper(), token),
-            Step::Copying(keeping, layer, token) => {
+            Step::Pushing { push, disk, token } => {
+                // The sandbox may have ended, and this be the last of it.
+                self.let_go(disk.into_iter().collect());
+                (push.into_helper(), token)
+            }
+            Step::Copying { keeping, layer, token } => {
                 if !self.snapshots.has(layer) {
                     self.snapshots.drop_part(layer);
                 }
@@ -322,10 +350,10 @@ impl Keeper {
         let Saving { asker, step, .. } = saving;
         self.answer(asker, Err(no_sandbox()));
         match step {
-            Step::Copying(keeping, layer, token) => {
+            Step::Copying { keeping, layer, token } => {
                 self.sources.remove(&token);
-                // Cut off: nobody waits for it.
-                drop(keeping);
+                // Nobody waits for it.
+                self.leave(keeping.cut_off());
                 self.snapshots.drop_part(layer);
             }
             other => self.end_step(other),
@@ -338,7 +366,7 @@ impl Keeper {
     pub(super) fn leave(&mut self, helper: Helper) {
         let id = self.next;
         let token = self.token(Source::Helper(id));
-        // Without the watch it is waited for when it is dropped, here.
+        // Without the watch it is killed and waited for when it is dropped, here.
         if watch(&self.epoll, helper.ended(), token).is_ok() {
             self.helpers.insert(id, helper);
         }
@@ -353,7 +381,7 @@ impl Keeper {
 
     // Layers.
 
-    /// Lets go of layers that nobody uses, and goes on with what is to be copied or removed.
+    /// Lets go of layers that nobody uses, and goes on with what is to be copied.
     pub(super) fn collect(&mut self) {
         for snapshot in self.snapshots.resized() {
             self.news(Reply::SnapshotChanged(snapshot));
@@ -401,10 +429,13 @@ impl Keeper {
         id: Option<SandboxId>,
     ) {
         if let Some(from) = from
-            && self.waiting.len() < WAITING_MAX
             && self.orphans.values().sum::<u64>() >= pinned_max()
             && self.snapshots.get(from).is_ok_and(|(info, ..)| !info.durable)
         {
+            if self.waiting.len() >= WAITING_MAX {
+                let message = "too many sandboxes wait for a snapshot to be on disk";
+                return self.answer(asker, Err(Fault::new(Code::ServerBusy, message, "try again in a few seconds")));
+            }
             self.waiting.push(Waiting { asker, spec, from, id, since: Instant::now() });
             return;
         }
@@ -464,14 +495,14 @@ impl Keeper {
         }
     }
 
-    /// Begins what is to be copied or removed next.
+    /// Begins what is to be copied next.
     pub(super) fn keep_on(&mut self) {
         self.keep_what_is_due(!self.waiting.is_empty());
     }
 
     /// As [`Self::keep_on`]; with `haste` nothing rests first.
     fn keep_what_is_due(&mut self, haste: bool) {
-        while self.keeping.len() < KEEPING_MAX && self.snapshots.has_work() {
+        while self.keeping.len() < KEEPING_MAX && !self.snapshots.is_empty() {
             let due = self
                 .live
                 .values()
@@ -479,63 +510,44 @@ impl Keeper {
                 .filter(|layers| layers.until_due().is_some_and(|left| left.is_zero()));
             let chains = due.map(|layers| layers.chain.clone());
             let Some(job) = self.snapshots.next_job(haste, |id| self.live.contains_key(&id), chains) else { return };
-            let begun = match &job {
-                Job::Remove(dir) if !dir.exists() => continue,
-                Job::Remove(dir) => Keeping::empty(&self.launcher, dir)
-                    .map(|keeping| (keeping, Vec::new()))
-                    .map_err(|error| fault(&error)),
-                Job::Keep { from, into } => self.snapshots.parts(from).and_then(|(parts, binds)| {
-                    let target = self.snapshots.begin(*into)?;
-                    let keeping = Keeping::copy(&self.launcher, &target, parts, true);
-                    keeping.map(|keeping| (keeping, binds)).map_err(|error| fault(&error))
-                }),
-            };
+            let begun = self.snapshots.parts(&job.from).and_then(|(parts, binds)| {
+                let target = self.snapshots.begin(job.into)?;
+                let keeping = Keeping::copy(&self.launcher, &target, parts, true);
+                keeping.map(|keeping| (keeping, binds)).map_err(|error| fault(&error))
+            });
             let (keeping, binds) = match begun {
                 Ok(begun) => begun,
-                Err(fault) => {
-                    // A directory that stays is removed at the next start.
-                    if let Job::Keep { from, into } = &job {
-                        self.snapshots.keep_failed(from, *into, &fault.message);
-                    }
-                    return;
-                }
+                Err(fault) => return self.snapshots.keep_failed(&job.from, job.into, &fault.message),
             };
             let id = self.next;
             let token = self.token(Source::Keeping(id));
-            if watch(&self.epoll, keeping.watched(), token).is_ok() {
-                self.keeping.insert(id, Background { keeping, job, binds });
+            if watch(&self.epoll, keeping.watched(), token).is_err() {
+                self.sources.remove(&token);
+                self.leave(keeping.cut_off());
+                return self.snapshots.keep_failed(&job.from, job.into, &no_descriptors().message);
             }
+            self.keeping.insert(id, Background { keeping, job, binds });
         }
     }
 
-    /// A copy or a removal in the background has spoken.
+    /// A copy in the background has spoken.
     pub(super) fn kept(&mut self, id: u64, token: u64) {
-        let Some(Background { keeping, job, binds }) = self.keeping.remove(&id) else { return };
+        let Some(Background { keeping, job: Job { from, into }, binds }) = self.keeping.remove(&id) else { return };
         self.sources.remove(&token);
-        let result = keeping.advance();
-        match (job, result) {
-            (Job::Remove(dir), _) => {
-                // What stays is removed at the next start.
-                let _ = std::fs::remove_dir(dir);
-            }
-            (Job::Keep { from, into }, result) => {
-                let named =
-                    result.map_err(|why| not_kept(&why)).and_then(|kept| self.snapshots.name(into).map(|()| kept));
-                match named {
-                    Err(fault) => self.snapshots.keep_failed(&from, into, &fault.message),
-                    Ok(kept) => {
-                        let (changed, unused) = self.snapshots.keep_done(&from, into, binds, kept);
-                        if from != [into] {
-                            for live in self.live.values_mut() {
-                                replace_prefix(&mut live.layers.chain, &from, into);
-                            }
-                        }
-                        // The process that copied is the last to have them.
-                        drop(unused);
-                        for snapshot in changed {
-                            self.news(Reply::SnapshotChanged(snapshot));
-                        }
+        let kept = keeping.advance().map_err(|why| not_kept(&why));
+        match kept.and_then(|kept| self.snapshots.name(into).map(|()| kept)) {
+            Err(fault) => self.snapshots.keep_failed(&from, into, &fault.message),
+            Ok(kept) => {
+                let (changed, unused) = self.snapshots.keep_done(&from, into, binds, kept);
+                if from != [into] {
+                    for live in self.live.values_mut() {
+                        replace_prefix(&mut live.layers.chain, &from, into);
                     }
+                }
+                // The process that copied is the last to have them.
+                drop(unused);
+                for snapshot in changed {
+                    self.news(Reply::SnapshotChanged(snapshot));
                 }
             }
         }
@@ -615,9 +627,11 @@ impl Keeper {
     /// Cuts off all that is under way, for the end of the warden.
     pub(super) fn stop_saving(&mut self) {
         self.snapshots.stop();
-        self.keeping.clear();
-        // Those end by themselves, and are waited for here.
-        self.helpers.clear();
+        // All are killed before one is waited for.
+        let mut helpers: Vec<Helper> = std::mem::take(&mut self.helpers).into_values().collect();
+        helpers.extend(std::mem::take(&mut self.keeping).into_values().map(|background| background.keeping.cut_off()));
+        helpers.iter().for_each(Helper::kill);
+        drop(helpers);
         for waiting in std::mem::take(&mut self.waiting) {
             let fault = Fault::new(Code::WardenUnavailable, "the warden is stopping", "try again in a few seconds");
             self.answer(waiting.asker, Err(fault));
