@@ -439,6 +439,9 @@ async fn http_2_leads_to_a_program_of_http_1() {
         .header("e2b-sandbox-id", &world.text)
         .header("e2b-sandbox-port", program.port.to_string())
         .header("e2b-traffic-access-token", &world.token)
+        // As browsers send them there.
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
         .body(Body::from("body"))
         .unwrap();
     let answer = client.request(request).await.unwrap();
@@ -447,6 +450,7 @@ async fn http_2_leads_to_a_program_of_http_1() {
     let asked = program.only();
     assert!(asked.starts_with("post /x http/1.1\r\n") && asked.ends_with("body"), "{asked}");
     assert!(asked.contains(&format!("host: {}\r\n", world.server.address)), "{asked}");
+    assert!(asked.contains("cookie: a=1; b=2\r\n"), "one field again: {asked}");
     world.server.stop().await;
 }
 

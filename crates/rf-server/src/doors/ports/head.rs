@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use axum::http::{
     HeaderMap, HeaderName, HeaderValue, Uri,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-        TE, TRANSFER_ENCODING, UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
     },
     uri::PathAndQuery,
 };
@@ -110,6 +110,17 @@ fn remove_shadows(headers: &mut HeaderMap) {
     }
 }
 
+/// HTTP/2 lets a client send its cookies one by one, and browsers do; before HTTP/1.1 they become one field again, as its
+/// programs read the first alone (RFC 9113, section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let all: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if all.len() > 1
+        && let Ok(one) = HeaderValue::from_bytes(&all.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, one);
+    }
+}
+
 /// Makes a client's head into one for the program. `exact` is the length of its body where that is known. False: the
 /// head is refused.
 #[must_use]
@@ -135,6 +146,7 @@ pub(super) fn to_program(headers: &mut HeaderMap, host: HeaderValue, exact: Opti
             headers.remove(&name);
         }
     }
+    join_cookies(headers);
     match exact {
         // Nothing is said of a body that nobody sends; some servers wait for it otherwise.
         Some(0) if !headers.contains_key(CONTENT_LENGTH) => {}
