@@ -372,6 +372,11 @@ def interpreter(sbx: Sandbox, me: str) -> None:
         with refused(TimeoutException):
             box.run_code("while True: pass", timeout=1)
         assert box.run_code("x").text == "20"
+        assert box.run_code('text = """\n! is no command\n"""\nlen(text)').text == "17"
+        assert box.run_code("!echo one\nx").logs.stdout == ["one\n"]
+        with refused(Exception, "env_vars"):
+            box.run_code("1", envs={"A=B": "x"})
+        assert box.run_code("x").text == "20", "nothing was lost by that"
         assert box.run_code("os._exit(3)").error.name == "KernelDied"
         assert box.run_code("'x' in globals()").text == "False"
         for call in [box.create_code_context, lambda: box.run_code("1", language="r")]:

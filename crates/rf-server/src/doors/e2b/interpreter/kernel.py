@@ -106,8 +106,13 @@ def result_of(value):
 
 
 def run(code, name):
-    lines = code.splitlines(keepends=True)
-    source = "".join(f"__shell__({line[1:].strip()!r})\n" if line.startswith("!") else line for line in lines)
+    try:
+        ast.parse(code, name)
+        source = code
+    except SyntaxError:
+        # Only then: a text may have lines that begin so, too.
+        lines = code.splitlines(keepends=True)
+        source = "".join(f"__shell__({line[1:].strip()!r})\n" if line.startswith("!") else line for line in lines)
     linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
     tree = ast.parse(source, name)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None

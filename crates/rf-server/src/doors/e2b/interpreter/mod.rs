@@ -123,8 +123,14 @@ async fn execute(app: App, caller: Caller, target: &Target, request: Request<Bod
     Ok(response)
 }
 
-/// Refuses what is not built, by its name.
+/// Refuses what is not built, by its name, and an environment that is none: it would end the kernel and all it keeps.
 fn checked(ask: &Execute) -> Result<(), Fault> {
+    let is_variable = |(name, value): (&String, &Value)| {
+        !name.is_empty() && !name.contains(['=', '\0']) && value.as_str().is_some_and(|value| !value.contains('\0'))
+    };
+    if !ask.env_vars.iter().flatten().all(is_variable) {
+        return Err(Fault::invalid("`env_vars` must be texts by names of variables"));
+    }
     match (&ask.context_id, ask.language.as_deref()) {
         (Some(_), Some(_)) => Err(Fault::invalid("only one of `context_id` and `language` can be given")),
         (Some(_), None) => Err(Fault::not_found("context")),
@@ -151,4 +157,23 @@ fn text(status: StatusCode, text: &str) -> Response<Body> {
     let mut response = Response::new(Body::from(text.to_owned()));
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_is_texts_by_names() {
+        let checked =
+            |env: &str| checked(&input::parse(format!(r#"{{"code":"1","env_vars":{env}}}"#).as_bytes()).unwrap());
+        for good in ["null", "{}", r#"{"A":"","b c":"d=e"}"#] {
+            assert_eq!(checked(good), Ok(()), "{good}");
+        }
+        for wrong in
+            [r#"{"A":1}"#, r#"{"A":null}"#, r#"{"":"x"}"#, r#"{"A=B":"x"}"#, r#"{"A\u0000":"x"}"#, r#"{"A":"\u0000"}"#]
+        {
+            assert_eq!(checked(wrong).unwrap_err().code, Code::InvalidRequest, "{wrong}");
+        }
+    }
 }
