@@ -110,6 +110,12 @@ pub trait MachineAuthority: Send + Sync {
     /// A machine is there: calls may go to it. Called again, with another value, when its session goes on.
     fn connected(&self, place: &Arc<MachinePlace>);
 
+    /// Whether the machine is still its user's: asked once it can be found here, so that one which was removed between its
+    /// proof and this moment does not stay.
+    fn still_stands(&self, _place: &Arc<MachinePlace>) -> bool {
+        true
+    }
+
     /// Its connection ended: no new calls may go to it. Called once for each `connected`, unless another connection
     /// took its place.
     fn disconnected(&self, place: &Arc<MachinePlace>);
@@ -217,6 +223,9 @@ impl MachineHub {
         let mux = &session.mux;
         let mut guard = Attached { hub: self.clone(), place: place.clone(), epoch, grace: self.config.grace };
         self.authority.connected(&place);
+        if !self.authority.still_stands(&place) {
+            self.remove(place.machine());
+        }
         tracing::info!(machine = %place.machine(), resumed = welcome.received.is_some(), "machine connected");
         let welcomed = transport.send(machine::encode_json(kind::WELCOME, &welcome).into()).await;
         let ended = match welcomed {

@@ -2,11 +2,24 @@
 
 mod support;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
 
-use rf_places::{Choice, Place, Places, file_action};
+use bytes::Bytes;
+use futures::{Sink, SinkExt as _, Stream, StreamExt as _, channel::mpsc};
+use rf_places::{
+    Choice, Place, Places, file_action,
+    machine::{Enrolment, HubConfig, MachineAuthority, MachineHub, MachinePlace},
+};
 use rf_policy::Action;
-use rf_types::{Code, FileOp, PlaceRef, Preference, SandboxId};
+use rf_types::{Code, Fault, FileOp, MachineId, PlaceRef, Preference, SandboxId, UserId};
+use rf_wire::machine::{Frame, VERSION, encode_json, kind};
 use support::{Allowed, Field, claim_sandbox, permit_of, user};
 
 async fn resolve(places: &Places, who: u128, choice: Option<Choice>) -> Result<PlaceRef, rf_types::Fault> {
@@ -200,4 +213,111 @@ async fn a_machine_is_found_while_it_is_connected_and_only_by_its_user() {
     assert_eq!(text, b"far\nbad\n");
     places.remove_machine(user(1), id, Some(&machine));
     assert!(matches!(resolve(&places, 1, None).await.unwrap(), PlaceRef::Sandbox(_)));
+}
+
+/// One end of a machine's connection.
+struct Wire(mpsc::UnboundedSender<Bytes>, mpsc::UnboundedReceiver<Bytes>);
+
+impl Stream for Wire {
+    type Item = Result<Bytes, mpsc::SendError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.1.poll_next_unpin(context).map(|bytes| bytes.map(Ok))
+    }
+}
+
+impl Sink<Bytes> for Wire {
+    type Error = mpsc::SendError;
+
+    fn poll_ready(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready_unpin(context)
+    }
+
+    fn start_send(mut self: Pin<&mut Self>, bytes: Bytes) -> Result<(), Self::Error> {
+        self.0.start_send_unpin(bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_flush_unpin(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_close_unpin(context)
+    }
+}
+
+/// Knows one machine, whose user removes it just when it has proved who it is.
+#[derive(Default)]
+struct Removing {
+    hub: OnceLock<Weak<MachineHub>>,
+    remove: bool,
+    removed: AtomicBool,
+}
+
+impl MachineAuthority for Removing {
+    fn enrol(&self, _: &Enrolment<'_>) -> Result<(UserId, MachineId), Fault> {
+        Err(Fault::not_found("token"))
+    }
+
+    fn recognise(&self, machine: MachineId, _: &[u8], _: &[u8; 64]) -> Result<UserId, Fault> {
+        if self.remove {
+            // As whoever removes it does: first so that it is not let in again, then out with it.
+            self.removed.store(true, Ordering::SeqCst);
+            self.hub.get().unwrap().upgrade().unwrap().remove(machine);
+        }
+        Ok(user(1))
+    }
+
+    fn connected(&self, _: &Arc<MachinePlace>) {}
+
+    fn still_stands(&self, _: &Arc<MachinePlace>) -> bool {
+        !self.removed.load(Ordering::SeqCst)
+    }
+
+    fn disconnected(&self, _: &Arc<MachinePlace>) {}
+}
+
+/// What a machine is told last, and whether it can be found then.
+async fn joined(remove: bool) -> (Option<serde_json::Value>, bool) {
+    let authority = Arc::new(Removing { remove, ..Removing::default() });
+    let hub = MachineHub::new(HubConfig::new("srv_test".into()), Arc::clone(&authority) as Arc<dyn MachineAuthority>);
+    authority.hub.set(Arc::downgrade(&hub)).unwrap();
+    let machine = MachineId::random();
+    let (to_server, from_machine) = mpsc::unbounded();
+    let (to_machine, mut from_server) = mpsc::unbounded();
+    let serving = tokio::spawn({
+        let hub = Arc::clone(&hub);
+        async move { hub.serve(Wire(to_machine, from_machine)).await }
+    });
+    let hello = serde_json::json!({
+        "version_min": VERSION, "version_max": VERSION, "origin": "http://x:1",
+        "facts": {
+            "hostname": "h", "os": "linux", "kernel": "6", "arch": "x86_64", "home": "/h", "username": "u",
+            "workspace": "/w", "level": "workspace", "version": "1", "landlock_abi": 1, "not_held": [],
+        },
+        "resume": null,
+        "proof": { "by": "key", "machine": machine, "signature": "00".repeat(64) },
+    });
+    to_server.unbounded_send(encode_json(kind::HELLO, &hello).into()).unwrap();
+    let mut bye = None;
+    while let Some(bytes) = from_server.next().await {
+        match Frame::decode(&bytes).unwrap() {
+            Frame::Json { kind: kind::BYE, json } => bye = Some(serde_json::from_slice(json).unwrap()),
+            Frame::Ping if !remove => break,
+            _ => {}
+        }
+    }
+    let found = hub.machine(user(1), machine).is_some();
+    drop((to_server, from_server));
+    let _ = serving.await.unwrap();
+    (bye, found)
+}
+
+/// Attack: a machine that is removed at the very moment at which it comes must not stay.
+#[tokio::test]
+async fn a_machine_that_is_removed_while_it_connects_is_thrown_out() {
+    let (bye, found) = joined(true).await;
+    assert_eq!((bye.unwrap()["fault"]["code"].as_str(), found), (Some("unauthenticated"), false));
+    // Control: one that is not removed stays.
+    assert_eq!(joined(false).await, (None, true));
 }

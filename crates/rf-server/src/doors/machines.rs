@@ -364,6 +364,13 @@ impl MachineAuthority for Authority {
         self.places.add_machine(place.user(), Arc::clone(place) as Arc<dyn Place>, facts);
     }
 
+    fn still_stands(&self, place: &Arc<MachinePlace>) -> bool {
+        let scope = self.store.scope_of(&self.system, place.user());
+        let row = scope.and_then(|scope| self.store.machine_get(&scope, place.machine()));
+        // A store that cannot be asked removed nothing.
+        !row.is_err_and(|error| error.is_not_found())
+    }
+
     fn disconnected(&self, place: &Arc<MachinePlace>) {
         let connection = Arc::clone(place) as Arc<dyn Place>;
         self.places.remove_machine(place.user(), place.machine(), Some(&connection));
