@@ -563,3 +563,26 @@ async fn input_that_no_program_reads_is_held_within_bounds() {
     drop((others, more));
     assert_eq!(room.free_kib(), free, "what was held is given back");
 }
+
+/// Of the code interpreter: whoever goes away while its process starts leaves one process, which the next cell has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_while_its_kernel_starts_leaves_no_second_one() {
+    let world = World::new().await;
+    let at = sandbox(&world, &world.ann).await;
+    let execute = |code: &str| {
+        let request = Request::post("/execute").header("host", "localhost").header("e2b-sandbox-id", &at.id);
+        let request = request.header("e2b-sandbox-port", "49999").header("x-access-token", &at.token);
+        world.send(request.body(Body::from(json!({ "code": code }).to_string())).unwrap())
+    };
+    let execs = world.app.places().execs();
+    // Gone as soon as the process has begun; that is where its start waits.
+    let mut leaving = Box::pin(execute("1"));
+    while execs.running() == 0 && futures::poll!(leaving.as_mut()).is_pending() {
+        tokio::task::yield_now().await;
+    }
+    drop(leaving);
+    let (status, said) = whole(execute("print(6 * 7)").await).await;
+    let said = String::from_utf8(said.to_vec()).unwrap();
+    assert!(status == StatusCode::OK && said.contains("42"), "{said}");
+    assert_eq!(execs.running(), 1, "{said}");
+}

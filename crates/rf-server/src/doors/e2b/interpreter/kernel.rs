@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
-use rf_places::{ExecEvent, LiveEvents, LiveNote, place::Place};
+use rf_places::{ExecEvent, LiveEvents, LiveNote, place::Place, sandbox::SandboxPlace};
 use rf_policy::{Action, Permit};
 use rf_types::{Code, ExecId, ExecSpec, ExecState, Fault, PlaceRef, Program, Rlimits, SandboxId, SignalScope};
 use serde::Deserialize;
@@ -26,6 +26,7 @@ use super::super::target::Target;
 use crate::{
     app::{App, Caller},
     operation::Ask,
+    refusal::Refusal,
     room::{Room, Share},
 };
 
@@ -68,16 +69,22 @@ impl std::fmt::Debug for Kernel {
 pub(super) struct Held(OwnedMutexGuard<Option<Kernel>>);
 
 impl Kernels {
-    /// The sandbox's kernel, started if there is none, for one cell.
+    /// The sandbox's kernel, started if there is none, for one cell. A start goes on also when the client goes away in the
+    /// middle of it: the kernel is the next cell's then, and not a process that nobody knows.
     ///
     /// # Errors
     /// What the gate and the place say of starting it.
     pub(super) async fn held(&self, app: &App, caller: &Caller, target: &Target) -> Result<Held, Fault> {
         let mut slot = self.slot(target).lock_owned().await;
-        if slot.is_none() {
-            *slot = Some(start(app, caller, target).await?);
+        if slot.is_some() {
+            return Ok(Held(slot));
         }
-        Ok(Held(slot))
+        let (app, caller, id, place) = (app.clone(), caller.clone(), target.id, Arc::clone(&target.place));
+        let started = async move {
+            *slot = Some(start(&app, &caller, id, place).await?);
+            Ok(Held(slot))
+        };
+        App::to_its_end(started).await.map_err(|refusal: Refusal| refusal.fault)
     }
 
     fn slot(&self, target: &Target) -> Slot {
@@ -98,7 +105,7 @@ impl Kernels {
 }
 
 /// Starts a kernel: an exec of its own, judged and recorded like every other.
-async fn start(app: &App, caller: &Caller, target: &Target) -> Result<Kernel, Fault> {
+async fn start(app: &App, caller: &Caller, id: SandboxId, place: Arc<SandboxPlace>) -> Result<Kernel, Refusal> {
     let spec = ExecSpec {
         program: Program::Argv(["python3", "-u", "-c", KERNEL].map(str::to_owned).to_vec()),
         env: BTreeMap::new(),
@@ -112,12 +119,12 @@ async fn start(app: &App, caller: &Caller, target: &Target) -> Result<Kernel, Fa
     };
     let exec = ExecId::random();
     let ask = Ask::of(Action::Exec)
-        .place(PlaceRef::Sandbox(target.id))
+        .place(PlaceRef::Sandbox(id))
         .subject(exec)
         .detail("argv", vec!["python3"])
         .detail("command_of", "code interpreter");
     let judged = app.claim_exec(caller, false);
-    let (operation, claim) = app.begin_judged(caller, ask, judged).await.map_err(|refusal| refusal.fault)?;
+    let (operation, claim) = app.begin_judged(caller, ask, judged).await?;
     let operation = Arc::new(AsyncMutex::new(Some(operation)));
     let ending = Arc::clone(&operation);
     let ended = Box::new(move |state: ExecState| {
@@ -132,12 +139,12 @@ async fn start(app: &App, caller: &Caller, target: &Target) -> Result<Kernel, Fa
         }
         .boxed()
     });
-    let place: Arc<dyn Place> = Arc::clone(&target.place) as Arc<dyn Place>;
+    let place: Arc<dyn Place> = place;
     match app.places().execs().run_live(claim, &place, exec, &spec, LiveNote::default(), ended).await {
         Ok((_, events)) => Ok(Kernel::new(exec, events, app.intake().room())),
         Err(fault) => match operation.lock().await.take() {
-            Some(operation) => Err(operation.fail(fault).await.fault),
-            None => Err(fault),
+            Some(operation) => Err(operation.fail(fault).await),
+            None => Err(fault.into()),
         },
     }
 }
