@@ -40,6 +40,8 @@ const KEY_BYTES_MAX: usize = 246;
 const METADATA_BYTES_MAX: usize = 4_096;
 /// Bytes that are unpacked at once: at most some thousand times as many come out.
 const PACKED_BYTES: usize = 4 << 10;
+/// What is kept of a file that came in, beside its path, bytes. Chosen above what it is.
+const FILE_BYTES: usize = 256;
 /// Most files put together by one call. Chosen.
 const SOURCES_MAX: usize = 1_000;
 /// What is said where no room is left.
@@ -423,11 +425,21 @@ async fn upload(asked: &Asked, request: Request<Body>) -> Result<Vec<Written>, R
     let mut form = Multipart::new(source, content_type).map_err(|why| fault(&why))?;
     let mut written: Vec<Written> = Vec::new();
     let mut paths = std::collections::BTreeSet::new();
+    let (mut held, mut kept) = (asked.app.intake().room().share(), 0);
     while let Some(part) = form.part().await.map_err(|why| fault(&why))? {
         if part.name != "file" {
             continue;
         }
         let path = query.path.clone().or(part.filename).unwrap_or_default();
+        // Of each file its path is kept until the answer, in two forms.
+        kept += 2 * path.len() + FILE_BYTES;
+        if !held.grow(kept) {
+            return Err(fault(&input::no_room()));
+        }
+        if !paths.is_empty() {
+            // The request itself was counted for the first.
+            asked.app.paced(&asked.caller).await.map_err(|why| fault(&why))?;
+        }
         // Before it is opened, and emptied: the same text is the same file.
         if !paths.insert(path.clone()) {
             return Err(bad(&format!(
@@ -503,6 +515,8 @@ async fn put_together(asked: &Asked, wanted: &Compose) -> Result<Written, Respon
     }
     let mut sources = Vec::new();
     for path in source_paths {
+        // Each is as much as a request of its own.
+        asked.app.paced(&asked.caller).await.map_err(|why| fault(&why))?;
         let op = DetailOp::Stat { path: path.clone() };
         let DetailAnswer::Described(detail) = done(asked, &op, path, user).await? else {
             return Err(fault(&unexpected()));
