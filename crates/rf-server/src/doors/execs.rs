@@ -14,7 +14,7 @@ use futures::{
 use http_body_util::BodyExt as _;
 use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
 use rf_policy::Action;
-use rf_types::{ExecId, Fault, PlaceRef, Program};
+use rf_types::{Code, ExecId, Fault, PlaceRef, Program, SignalScope};
 use rf_wire::frames;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt as _;
@@ -169,11 +169,35 @@ impl App {
         };
         operation.set_place(place.place());
         let started = self.places().execs().run_background(claim, &place, id, &spec).await;
-        let info = operation.finish(started).await?;
+        let runs = started.is_ok();
+        let info = match operation.finish(started).await {
+            Ok(info) => info,
+            Err(refusal) => {
+                if runs {
+                    self.end_unrecorded(caller, id).await;
+                }
+                return Err(refusal);
+            }
+        };
         if let Stdin::Bytes(bytes) = stdin {
             self.feed_background(caller, id, bytes, held).await?;
         }
         Ok(ExecItem::new(place.place(), info))
+    }
+
+    /// Ends an exec that would outlive its request and whose start could not be recorded: what is refused is not done.
+    pub(super) async fn end_unrecorded(&self, caller: &Caller, id: ExecId) {
+        const SIGKILL: i32 = 9;
+        let ended = match self.permit(caller, Action::ExecControl) {
+            Ok(permit) => self.places().execs().signal(&permit, id, SIGKILL, SignalScope::Tree).await,
+            Err(fault) => Err(fault),
+        };
+        match ended {
+            Ok(()) => {}
+            // It was quicker.
+            Err(fault) if fault.code == Code::NotFound => {}
+            Err(fault) => tracing::error!(%fault, exec = %id, "an exec that is not on record could not be ended"),
+        }
     }
 
     /// Feeds a background exec what its request brought along, beside the answer, and closes its input.
@@ -630,7 +654,7 @@ async fn exec_stdin(
         }
         match app.places().execs().close_stdin(operation.permit(), id).await {
             // It took all and ended: closed is closed.
-            Err(fault) if fault.code == rf_types::Code::Conflict && taken > 0 => Ok(()),
+            Err(fault) if fault.code == Code::Conflict && taken > 0 => Ok(()),
             closed => closed,
         }
     };

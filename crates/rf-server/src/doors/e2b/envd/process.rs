@@ -152,8 +152,13 @@ pub(super) async fn start(
             return Err(failed);
         }
     };
-    if let Some(operation) = operation.lock().await.as_mut() {
-        operation.durable().await.map_err(refused)?;
+    let recorded = match operation.lock().await.as_mut() {
+        Some(operation) => operation.durable().await,
+        None => Ok(()),
+    };
+    if let Err(refusal) = recorded {
+        app.end_unrecorded(caller, id).await;
+        return Err(refused(refusal));
     }
     let place = Some(Arc::clone(&asked.target.place));
     let talk = Talk { fallen, place, ..Talk::new(pid, events, spec.pty.is_some(), keepalive(&context)) };
