@@ -98,8 +98,11 @@ async fn orders_on_a_stream_count_as_requests() {
     own.send(frame(frames::SIGNAL, json!({"signal": 9}).to_string().as_bytes())).await.unwrap();
     assert_eq!(rest(&mut own).await.2.0, frames::EXIT);
 
+    // A pause gives the burst back, for the requests that come now.
+    tokio::time::sleep(least).await;
     let begun = json!({"shell": "read line; echo $line", "background": true, "stdin": true});
-    let (_, item) = post(&server, "/v1/exec", &begun.to_string()).await;
+    let (status, item) = post(&server, "/v1/exec", &begun.to_string()).await;
+    assert_eq!(status, 202, "{item}");
     let path = format!("/v1/execs/{}/attach", item["id"].as_str().unwrap());
     let mut attached = connect(&server, &path).await.unwrap();
     assert_eq!(next(&mut attached).await.unwrap().0, frames::STARTED);
