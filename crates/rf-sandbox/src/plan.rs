@@ -43,8 +43,11 @@ pub const ALWAYS: [Layer; 9] = [
 /// Files of `/proc` that tell of the host and that everybody may read, covered where the host has them. Each cover is a
 /// mount, which costs 2 KiB and 20 us, so what only names hardware (`bus`, `irq` and their like) is left; what is more
 /// than that (kcore, kmsg, timer_list, sysrq-trigger) belongs to an id that is not mapped and cannot be opened.
-pub const PROC_COVERED: [&str; 9] =
-    ["cmdline", "diskstats", "fs", "interrupts", "kallsyms", "key-users", "keys", "modules", "partitions"];
+///
+/// `pressure` everybody may write as well: since Linux 6.5 each descriptor can have the kernel watch the host's load for
+/// it, in memory that counts for nobody and at a cost for all (Documentation/accounting/psi.rst, "Unprivileged monitors").
+pub const PROC_COVERED: [&str; 10] =
+    ["cmdline", "diskstats", "fs", "interrupts", "kallsyms", "key-users", "keys", "modules", "partitions", "pressure"];
 
 /// Most directories that a root is put together from: they go to the new process beside one message, with some others.
 const MOUNTS_MAX: usize = crate::packet::FDS_MAX - 8;

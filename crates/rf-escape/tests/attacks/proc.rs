@@ -8,6 +8,9 @@ const WRITES: Control = HostOr { lacks: &["ENOENT"], inside: &["write_path", "/p
 /// The same, where an empty file says that there is none of it.
 const FILLED: Control = HostOr { lacks: &["ENOENT", "ENODATA"], inside: &["nonempty", "/proc/meminfo"] };
 
+/// The same, of a kernel that does not measure pressure.
+const WATCHES: Control = HostOr { lacks: &["ENOENT", "EOPNOTSUPP"], inside: &["write_path", "/proc/self/comm"] };
+
 const NOT: &[&str] = &["EROFS", "EACCES", "EPERM", "ENOENT"];
 
 pub(crate) const PROC: &[Attack] = &[
@@ -28,6 +31,18 @@ pub(crate) const PROC: &[Attack] = &[
     user("read the loaded modules", &["nonempty", "/proc/modules"], &["ENODATA", "ENOENT"], FILLED),
     user("read the keys", &["nonempty", "/proc/keys"], &["ENODATA"], FILLED),
     user("read who has keys", &["nonempty", "/proc/key-users"], &["ENODATA"], Host),
+    user(
+        "have the kernel watch the host's load",
+        &["write_path", "/proc/pressure/memory", "some 1000000 2000000\n"],
+        NOT,
+        WATCHES,
+    ),
+    root(
+        "have the kernel watch the host's load, as root",
+        &["write_path", "/proc/pressure/io", "some 1000000 2000000\n"],
+        NOT,
+        WATCHES,
+    ),
     user("read the file systems' state", &["list_and_nonempty", "/proc/fs"], &["ENODATA"], Host),
     user(
         "find the host's path in the mounts",
