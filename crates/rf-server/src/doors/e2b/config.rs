@@ -13,7 +13,8 @@ use crate::config::ConfigError;
 #[serde(deny_unknown_fields, default)]
 pub struct E2bConfig {
     /// The domain below which each port of a sandbox has a name, `{port}-{sandbox}.{domain}`; lower case. Every name
-    /// below it must lead to this server, and its certificate must be good for them. `None`: ports are reached by headers.
+    /// below it must lead to this server, and its certificate must be good for them. Behind a colon the port at which
+    /// clients find this server there, where that is not 443. `None`: ports are reached by headers.
     pub domain: Option<String>,
     /// Whether a client may ask for a sandbox whose commands and files need no token (`secure: false`), so that whoever
     /// knows its id has it. Else such a request is refused.
@@ -63,6 +64,12 @@ impl E2bConfig {
         }
     }
 
+    /// The domain without its port.
+    #[must_use]
+    pub fn domain_name(&self) -> Option<&str> {
+        self.domain.as_deref().map(|domain| domain.split_once(':').map_or(domain, |(name, _)| name))
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -75,7 +82,10 @@ impl E2bConfig {
         match &self.domain {
             Some(domain) if !is_domain(domain) => Err(ConfigError::Value {
                 key: "e2b.domain",
-                why: format!("must be a domain's name in lower case, such as `box.example.com`, not `{domain}`"),
+                why: format!(
+                    "must be a domain's name in lower case, such as `box.example.com` or `box.example.com:8443`, not \
+                     `{domain}`"
+                ),
             }),
             Some(_) | None => Ok(()),
         }
@@ -83,8 +93,14 @@ impl E2bConfig {
 }
 
 /// Whether a text is a domain's name: labels of 1 to 63 letters, digits and inner dashes (RFC 1035, section 2.3.1), short
-/// enough that a port and a sandbox's id still go before it.
+/// enough that a port and a sandbox's id still go before it; and a port behind it, if any.
 fn is_domain(text: &str) -> bool {
+    let (text, port) = text.split_once(':').map_or((text, None), |(text, port)| (text, Some(port)));
+    let is_port =
+        |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0') && port.parse::<u16>().is_ok();
+    if !port.is_none_or(is_port) {
+        return false;
+    }
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let label = |label: &str| {
         (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
@@ -107,7 +123,25 @@ mod tests {
         assert_eq!(refused(|_| {}), "");
         assert_eq!(refused(|config| config.domain = Some("box.example.com".into())), "");
         assert_eq!(refused(|config| config.domain = Some("localhost".into())), "");
-        for domain in ["", ".", "a..b", "Box.example.com", "a_b.c", "-a.b", "a-.b", "a.b.", "a:1", "https://a.b"] {
+        assert_eq!(refused(|config| config.domain = Some("box.example.com:8443".into())), "");
+        for domain in [
+            "",
+            ".",
+            "a..b",
+            "Box.example.com",
+            "a_b.c",
+            "-a.b",
+            "a-.b",
+            "a.b.",
+            "https://a.b",
+            ":1",
+            "a:",
+            "a:0",
+            "a:01",
+        ]
+        .into_iter()
+        .chain(["a:65536", "a:+1", "a:x", "a:1:2", "a:1/"])
+        {
             assert!(refused(|config| config.domain = Some(domain.into())).contains("e2b.domain"), "{domain}");
         }
         assert!(refused(|config| config.cpu_milli_max = 1).contains("cpu_milli_max"));

@@ -36,7 +36,7 @@ const SIGNERS_AT_ONCE: usize = 128;
 pub async fn take(app: &App, request: Request<Body>, id: RequestId) -> Result<Response<Body>, Request<Body>> {
     let (parts, body) = request.into_parts();
     let html = wants_html(&parts.headers);
-    let address = match route(app.config().e2b.domain.as_deref(), &parts) {
+    let address = match route(app.config().e2b.domain_name(), &parts) {
         // A browser asks before it sends our headers, and does not send them then.
         Ok(Route::Ours) if cors::asks_for(&parts, &SANDBOX_ID) => match cors::preflight(&parts) {
             Some(answer) => return Ok(answer),
