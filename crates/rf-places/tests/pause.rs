@@ -2,7 +2,14 @@
 
 mod support;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use rf_places::{ChangedWhy, EndedWhy, Making, Places, Resume, SandboxRow};
 use rf_policy::{Action, UserUsage};
@@ -560,10 +567,16 @@ async fn late_news_of_a_pause_that_is_over_changes_nothing() {
     let last = sandbox(&places, SandboxAbout::default()).await;
     let state = |id| places.sandboxes().row(user(1), id).unwrap().state;
 
-    // A thread that waits for a lock looks after no sockets and clocks: this one does, for those that wait below.
-    let looks = tokio::spawn(async {
-        loop {
-            tokio::task::yield_now().await;
+    // A thread that waits for a lock looks after no sockets and clocks, and may have been the one that did: so somebody
+    // from outside wakes another again and again, which then does.
+    let (over, runtime) = (Arc::new(AtomicBool::new(false)), tokio::runtime::Handle::current());
+    let looks = std::thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                drop(runtime.spawn(async {}));
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
     });
     // Rows cannot be written while somebody has them: who tells of `busy` waits, and all other news behind it.
@@ -605,7 +618,8 @@ async fn late_news_of_a_pause_that_is_over_changes_nothing() {
     // Control: the end of the lease that it has now pauses it.
     field.warden.freeze(id);
     until("it is paused again", || state(id) == SandboxState::Paused).await;
-    looks.abort();
+    over.store(true, Ordering::Relaxed);
+    looks.join().unwrap();
 }
 
 #[tokio::test]
