@@ -24,6 +24,9 @@ pub(crate) const PROCESSES: &[Attack] = &[
     root("follow the root of process 1", &["readlink_path", "/proc/1/root"], HIDDEN, OPEN),
     root("trace process 1", &["ptrace_process", "1"], &["EPERM"], OPEN),
     user("trace process 1 as the user", &["ptrace_process", "1"], &["EPERM"], OPEN),
+    root("take process 1 its descriptors by a limit", &["limit_process", "1"], &["EPERM"], OPEN),
+    user("take process 1 its descriptors as the user", &["limit_process", "1"], &["EPERM"], OPEN),
+    root("hold the program of process 1 open (CVE-2019-5736)", &["open_path_only", "/proc/1/exe"], HIDDEN, OPEN),
     root(
         "enter the mount namespace of process 1",
         &["enter_namespace", "/proc/1/ns/mnt"],
