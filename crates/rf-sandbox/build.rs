@@ -20,6 +20,8 @@ fn main() {
         "crates/rf-sys/src/guest",
         "crates/rf-sys/src/lib.rs",
         "crates/rf-wire/Cargo.toml",
+        "crates/rf-wire/src/detail.rs",
+        "crates/rf-wire/src/frames.rs",
         "crates/rf-wire/src/init.rs",
         "crates/rf-wire/src/lib.rs",
     ] {
