@@ -46,5 +46,11 @@ pub(crate) const SECRETS: &[Attack] = &[
         &["ENODATA", "ENOENT"],
         Prepared("d=$(mktemp); echo id > $d; trap 'rm $d' EXIT; python3 {state}/../probe.py nonempty $d; exit"),
     ),
+    root(
+        "a socket of a container engine or of anybody",
+        &["find_sockets", "/"],
+        &["ENODATA"],
+        HostAt(&["find_sockets", "{state}"]),
+    ),
     root("a socket of the warden's", &["list_path", "{state}/run"], &["ENOENT"], Host),
 ];
