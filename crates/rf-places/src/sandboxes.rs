@@ -98,6 +98,8 @@ struct Entry {
     unadopted: bool,
     /// Its row could not be written; it is tried again.
     dirty: bool,
+    /// Held while its lease is set at the warden and here, so that both have the same one in the end.
+    lease_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Entry {
@@ -281,6 +283,7 @@ impl Sandboxes {
             resumed_after: 0,
             unadopted: phase == Phase::Paused,
             dirty: false,
+            lease_turn: Arc::default(),
         };
         self.live().insert((user, id), entry);
         // It may have broken before it was entered.
@@ -382,12 +385,41 @@ impl Sandboxes {
     /// # Errors
     /// `not_found`, `paused`, `warden_unavailable`, `store_unavailable`.
     pub async fn extend(&self, permit: &Permit, id: SandboxId, lease_ms: u64) -> Result<SandboxRow, Fault> {
+        self.set_lease(permit, id, lease_ms, false).await
+    }
+
+    /// As [`Sandboxes::extend`], but never sooner than it was, whoever else sets it meanwhile.
+    ///
+    /// # Errors
+    /// As for [`Sandboxes::extend`].
+    pub async fn lengthen(&self, permit: &Permit, id: SandboxId, lease_ms: u64) -> Result<SandboxRow, Fault> {
+        self.set_lease(permit, id, lease_ms, true).await
+    }
+
+    async fn set_lease(
+        &self,
+        permit: &Permit,
+        id: SandboxId,
+        lease_ms: u64,
+        never_sooner: bool,
+    ) -> Result<SandboxRow, Fault> {
         permit.require(Action::SandboxUpdate)?;
         let user = permit.user();
         self.get(user, id)?;
-        let lease_until = now_ms().saturating_add(lease_ms);
         let this = self.clone();
         let set = async move {
+            let turn = match this.live().get(&(user, id)) {
+                Some(entry) => Arc::clone(&entry.lease_turn),
+                None => return Err(Fault::not_found("sandbox")),
+            };
+            let _turn = turn.lock().await;
+            let lease_until = now_ms().saturating_add(lease_ms);
+            if never_sooner {
+                let row = this.row(user, id)?;
+                if row.state == SandboxState::Running && row.lease_until >= lease_until {
+                    return Ok(row);
+                }
+            }
             this.inner.warden.set_lease(id, lease_until).await?;
             this.change(user, id, |entry| entry.row.lease_until = lease_until)
         };

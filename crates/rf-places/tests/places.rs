@@ -137,6 +137,23 @@ async fn a_lease_is_extended_and_ended() {
     let permit = permit_of(user(1), Action::SandboxUpdate);
     let row = places.sandboxes().extend(&permit, id, 3_600_000).await.unwrap();
     assert_eq!(field.rows.live.lock().unwrap()[&id].lease_until, row.lease_until);
+    // At least so long.
+    let lengthen = async |lease_ms| places.sandboxes().lengthen(&permit, id, lease_ms).await.unwrap().lease_until;
+    assert_eq!(lengthen(5_000).await, row.lease_until, "never sooner");
+    assert!(lengthen(7_200_000).await >= row.lease_until + 3_600_000);
+    // Many at once: the warden's and ours are the same in the end, and the longest that was asked for holds.
+    let longest = row.lease_until - 3_600_000 + 9_000_000;
+    let all = (1..=30).rev().map(|n| {
+        let (places, permit) = (places.clone(), permit.clone());
+        tokio::spawn(async move { places.sandboxes().lengthen(&permit, id, n % 10 * 1_000_000).await.unwrap() })
+    });
+    let all: Vec<_> = all.collect();
+    for one in all {
+        one.await.unwrap();
+    }
+    let row = places.sandboxes().row(user(1), id).unwrap();
+    assert!(row.lease_until >= longest, "{} of {longest}", row.lease_until);
+    assert_eq!(field.warden.lease(id), row.lease_until);
     field.warden.kill_init(id, Some(rf_wire::warden::GoneWhy::Lease));
     while places.sandboxes().get(user(1), id).is_ok() || field.rows.ended.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;

@@ -37,19 +37,31 @@ const FORK: u32 = 15;
 /// How often a call that connects begins anew because somebody else pauses or resumes the sandbox. Chosen.
 const CONNECT_TRIES: u32 = 8;
 
-/// Sets the end of a lease, so long from now; sooner or later than it was.
-async fn extend(app: &App, caller: &Caller, id: SandboxId, lease_ms: u64) -> Result<SandboxRow, Refusal> {
+/// How the end of a lease is set.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum End {
+    /// So long from now; sooner or later than it was.
+    At,
+    /// At least so long from now.
+    NotBefore,
+}
+
+async fn set_end(app: &App, caller: &Caller, id: SandboxId, end: End, lease_ms: u64) -> Result<SandboxRow, Refusal> {
     let mut ask = Ask::of(Action::SandboxUpdate).subject(id).detail("op", "lease").detail("lease_ms", lease_ms);
     ask.asked = Asked::Lease { lease_ms };
     let operation = app.begin(caller, ask).await?;
-    let result = app.places().sandboxes().extend(operation.permit(), id, lease_ms).await;
+    let sandboxes = app.places().sandboxes();
+    let result = match end {
+        End::At => sandboxes.extend(operation.permit(), id, lease_ms).await,
+        End::NotBefore => sandboxes.lengthen(operation.permit(), id, lease_ms).await,
+    };
     operation.finish(result).await
 }
 
 /// Lets a sandbox live at least so long from now; one that is paused has no time that could be longer, and it is told so.
 async fn extend_only(app: &App, caller: &Caller, row: SandboxRow, lease_ms: u64) -> Result<SandboxRow, Refusal> {
     if row.state == SandboxState::Paused || app.now().saturating_add(lease_ms) > row.lease_until {
-        return extend(app, caller, row.id, lease_ms).await;
+        return set_end(app, caller, row.id, End::NotBefore, lease_ms).await;
     }
     Ok(row)
 }
@@ -77,7 +89,7 @@ pub(super) async fn timeout(
 ) -> Result<StatusCode, Refusal> {
     let id = id(&text)?;
     let lease_ms = if timeout == 0 { 0 } else { lease_ms(Some(timeout), timeout, caller.who.limits())? };
-    extend(&app, &caller, id, lease_ms).await?;
+    set_end(&app, &caller, id, End::At, lease_ms).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
