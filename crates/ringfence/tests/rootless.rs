@@ -102,6 +102,9 @@ fn commands_files_and_terminals_work_and_nothing_is_left() {
     assert_eq!(fault(&root)["code"], "forbidden", "{root:?}");
     assert_ne!(sh("sudo id").code, 0);
     assert_ne!(sh("unshare -U true").code, 0);
+    // Process 1 has that id too: its limits, without which it ends nothing any more, are not to be set.
+    assert_ne!(sh("prlimit --pid 1 --nofile=4:4").code, 0);
+    assert_eq!(sh("prlimit --pid $$ --nofile=64:64 && ulimit -n").expect(0), "64", "the control");
 
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n * 7) as u8).collect();
     let (here, back) = (system.dir().join("here"), system.dir().join("back"));
@@ -153,4 +156,23 @@ fn commands_files_and_terminals_work_and_nothing_is_left() {
         assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
         assert!(!state.exists());
     });
+}
+
+#[test]
+fn a_template_that_is_removed_goes_from_disk() {
+    let system = start();
+    let tree = system.dir().join("tree");
+    fs::create_dir_all(tree.join("closed/sub")).unwrap();
+    for number in 0..50 {
+        fs::write(tree.join(format!("closed/sub/{number}")), "text").unwrap();
+    }
+    for dir in ["closed/sub", "closed"] {
+        fs::set_permissions(tree.join(dir), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    }
+    system.ok(&["template", "import", "mine", tree.to_str().unwrap()]);
+    let layers = || fs::read_dir(system.state().join("warden/layers")).unwrap().count();
+    assert_eq!(layers(), 1);
+    system.ok(&["template", "rm", "mine"]);
+    eventually("its layer is gone", || layers() == 0);
+    system.stop();
 }
