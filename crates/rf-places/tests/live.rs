@@ -205,6 +205,7 @@ fn the_next_server_takes_it_over_and_knows_what_was_said_of_it() {
         tag: Some("kept".to_owned()),
         env: [("A".to_owned(), "b".to_owned())].into(),
         cwd: Some("/tmp".to_owned()),
+        servers_own: false,
     };
     let line = "read line; echo \"after $line\"";
     let (exec, pid, at) = server(async {

@@ -249,3 +249,44 @@ fn what_lived_before_the_server_is_never_said_not_to_exist() {
         assert_eq!(status, expected, "{path}: {answer}");
     }
 }
+
+/// Of the code interpreter: what its process knew is gone with the server, and so is the process once the next cell
+/// begins another.
+#[test]
+fn a_kernel_of_an_earlier_server_is_ended_when_the_next_one_starts() {
+    let execute = async |app: &rf_server::app::App, id: rf_types::SandboxId, code: &str| {
+        let door = Door::new(doors::router(app.clone()), app.metrics().clone()).with_sandboxes(app.clone());
+        let request = Request::post("/execute").header("e2b-sandbox-id", rf_e2b::id::sandbox_text(id));
+        let request = request.header("e2b-sandbox-port", "49999");
+        let request = request.header("x-access-token", app.e2b().tokens().envd_token(id));
+        let answer = door.answer(request.body(Body::from(json!({ "code": code }).to_string())).unwrap()).await;
+        let (status, said) = whole(answer).await;
+        assert_eq!(status, StatusCode::OK);
+        String::from_utf8(said.to_vec()).unwrap()
+    };
+    let (dir, _warden, id) = server(async {
+        let world = World::new().await;
+        let id = world.sandbox(&world.ann).await.parse().unwrap();
+        execute(&world.app, id, "x = 6 * 7").await;
+        assert!(execute(&world.app, id, "print(x)").await.contains("42"));
+        // Until it is noted for the next server.
+        let noted = |dir: &std::path::Path| std::fs::read_dir(dir.join("server/spool")).unwrap().count();
+        while noted(world.dir.path()) == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        (world.dir, world.warden, id)
+    });
+    server(async {
+        let app = open(support::config(dir.path())).unwrap();
+        app.places().ready().await;
+        assert_eq!(app.places().execs().running(), 1);
+        let said = execute(&app, id, "print('x' in globals())").await;
+        assert!(said.contains("False"), "{said}");
+        let gone = async {
+            while app.places().execs().running() != 1 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(SOON, gone).await.expect("the one before is ended");
+    });
+}

@@ -65,6 +65,8 @@ pub struct LiveNote {
     pub env: BTreeMap<String, String>,
     /// The directory that its starter asked for.
     pub cwd: Option<String>,
+    /// It was started by the server itself, in its user's name; see [`Execs::servers_own`].
+    pub servers_own: bool,
 }
 
 /// One running exec of a place.
@@ -230,6 +232,16 @@ impl Execs {
             (info.background && is_called).then_some(info.id)
         });
         kept.next().or(live.map(|(exec, _)| exec)).ok_or_else(|| Fault::not_found("process"))
+    }
+
+    /// The running execs of a user's place that a server started itself, this one or an earlier one.
+    #[must_use]
+    pub fn servers_own(&self, user: UserId, place: PlaceRef) -> Vec<ExecId> {
+        let users = lock(&self.inner.users);
+        let all = users.get(&user).into_iter().flat_map(|execs| execs.execs.iter());
+        all.filter(|(_, entry)| entry.place == place && entry.note.servers_own && entry.is_running())
+            .map(|(exec, _)| *exec)
+            .collect()
     }
 
     fn live_of(&self, user: UserId, exec: ExecId) -> Option<Arc<Live>> {

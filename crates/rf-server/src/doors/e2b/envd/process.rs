@@ -106,7 +106,7 @@ fn note(spec: &ExecSpec, tag: Option<String>) -> LiveNote {
     let bytes: usize = spec.env.iter().map(|(name, value)| name.len() + value.len()).sum();
     let env = if bytes <= LISTED_ENV_BYTES_MAX { spec.env.clone() } else { BTreeMap::new() };
     let tag = tag.map(|tag| tag.chars().take(LISTED_TAG_CHARS_MAX).collect());
-    LiveNote { tag, env, cwd: spec.cwd.clone() }
+    LiveNote { tag, env, cwd: spec.cwd.clone(), servers_own: false }
 }
 
 /// `Start`.

@@ -117,6 +117,7 @@ async fn start(app: &App, caller: &Caller, id: SandboxId, place: Arc<SandboxPlac
         timeout_ms: None,
         rlimits: Rlimits::default(),
     };
+    end_orphans(app, caller, id).await?;
     let exec = ExecId::random();
     let ask = Ask::of(Action::Exec)
         .place(PlaceRef::Sandbox(id))
@@ -140,13 +141,30 @@ async fn start(app: &App, caller: &Caller, id: SandboxId, place: Arc<SandboxPlac
         .boxed()
     });
     let place: Arc<dyn Place> = place;
-    match app.places().execs().run_live(claim, &place, exec, &spec, LiveNote::default(), ended).await {
+    let note = LiveNote { servers_own: true, ..LiveNote::default() };
+    match app.places().execs().run_live(claim, &place, exec, &spec, note, ended).await {
         Ok((_, events)) => Ok(Kernel::new(exec, events, app.intake().room())),
         Err(fault) => match operation.lock().await.take() {
             Some(operation) => Err(operation.fail(fault).await),
             None => Err(fault.into()),
         },
     }
+}
+
+/// Ends what an earlier server left: a kernel whose cells nobody can reach any more, for what is read of it was in that
+/// server's hands.
+async fn end_orphans(app: &App, caller: &Caller, id: SandboxId) -> Result<(), Refusal> {
+    let execs = app.places().execs();
+    for orphan in execs.servers_own(caller.who.principal().user, PlaceRef::Sandbox(id)) {
+        let permit = app.permit(caller, Action::ExecControl)?;
+        match execs.signal(&permit, orphan, SIGKILL, SignalScope::Tree).await {
+            Ok(()) => {}
+            // It ended by itself.
+            Err(fault) if fault.code == Code::NotFound => {}
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A whole line, its end included.
