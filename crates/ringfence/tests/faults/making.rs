@@ -84,7 +84,7 @@ fn a_request_that_comes_again_after_the_servers_death_makes_one_sandbox() {
     for (number, step) in [Step::Intent, Step::Begun, Step::Made].into_iter().chain(last).enumerate() {
         let key = format!("idempotency-key: again-{number}\r\n");
         let ask = || begin(&field, "/v1/sandboxes", &spec, &key);
-        let mut go = || {
+        let go = || {
             let first = kill_at(&field, step, ask)?;
             let (again, _) = ask().end(std::time::Instant::now());
             if !again.is_done() {
