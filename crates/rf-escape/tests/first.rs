@@ -199,9 +199,8 @@ impl Wrong {
             of(controller).or_else(|| of("")).is_some_and(|line| line.contains(sandbox))
         });
         self.unless(limited, || format!("not in the groups: {groups}"));
-        let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
-        let map: Vec<u64> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
-        self.unless(map.len() == 3 && map[0] == 0 && map[1] >= 65_536, || format!("uid_map: {map:?}"));
+        let (first, _) = ids(pid);
+        self.unless(first >= 65_536, || format!("host ids from {first}"));
     }
 
     /// A user's program, at its first instruction.
@@ -209,8 +208,7 @@ impl Wrong {
         self.limits(field, sandbox, want);
         self.process(sandbox, pid);
         let status = lines(pid, "status", ':');
-        let base = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
-        let base: u64 = base.split_whitespace().nth(1).unwrap().parse().unwrap();
+        let (base, _) = ids(pid);
         let uid = (base + if want.root { 0 } else { 1_000 }).to_string();
         let uids = &status["Uid"];
         self.unless(uids.split_whitespace().all(|is| is == uid), || format!("users {uids}, not {uid}"));
@@ -230,6 +228,11 @@ impl Wrong {
             .collect();
         open.sort();
         self.unless(open == ["0", "1", "2"], || format!("descriptors: {open:?}"));
+        // Keys are counted for who made them (proc_key_users(5)): the keyring of its own, by the sandbox's first process.
+        let keys = fs::read_to_string("/proc/key-users").unwrap();
+        let own =
+            keys.lines().find_map(|line| line.trim().strip_prefix(&format!("{base}:"))?.split_whitespace().next());
+        self.unless(own.is_some_and(|count| count != "0"), || format!("no keyring of {base}: {keys}"));
         let oom = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
         self.unless(oom.trim() == "500", || format!("oom_score_adj: {oom}"));
         let network = lines(pid, "net/dev", ':');
@@ -281,6 +284,94 @@ fn sandbox_of(pid: u32) -> String {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let at = groups.find("sbx_").unwrap_or_else(|| panic!("{pid} is in no sandbox: {groups}"));
     groups[at..at + 36].to_owned()
+}
+
+/// The host ids of a process's user namespace: the first, and how many.
+fn ids(pid: u32) -> (u64, u64) {
+    let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+    let map: Vec<u64> = map.split_whitespace().map(|word| word.parse().unwrap()).collect();
+    (map[1], map[2])
+}
+
+#[test]
+fn every_sandbox_has_host_ids_of_its_own() {
+    let field = Field::start();
+    let mut seen: Vec<(u64, u64)> = (0..3).map(|_| ids(field.sandbox().1)).collect();
+    // Prepared ones, whose users are not known yet, as well.
+    field.settle().unwrap();
+    seen = field.inits().into_iter().map(ids).chain(seen).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 3 + field::POOL, "each has others: {seen:?}");
+    assert!(seen.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "they overlap: {seen:?}");
+    field.end();
+}
+
+#[test]
+fn where_root_is_forbidden_nobody_gets_it() {
+    let field = Field::start();
+    let (free, _) = field.sandbox();
+    let (held, init) = field.sandbox_with(&json!({ "root_allowed": false }));
+    let bounds = &lines(init, "status", ':')["CapBnd"];
+    let bounds = u64::from_str_radix(bounds, 16).unwrap();
+    assert!(bounds != OF_ROOT && bounds & !OF_ROOT == 0, "{bounds:x}");
+    let ask = |id: &str, body: &Value| field.ask("POST", &format!("/v1/sandboxes/{id}/exec"), body);
+    let as_root = json!({ "argv": ["id", "-u"], "user": "root" });
+    let by_sudo = json!({ "argv": ["sudo", "id", "-u"] });
+    for body in [&as_root, &by_sudo] {
+        let control = ask(&free, body).json().unwrap();
+        assert_eq!(control["stdout"], "0\n", "the control: {control}");
+        let said = ask(&held, body);
+        let refused =
+            said.code().is_some() || said.json().is_some_and(|ran| ran["code"] != 0 && ran["stdout"] != "0\n");
+        assert!(refused, "{body}: {said}");
+    }
+    // A file of root's inside stays closed.
+    let said = ask(&held, &json!({ "shell": "echo x > /etc/passwd" }));
+    assert_ne!(said.json().unwrap()["code"], 0, "{said}");
+    field.end();
+}
+
+#[test]
+fn an_unpacker_of_layers_has_no_rights_at_its_first_instruction() {
+    let field = Field::start();
+    let root = field.system.dir().join("root");
+    fs::create_dir_all(root.join("etc")).unwrap();
+    fs::write(root.join("etc/mark"), "mine").unwrap();
+    let mut holder = Holder::start(&field, "launch", &[field.warden()]);
+    let mut import = field.system.command(&["template", "import", "mine", root.to_str().unwrap()]).spawn().unwrap();
+    let pid = loop {
+        let (at, pid) = holder.next();
+        if at == At::Exec {
+            break pid;
+        }
+        holder.tell("go");
+    };
+    let mut wrong = Wrong::default();
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(command.split(|byte| *byte == 0).any(|word| word == b"unpack"), "{}", String::from_utf8_lossy(&command));
+    let status = lines(pid, "status", ':');
+    let (first, _) = ids(pid);
+    let (sandbox, _) = ids(field.inits()[0]);
+    wrong.unless(first >= 65_536 && first != sandbox, || format!("ids from {first}"));
+    wrong.unless(status["Uid"].split_whitespace().all(|uid| uid == first.to_string()), || format!("{}", status["Uid"]));
+    wrong.unless(status["NoNewPrivs"] == "1", || "it may gain privileges".to_owned());
+    // CHOWN, DAC_OVERRIDE, FOWNER and FSETID, among those ids alone.
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        let held = u64::from_str_radix(&status[set], 16).unwrap();
+        wrong.unless(held & !0x1b == 0, || format!("{set}: {held:x}"));
+    }
+    for namespace in ["user", "pid", "mnt", "net", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{namespace}")).unwrap();
+        wrong.unless(of(&pid.to_string()) != of("self"), || format!("the host's namespace: {namespace}"));
+    }
+    let devices = lines(pid, "net/dev", ':');
+    wrong.unless(devices.keys().all(|name| name == "lo" || name.contains('|')), || format!("{devices:?}"));
+    holder.tell("end");
+    drop(holder);
+    assert!(import.wait().unwrap().success(), "the control: it did its work");
+    wrong.none("the unpacker");
+    field.end();
 }
 
 #[test]
