@@ -354,7 +354,7 @@ fn an_unpacker_of_layers_has_no_rights_at_its_first_instruction() {
     let (first, _) = ids(pid);
     let (sandbox, _) = ids(field.inits()[0]);
     wrong.unless(first >= 65_536 && first != sandbox, || format!("ids from {first}"));
-    wrong.unless(status["Uid"].split_whitespace().all(|uid| uid == first.to_string()), || format!("{}", status["Uid"]));
+    wrong.unless(status["Uid"].split_whitespace().all(|uid| uid == first.to_string()), || status["Uid"].clone());
     wrong.unless(status["NoNewPrivs"] == "1", || "it may gain privileges".to_owned());
     // CHOWN, DAC_OVERRIDE, FOWNER and FSETID, among those ids alone.
     for set in ["CapEff", "CapPrm", "CapBnd"] {
