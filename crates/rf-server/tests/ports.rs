@@ -673,6 +673,31 @@ async fn a_user_who_is_let_in_anew_is_visited_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_looks_at_many_ports_is_few_records() {
+    let world = World::new().await;
+    let admin = &world.server.admin;
+    let to = open_sandbox(&world, admin).await;
+    // Where nothing listens; the kernel gives these to nobody by itself.
+    for port in 61_001..=61_060 {
+        world.talk(&to("GET /", port, "connection: close\r\n\r\n")).await;
+    }
+    world.server.app.ports().end();
+    let page = call(&world.server, "GET", "/v1/audit?limit=1000", admin, "").await;
+    let page: Value = serde_json::from_str(body_of(&page)).unwrap();
+    let of = |kind: &str| -> Vec<Value> {
+        let items = page["items"].as_array().unwrap().iter();
+        items.filter(|item| item["action"] == "port_connect" && item["kind"] == kind).cloned().collect()
+    };
+    let (intents, results) = (of("intent"), of("result"));
+    assert_eq!((intents.len(), results.len()), (33, 33), "32 ports, and all the others");
+    let several: Vec<_> = intents.iter().filter(|intent| intent["details"]["port"] == "several").collect();
+    assert_eq!((several.len(), &several[0]["details"]["peer"]), (1, &"127.0.0.1".into()));
+    let requests: u64 = results.iter().map(|result| result["details"]["requests"].as_u64().unwrap()).sum();
+    assert_eq!(requests, 60, "every request is counted");
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_a_program_may_take_for_a_request_is_nobody_elses() {
     let world = World::new().await;
     let program = Program::answering(HELLO).await;

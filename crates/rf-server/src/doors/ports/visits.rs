@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Each request is judged anew all the same; only the writing is shared. The table is bounded: when it is full the visit
-//! that was idle longest ends.
+//! that was idle longest ends. So is what strangers can have written: who looks at many ports of an open sandbox makes one
+//! visit of all but the first of them, and where very many come at once it is one of all the rest.
 
 use std::{
     collections::HashMap,
@@ -38,12 +39,20 @@ const AGE_MAX: Duration = Duration::from_secs(600);
 const SWEEP_PERIOD: Duration = Duration::from_secs(10);
 /// Visits at once, over all sandboxes. Chosen: some megabytes.
 const VISITS_MAX: usize = 8_192;
+/// Visits at once of one visitor to one sandbox, and of all visitors to it, each with a record of its own. Chosen: more
+/// ports than a person opens, and of people as many as make a busy page.
+const PORTS_MAX: usize = 32;
+const VISITORS_MAX: usize = 1_024;
+/// By what a visitor comes.
+const VISITOR: &str = "visitor";
 
 /// Whose requests are one visit.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 struct Key {
     sandbox: SandboxId,
-    port: u16,
+    /// None: of several.
+    port: Option<u16>,
+    /// None: of several, or not known.
     peer: Option<Party>,
     /// By what: one user's two keys are two visits.
     by: String,
@@ -154,18 +163,23 @@ impl Visits {
         port: u16,
         peer: Option<IpAddr>,
     ) -> Result<(Permit, UnderWay), Refusal> {
-        let ask = || {
+        let ask = |key: &Key| {
             let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).subject(sandbox);
-            let ask = ask.detail("port", port);
-            match peer {
-                Some(peer) => ask.detail("peer", peer.to_string()),
-                None => ask,
+            let ask = match key.port {
+                Some(port) => ask.detail("port", port),
+                None => ask.detail("port", "several"),
+            };
+            match (peer, key.peer) {
+                (Some(peer), Some(_)) => ask.detail("peer", peer.to_string()),
+                (Some(_), None) => ask.detail("peer", "several"),
+                (None, _) => ask,
             }
         };
+        let mut key = Key { sandbox, port: Some(port), peer: peer.map(Party::of), by: by(caller) };
         let permit = match app.permit(caller, Action::PortConnect) {
             Ok(permit) => permit,
             Err(fault) => {
-                let denied = app.begin_judged::<()>(caller, ask(), Err(fault)).await;
+                let denied = app.begin_judged::<()>(caller, ask(&key), Err(fault)).await;
                 return match denied {
                     Err(refusal) => Err(refusal),
                     // `begin_judged` hands an error back as one.
@@ -173,14 +187,16 @@ impl Visits {
                 };
             }
         };
-        let key = Key { sandbox, port, peer: peer.map(Party::of), by: by(caller) };
-        // One whose credential fell is over, though the same one may stand again: a user that was let in anew, or a
-        // provider's next token.
-        let goes_on = |visit: &&Visit| visit.began.elapsed() < AGE_MAX && !visit.counts.fallen.is_cancelled();
-        if let Some(visit) = self.lock().visits.get(&key).filter(goes_on) {
-            return Ok((permit, UnderWay::new(&visit.counts)));
+        if let Some(under_way) = self.under_way(&key) {
+            return Ok((permit, under_way));
         }
-        let (mut operation, ()) = app.begin_judged(caller, ask(), Ok((permit.clone(), ()))).await?;
+        if key.by == VISITOR {
+            key = self.shared(key);
+            if let Some(under_way) = self.under_way(&key) {
+                return Ok((permit, under_way));
+            }
+        }
+        let (mut operation, ()) = app.begin_judged(caller, ask(&key), Ok((permit.clone(), ()))).await?;
         operation.durable().await?;
         let counts = Arc::new(Counts::new());
         let under_way = UnderWay::new(&counts);
@@ -195,6 +211,28 @@ impl Visits {
             over.end();
         }
         Ok((permit, under_way))
+    }
+
+    /// One more request of a visit that goes on.
+    fn under_way(&self, key: &Key) -> Option<UnderWay> {
+        // One whose credential fell is over, though the same one may stand again: a user that was let in anew, or a
+        // provider's next token.
+        let goes_on = |visit: &&Visit| visit.began.elapsed() < AGE_MAX && !visit.counts.fallen.is_cancelled();
+        self.lock().visits.get(key).filter(goes_on).map(|visit| UnderWay::new(&visit.counts))
+    }
+
+    /// The visit that a visitor's first request to a port belongs to: one of its own, unless there are many.
+    fn shared(&self, key: Key) -> Key {
+        let (mut visitors, mut ports) = (0, 0);
+        for other in self.lock().visits.keys().filter(|other| other.sandbox == key.sandbox && other.by == VISITOR) {
+            visitors += 1;
+            ports += usize::from(other.peer == key.peer);
+        }
+        match (visitors >= VISITORS_MAX, ports >= PORTS_MAX) {
+            (true, _) => Key { port: None, peer: None, ..key },
+            (false, true) => Key { port: None, ..key },
+            (false, false) => key,
+        }
     }
 
     /// Ends all visits in the ledger: the server ends.
@@ -231,7 +269,7 @@ fn by(caller: &Caller) -> String {
         Credential::Token { issuer } => format!("{issuer} {}", caller.who.principal().user),
         Credential::Session { id } => id.to_string(),
         Credential::Sandbox { .. } => "token".to_owned(),
-        Credential::Visitor { .. } => "visitor".to_owned(),
+        Credential::Visitor { .. } => VISITOR.to_owned(),
     }
 }
 
