@@ -347,6 +347,11 @@ impl Snapshots {
         chains.filter_map(|id| self.layers.get(id)).any(of_owner)
     }
 
+    /// Whose disks layers are on.
+    pub(crate) fn all_owners(&self) -> BTreeSet<SandboxId> {
+        self.layers.values().filter_map(|layer| layer.origin.as_ref()).map(|origin| origin.owner).collect()
+    }
+
     /// Whose disks these layers are on that are nowhere else yet.
     pub(crate) fn owners(&self, chain: &[LayerId]) -> BTreeSet<SandboxId> {
         let layers = chain.iter().filter_map(|id| self.layers.get(id)).filter(|layer| !layer.durable);

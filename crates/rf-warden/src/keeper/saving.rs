@@ -397,11 +397,11 @@ impl Keeper {
         used.extend(self.starting.values().flat_map(|start| of(&start.layers)));
         let unused = self.snapshots.collect(&used);
         self.let_go(unused);
-        let orphans: Vec<SandboxId> = self.orphans.keys().copied().collect();
-        for owner in orphans {
-            if !self.is_needed(owner) {
-                self.orphans.remove(&owner);
-            }
+        if !self.orphans.is_empty() {
+            let mut needed = self.snapshots.all_owners();
+            needed.extend(self.live.values().flat_map(|live| &live.layers.leans_on));
+            needed.extend(self.starting.values().flat_map(|start| &start.layers.leans_on));
+            self.orphans.retain(|owner, _| needed.contains(owner));
         }
         self.keep_on();
     }

@@ -59,7 +59,7 @@ fn merged(can_store: bool) -> [Vec<LayerId>; 4] {
         [low, high, into].into_iter().filter(|id| snapshots.layer_dir(*id).is_dir()).collect();
     let again = Snapshots::open_at(dir()).unwrap();
     there.sort();
-    let mut all = vec![low, high, into];
+    let mut all = [low, high, into];
     all.sort();
     assert!(there.iter().all(|id| all.contains(id)));
     [again.get(id).unwrap().1.to_vec(), there, vec![low, high], vec![into]]
