@@ -46,6 +46,9 @@ const STARTING_MAX: usize = 256;
 const UNPACKING_MAX: usize = 4;
 /// Longest launch. A launch takes milliseconds; a minute of none is a host in trouble.
 const START_TIME: Duration = Duration::from_secs(20);
+/// How long who asked for a launch that failed waits for its end, so that its id is free when they hear of it. Chosen: it
+/// takes milliseconds, but for a process that waits for a device.
+const FAILED_TIME: Duration = Duration::from_millis(500);
 /// How long nothing was asked for before the pool is filled: whoever just got a sandbox is running its first command,
 /// and the two would share the processors. Measured on two of them: it halves the time of `true`, and of a client that
 /// makes a sandbox and runs a shell there within 9 ms, launches at 6 ms took one.
@@ -94,6 +97,15 @@ struct Live {
 struct Dying {
     ending: Ending,
     askers: Vec<Asker>,
+    /// Whose launch failed, and why; since when it is dying.
+    failed: Option<(Asker, Fault)>,
+    since: Instant,
+}
+
+impl Dying {
+    fn new(ending: Ending, failed: Option<(Asker, Fault)>) -> Self {
+        Self { ending, askers: Vec::new(), failed, since: Instant::now() }
+    }
 }
 
 struct Keeper {
@@ -300,7 +312,9 @@ impl Keeper {
             .then(|| self.quiet().saturating_sub(self.asked.elapsed()));
         let freezing = (!self.freezing.is_empty()).then_some(AGAIN);
         let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due());
-        let all = [lease, start, again, behind, refill, freezing, weigh];
+        let failed = self.dying.values().filter(|dying| dying.failed.is_some());
+        let failed = failed.map(|dying| FAILED_TIME.saturating_sub(dying.since.elapsed())).min();
+        let all = [lease, start, again, behind, refill, freezing, weigh, failed];
         let work = [self.until_kept(), self.until_waited(), self.until_removed(), self.until_unpacked()];
         let wait = all.into_iter().chain(work).flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
@@ -334,6 +348,7 @@ impl Keeper {
         for id in ended {
             self.finish(id);
         }
+        self.tell_failed();
         self.end_slow_unpacking();
         let behind: Vec<u64> = self.connections.iter().filter(|(_, c)| c.behind()).map(|(id, _)| *id).collect();
         for id in behind {

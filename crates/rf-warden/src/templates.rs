@@ -42,6 +42,8 @@ pub(crate) struct Templates {
     gone: Vec<PathBuf>,
     /// Layers that were to go, and that a sandbox stood on.
     left: BTreeSet<String>,
+    /// Layers that were unpacked, and that no template was given since: one is about to be.
+    fresh: BTreeSet<String>,
 }
 
 impl Templates {
@@ -71,7 +73,17 @@ impl Templates {
         base::write_additions(Path::new("/"), &additions).map_err(WardenError::file(&additions))?;
         let below = build_base(&dir).map_err(WardenError::file(&dir))?;
         let (layers, templates) = (config.own("layers"), config.own("templates"));
-        Ok(Self { layers, templates, tools, host, additions, below, gone: Vec::new(), left: BTreeSet::new() })
+        Ok(Self {
+            layers,
+            templates,
+            tools,
+            host,
+            additions,
+            below,
+            gone: Vec::new(),
+            left: BTreeSet::new(),
+            fresh: BTreeSet::new(),
+        })
     }
 
     /// Lets go of what a former warden left: what it was unpacking or removing, and layers that neither a template nor a
@@ -173,7 +185,7 @@ impl Templates {
     }
 
     /// Names the layers of a template; gives those that it had before.
-    pub(crate) fn set(&self, name: &TemplateName, layers: &[String]) -> Result<Vec<String>, Fault> {
+    pub(crate) fn set(&mut self, name: &TemplateName, layers: &[String]) -> Result<Vec<String>, Fault> {
         if name.is_built_in() {
             let what = format!("the template `{name}` is made by the server itself");
             return Err(Fault::new(Code::Conflict, what, "choose another name"));
@@ -193,7 +205,9 @@ impl Templates {
         let written = fs::write(&part, text)
             .and_then(|()| fs::File::open(&part)?.sync_all())
             .and_then(|()| fs::rename(&part, &file));
-        written.map_err(|error| stored(&error)).map(|()| before)
+        written.map_err(|error| stored(&error))?;
+        self.fresh.retain(|id| !layers.contains(id));
+        Ok(before)
     }
 
     /// Removes a template; gives its layers, for [`Self::drop_unused`].
@@ -213,7 +227,8 @@ impl Templates {
         is_held: impl Fn(&str) -> bool,
     ) {
         let with_dir = |id: &String| Some((id.clone(), self.layer(id).ok()?));
-        let unheld: Vec<(String, PathBuf)> = layers.iter().filter(|id| !is_held(id)).filter_map(with_dir).collect();
+        let unheld: Vec<(String, PathBuf)> =
+            layers.iter().filter(|id| !is_held(id) && !self.fresh.contains(*id)).filter_map(with_dir).collect();
         if unheld.is_empty() {
             return;
         }
@@ -250,7 +265,9 @@ impl Templates {
         let dir = self.layer(diff_id)?;
         let part = dir.with_extension("part");
         let named = if dir.is_dir() { self.let_go(&part) } else { fs::rename(&part, &dir) };
-        named.map_err(|error| stored(&error))
+        named.map_err(|error| stored(&error))?;
+        self.fresh.insert(diff_id.to_owned());
+        Ok(())
     }
 
     /// Drops what was unpacked of a layer.

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rf_types::{Code, SandboxSpec, TemplateName};
+use rf_types::{Code, SandboxId, SandboxSpec, TemplateName};
 use rf_wire::warden::{Order, Reply};
 use support::{Server, Warden, eventually};
 
@@ -149,6 +149,28 @@ fn a_layer_goes_with_the_last_that_stands_on_it() {
 }
 
 #[test]
+fn a_launch_that_fails_leaves_nothing_behind_when_it_is_told() {
+    let dir = state(&[(hex(1), 1)], &[("broken", &[1])]);
+    // Where the sandbox's own file system is to be mounted.
+    std::os::unix::fs::symlink("nowhere", dir.path().join("warden/layers").join(hex(1)).join("proc")).unwrap();
+    let warden = Warden::start_on(dir, &[]);
+    let mut server = warden.connect();
+    let mut spec = SandboxSpec::standard(600_000);
+    spec.template = name("broken");
+    let id = SandboxId::random();
+    for _ in 0..5 {
+        let Err(fault) = server.try_create(&spec, None, Some(id)) else { panic!("it starts") };
+        assert!(fault.code == Code::ServerBusy && fault.message.contains("/proc"), "{fault:?}");
+        assert!(children(&warden).is_empty());
+    }
+    // Control: the id was free.
+    spec.template = TemplateName::host();
+    let made = server.try_create(&spec, None, Some(id)).unwrap();
+    assert_eq!((made.id(), made.sh("echo here")), (id, "here".to_owned()));
+    warden.stop();
+}
+
+#[test]
 fn an_unpacker_that_takes_too_long_is_stopped() {
     let unpack = |warden: &Warden, blob: std::os::fd::BorrowedFd<'_>| {
         let mut server = warden.connect();
@@ -180,6 +202,19 @@ fn an_unpacker_that_takes_too_long_is_stopped() {
     let warden = Warden::start();
     let reply = unpack(&warden, file.as_fd());
     assert!(matches!(reply, Ok(Reply::Unpacked { bytes: 0, .. })), "{reply:?}");
-    assert!(there(&warden).contains(EMPTY.strip_prefix("sha256:").unwrap()));
+    let is_there = || there(&warden).contains(EMPTY.strip_prefix("sha256:").unwrap());
+    assert!(is_there());
+    // And is there for the template that it was unpacked for, though one that had it goes just before.
+    let set = |server: &mut Server, text: &str| {
+        server.done(Order::SetTemplate { name: name(text), layers: vec![EMPTY.to_owned()] });
+    };
+    set(&mut warden.connect(), "one");
+    unpack(&warden, fs::File::open(dir.path().join("layer.tar")).unwrap().as_fd()).unwrap();
+    let mut server = warden.connect();
+    server.done(Order::RemoveTemplate { name: name("one") });
+    set(&mut server, "two");
+    assert!(is_there());
+    server.done(Order::RemoveTemplate { name: name("two") });
+    eventually("the last one had it", || there(&warden).is_empty());
     warden.stop();
 }

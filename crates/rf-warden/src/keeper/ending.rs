@@ -6,7 +6,7 @@ use rf_sandbox::plan::Ids;
 use rf_types::{Fault, SandboxId};
 use rf_wire::warden::{GoneWhy, Reply};
 
-use super::{AGAIN, Asker, Dying, Keeper, START_TIME, Source, Start, watch_changes};
+use super::{AGAIN, Asker, Dying, FAILED_TIME, Keeper, START_TIME, Source, Start, watch_changes};
 
 impl Keeper {
     /// A launch that will not be: everything of it goes.
@@ -19,11 +19,19 @@ impl Keeper {
             // Without the watch it is taken with the next event.
             let _ = watch_changes(&self.epoll, ended, token);
         }
-        self.dying.insert(id, Dying { ending, askers: Vec::new() });
+        if asker.is_none() {
+            self.pool.give_up(&spec);
+        }
+        self.dying.insert(id, Dying::new(ending, asker.map(|asker| (asker, fault.clone()))));
         self.finish(id);
-        match asker {
-            Some(asker) => self.answer(asker, Err(fault.clone())),
-            None => self.pool.give_up(&spec),
+    }
+
+    /// Tells those whose launches failed and have not ended for too long.
+    pub(super) fn tell_failed(&mut self) {
+        let late = self.dying.values_mut().filter(|dying| dying.since.elapsed() >= FAILED_TIME);
+        let late: Vec<_> = late.filter_map(|dying| dying.failed.take()).collect();
+        for (asker, fault) in late {
+            self.answer(asker, Err(fault));
         }
     }
 
@@ -48,7 +56,7 @@ impl Keeper {
             let ending = live.sandbox.end();
             self.freezing.remove(&id);
             self.abandon(live.rest);
-            self.dying.insert(id, Dying { ending, askers: Vec::new() });
+            self.dying.insert(id, Dying::new(ending, None));
         }
         if let Some(dying) = self.dying.get_mut(&id) {
             dying.askers.extend(asker);
@@ -60,12 +68,15 @@ impl Keeper {
         if !dying.ending.try_finish() {
             return;
         }
-        let Some(Dying { ending, askers }) = self.dying.remove(&id) else { return };
+        let Some(Dying { ending, askers, failed, .. }) = self.dying.remove(&id) else { return };
         if let Ids::Range { base } = ending.ids() {
             self.ranges.push_back(base);
         }
         for asker in askers {
             self.answer(asker, Ok(Reply::Done {}));
+        }
+        if let Some((asker, fault)) = failed {
+            self.answer(asker, Err(fault));
         }
         self.drop_left_over();
         self.collect();
@@ -78,7 +89,7 @@ impl Keeper {
             self.destroy(id, None);
         }
         for (id, start) in std::mem::take(&mut self.starting) {
-            self.dying.insert(id, Dying { ending: start.starting.end(), askers: Vec::new() });
+            self.dying.insert(id, Dying::new(start.starting.end(), None));
         }
         self.unpacking.clear();
         self.save_what_waits();
