@@ -4,8 +4,9 @@
     steps.py launch PID     holds the next child of PID at its birth, at every system call it makes, and at its exec
 
 It says READY, and then a line wherever it holds somebody: `EXEC pid`, `CALL number pid`, `END pid`. It goes on when it gets a
-line: `go`; `kill`, which kills whom it holds at a system call, and ends; `await`, which holds on until somebody else has; or `follow`, with which it goes
-over to holding the first program that whom it holds starts. At its own end everybody goes on untraced.
+line: `go`; `kill`, which kills whom it holds at a system call, and ends; `slay`, which kills and goes on; `await`, which
+holds on until somebody else has killed; or `follow`, with which it goes over to holding the first program that whom it
+holds starts. At its own end everybody goes on untraced.
 """
 
 import ctypes
@@ -55,6 +56,9 @@ def hold(word, pid):
         ptrace(DETACH, pid, None, signal.SIGKILL)
         print("END", pid, flush=True)
         os._exit(0)
+    elif answer == "slay":
+        # Ours to bury first.
+        os.kill(pid, signal.SIGKILL)
     elif answer == "await":
         # Still held: only its end can come.
         os.waitpid(pid, ALL)

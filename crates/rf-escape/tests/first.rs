@@ -574,3 +574,26 @@ fn what_is_forbidden_is_forbidden_to_the_first_instruction() {
     field.settle().unwrap();
     field.end();
 }
+
+/// Whoever traces a process hears of its end before its parent does: an operator's strace(1), for one.
+#[test]
+fn a_launch_that_is_killed_while_it_is_traced_leaves_nothing_either() {
+    let field = Field::start();
+    let want = Want::new(false, Some(7_000));
+    let mut holder = Holder::start(&field, "launch", &[field.warden()]);
+    let ask = json!({ "exec": { "argv": ["true"] }, "sandbox": { "limits": want.limits } });
+    let answer = begin(&field, "/v1/run", &ask);
+    for _ in 0..20 {
+        assert_ne!(holder.next().0, At::End);
+        holder.tell("go");
+    }
+    let (_, pid) = holder.next();
+    holder.tell("slay");
+    assert_eq!(holder.next(), (At::End, pid));
+    holder.tell("end");
+    let said = answer.join().unwrap();
+    assert!(said.code().is_some(), "{said}");
+    drop(holder);
+    field.settle().unwrap();
+    field.end();
+}

@@ -37,7 +37,6 @@ impl Keeper {
 
     /// A sandbox's process 1 has ended, told to or not.
     pub(super) fn ended(&mut self, id: SandboxId, token: u64) {
-        self.sources.remove(&token);
         if self.live.contains_key(&id) {
             let claimed = self.live.get(&id).is_some_and(|live| live.lease_until > 0);
             self.destroy(id, None);
@@ -46,6 +45,10 @@ impl Keeper {
             }
         }
         self.finish(id);
+        // One that somebody traces is theirs to take first, and is told of once more when it is ours (ptrace(2)).
+        if self.dying.get(&id).is_none_or(|dying| dying.ending.ended().is_none()) {
+            self.sources.remove(&token);
+        }
     }
 
     pub(super) fn destroy(&mut self, id: SandboxId, asker: Option<Asker>) {
