@@ -119,16 +119,19 @@ fn by_argument(name: &str) -> Vec<Instruction> {
         "memfd_create" => refuse_bits(1, 0x4, ENOMEM),
         // The resource, argument 0: RLIMIT_CORE (asm-generic/resource.h).
         "setrlimit" => refuse_values(0, &[4], 0),
-        // The resource, argument 1, and whether there is a new limit, argument 2, an address.
+        // The process, argument 0, the resource, argument 1, and whether there is a new limit, argument 2, an address.
         "prlimit64" => vec![
-            op(LOAD, argument(1)),
-            jump(JUMP_EQUAL, 4, 0, 4), // RLIMIT_CORE, else allow
             op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 0, 0, 3),
+            jump(JUMP_EQUAL, 0, 0, 2),
             op(LOAD, argument(2) + 4),
-            jump(JUMP_EQUAL, 0, 0, 1),
+            jump(JUMP_EQUAL, 0, 4, 0), // only asks: allow
+            op(LOAD, argument(0)),
+            jump(JUMP_EQUAL, 1, 4, 0), // process 1, who says 0 of itself
+            op(LOAD, argument(1)),
+            jump(JUMP_EQUAL, 4, 1, 0), // RLIMIT_CORE, else allow
             op(RETURN, ALLOW),
             errno(0),
+            errno(EPERM),
         ],
         "clone" => refuse_bits(0, NEW_NAMESPACES_OF_CLONE | CLONE_PARENT, EPERM),
         "unshare" => refuse_bits(0, NEW_NAMESPACES, EPERM),
@@ -414,6 +417,18 @@ mod tests {
         let limit = |resource, new| answer(number("prlimit64"), [0, resource, new, 1 << 40, 0, 0]);
         assert_eq!((limit(4, 0x7fff_0000_1000), limit(4, 1 << 32), limit(4, 1)), (ERRNO, ERRNO, ERRNO));
         assert_eq!((limit(4, 0), limit(7, 0x7fff_0000_1000), limit(7, 0)), (ALLOW, ALLOW, ALLOW));
+    }
+
+    #[test]
+    fn nobody_sets_the_limits_of_process_1() {
+        let limit = |pid, resource, new| answer(number("prlimit64"), [pid, resource, new, 0, 0, 0]);
+        for resource in 0..16 {
+            for new in [1, 0x7fff_0000_1000, 1 << 32] {
+                assert_eq!(limit(1, resource, new), ERRNO | EPERM, "{resource}");
+                assert_eq!(limit(0xffff_ffff_0000_0001, resource, new), ERRNO | EPERM, "{resource}");
+            }
+        }
+        assert_eq!([limit(0, 7, 1), limit(2, 7, 1), limit(1, 7, 0)], [ALLOW; 3]);
     }
 
     #[test]
