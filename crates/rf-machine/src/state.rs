@@ -212,7 +212,9 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Notes `exec` before it starts.
+    /// Notes `exec` before it starts. It is written and not synced: so it outlives this program, which is what it is for. A
+    /// loss of power takes what was written last, and the session with it, and no server orders in one session what it
+    /// ordered in another; to sync each would cost a disk's write before every command.
     ///
     /// # Errors
     /// `place_lost` when it was noted before: it is never started again. `disk_full` when it cannot be noted: then it
