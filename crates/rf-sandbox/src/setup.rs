@@ -114,6 +114,8 @@ pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
     process::unshare(new).step("unshare")?;
     process::set_loopback_up().step("set lo up")?;
     rustix::system::sethostname(plan.hostname().as_bytes()).step("set the host name")?;
+    // Until it is set it is the host's; "(none)" is the kernel's own word (uts_namespaces(7), linux/uts.h).
+    rustix::system::setdomainname(b"(none)").step("set the domain name")?;
     let keyring = if plan.holds(Layer::Keyring) {
         process::join_new_session_keyring().step("join a new session keyring")?
     } else {

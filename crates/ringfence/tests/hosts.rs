@@ -28,6 +28,11 @@ exec unshare --mount sh -c '
     exec BINARY "$@"' ringfence "$@"
 "#;
 
+/// Becomes the binary on a host with a domain name (domainname(1)).
+const WITH_DOMAIN: &str = r#"#!/bin/sh
+exec unshare --uts sh -c 'echo corp.example > /proc/sys/kernel/domainname; exec BINARY "$@"' ringfence "$@"
+"#;
+
 fn fault(ran: &Ran) -> Value {
     serde_json::from_str(&ran.stderr).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
 }
@@ -153,6 +158,19 @@ fn without_a_unified_tree_the_report_says_what_a_kill_may_miss() {
     let made = system.json(&["create"]);
     assert_eq!(layer(&made, "tasks")["held"], "full", "{made}");
     system.stop();
+}
+
+#[test]
+fn a_sandbox_has_not_the_hosts_domain_name() {
+    let look = "cat /proc/sys/kernel/domainname";
+    let system = System::start_under(WITH_DOMAIN);
+    assert_eq!(system.ok(&["run", "--", "sh", "-c", look]), "(none)");
+    system.stop();
+    // Control: what is made there takes it over.
+    let mut command = Command::new("unshare");
+    let there = format!("echo corp.example > /proc/sys/kernel/domainname; exec unshare --uts {look}");
+    command.args(["--uts", "sh", "-c", &there]);
+    assert_eq!(Ran::of(command, b"").expect(0), "corp.example");
 }
 
 #[test]
