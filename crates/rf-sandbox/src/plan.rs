@@ -46,8 +46,19 @@ pub const ALWAYS: [Layer; 9] = [
 ///
 /// `pressure` everybody may write as well: since Linux 6.5 each descriptor can have the kernel watch the host's load for
 /// it, in memory that counts for nobody and at a cost for all (Documentation/accounting/psi.rst, "Unprivileged monitors").
-pub const PROC_COVERED: [&str; 10] =
-    ["cmdline", "diskstats", "fs", "interrupts", "kallsyms", "key-users", "keys", "modules", "partitions", "pressure"];
+pub const PROC_COVERED: [&str; 11] = [
+    "cgroups",
+    "cmdline",
+    "diskstats",
+    "fs",
+    "interrupts",
+    "kallsyms",
+    "key-users",
+    "keys",
+    "modules",
+    "partitions",
+    "pressure",
+];
 
 /// Most directories that a root is put together from: they go to the new process beside one message, with some others.
 const MOUNTS_MAX: usize = crate::packet::FDS_MAX - 8;

@@ -25,6 +25,7 @@ pub(crate) const PROC: &[Attack] = &[
     root("read the kernel's timers", &["nonempty", "/proc/timer_list"], &["EACCES", "ENODATA"], Host),
     root("read the kernel's addresses", &["kernel_addresses"], &["ENODATA"], Host),
     user("read the kernel's command line", &["nonempty", "/proc/cmdline"], &["ENODATA"], Host),
+    user("count the host's control groups, and so the sandboxes", &["nonempty", "/proc/cgroups"], &["ENODATA"], FILLED),
     user("read the disks of the host", &["nonempty", "/proc/partitions"], &["ENODATA"], Host),
     user("read the disks' counters", &["nonempty", "/proc/diskstats"], &["ENODATA"], Host),
     user("read the interrupts", &["nonempty", "/proc/interrupts"], &["ENODATA"], Host),
