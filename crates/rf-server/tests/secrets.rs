@@ -63,6 +63,16 @@ async fn no_secret_is_written_down() {
         let (status, answer) = world.post("/v1/exec", &world.ann, body).await;
         assert_eq!(status, 200, "{answer}");
         world.get(&format!("/v1/files/stat?path=/{secret}"), &world.ann).await;
+        // Where a name belongs, whose form it may have.
+        world.post("/v1/sandboxes", &world.ann, json!({ "template": secret })).await;
+        world.post("/v1/sandboxes", &world.ann, json!({ "from_snapshot": secret })).await;
+        world.post("/v2/sandboxes", &world.ann, json!({ "templateID": secret })).await;
+        world.post("/v1/templates", &world.admin, json!({ "name": secret, "image": secret })).await;
+        world.get(&format!("/v1/templates/{secret}/import"), &world.admin).await;
+        for path in ["/v1/templates", "/templates", "/templates/aliases", "/sandboxes", "/snapshots"] {
+            world.get(&format!("{path}/{secret}"), &world.ann).await;
+            world.call(Method::DELETE, &format!("{path}/{secret}"), &world.ann, Value::Null).await;
+        }
     }
     let metrics = world.get("/metrics", &world.admin).await.1;
     let ledger = String::from_utf8_lossy(&world.ledger_bytes()).into_owned();

@@ -93,7 +93,7 @@ async fn start(app: &App, caller: &Caller, ask: RunAsk) -> Result<(Running, usiz
     if let (Ok(_), Err(fault)) = (&may_make, &may_run) {
         return Err(app.refuse(caller, ask, fault.clone()).await);
     }
-    let (mut making_it, claim) = app.begin_judged(caller, sandboxes::asked(&spec), may_make).await?;
+    let (mut making_it, claim) = app.begin_judged(caller, sandboxes::asked(app, &spec), may_make).await?;
     if let Err(fault) = sandboxes::check(app, caller, &spec, &making) {
         return Err(making_it.fail(fault).await);
     }

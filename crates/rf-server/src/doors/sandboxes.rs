@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     http::{HeaderMap, Response, StatusCode, Uri},
 };
+use rf_gate::SecretKind;
 use rf_places::{Making, SandboxClaim, SandboxRow};
 use rf_policy::{Action, Asked, Permit};
 use rf_store::{PageAsk, SandboxFilter};
@@ -248,9 +249,15 @@ pub async fn wanted(app: &App, caller: &Caller, ask: &SandboxAsk) -> Result<(San
 
 /// What is asked and recorded of the making of a sandbox.
 #[must_use]
-pub fn asked(spec: &SandboxSpec) -> Ask<'_> {
+pub fn asked<'a>(app: &App, spec: &'a SandboxSpec) -> Ask<'a> {
+    let template = spec.template.as_str();
+    // A key has the form of a template's name as well. Of other names all is recorded, digests too.
+    let template = match SecretKind::of(template) {
+        Some(_) => app.redactor().text(template, &[]),
+        None => template.to_owned(),
+    };
     let mut asked = Ask::of(Action::SandboxCreate)
-        .detail("template", spec.template.as_str())
+        .detail("template", template)
         .detail("limits", serde_json::to_value(spec.limits).unwrap_or_default())
         .detail("lease_ms", spec.lease_ms);
     asked.asked = Asked::Sandbox(spec);
@@ -300,7 +307,7 @@ pub async fn make_judged(
     making: Making,
     judged: Result<(Permit, SandboxClaim), Fault>,
 ) -> Result<SandboxRow, Refusal> {
-    let (mut operation, claim) = app.begin_judged(caller, asked(&spec), judged).await?;
+    let (mut operation, claim) = app.begin_judged(caller, asked(app, &spec), judged).await?;
     if let Err(fault) = check(app, caller, &spec, &making) {
         return Err(operation.fail(fault).await);
     }

@@ -175,7 +175,8 @@ async fn template_read(
     Named(name): Named<String>,
 ) -> Result<Response<Body>, Refusal> {
     let name: TemplateName = input::id("template", &name)?;
-    let operation = app.begin(&caller, Ask::of(Action::TemplateRead).subject(&name)).await?;
+    let operation =
+        app.begin(&caller, Ask::of(Action::TemplateRead).subject(app.redactor().text(name.as_str(), &[]))).await?;
     let found = match TemplateAnswer::all_made().into_iter().find(|made| made.name == name) {
         Some(made) => Ok(made),
         None => app.store().template_get(caller.who.scope(), &name).map(TemplateAnswer::from).map_err(|error| {
@@ -274,7 +275,12 @@ async fn template_progress(
     Named(name): Named<String>,
 ) -> Result<Response<Body>, Refusal> {
     let name: TemplateName = input::id("template", &name)?;
-    let operation = app.begin(&caller, Ask::of(Action::TemplateManage).subject(&name).detail("op", "progress")).await?;
+    let operation = app
+        .begin(
+            &caller,
+            Ask::of(Action::TemplateManage).subject(app.redactor().text(name.as_str(), &[])).detail("op", "progress"),
+        )
+        .await?;
     let state = app.images().under_way().get(&name).cloned();
     Ok(json(StatusCode::OK, &operation.finish(state.ok_or_else(|| Fault::not_found("import"))).await?))
 }
@@ -316,7 +322,8 @@ async fn template_import(
     caller: Caller,
     Json(ask): Json<TemplateAsk>,
 ) -> Result<Response<Body>, Refusal> {
-    let named = Ask::of(Action::TemplateManage).subject(&ask.name).detail("op", "import");
+    let named =
+        Ask::of(Action::TemplateManage).subject(app.redactor().text(ask.name.as_str(), &[])).detail("op", "import");
     let operation = app.begin(&caller, named.detail("image", app.redactor().text(&ask.image, &[]))).await?;
     // It goes on when the client does not wait: what came in is not fetched twice.
     let work = {

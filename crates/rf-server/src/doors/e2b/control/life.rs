@@ -115,7 +115,9 @@ pub(super) async fn pause(
     Json(Pause { memory, require_healthy_guest }): Json<Pause>,
 ) -> Result<StatusCode, Refusal> {
     let id = id(&text)?;
+    // Whoever may not pause it learns so below, and asks nothing of it.
     if require_healthy_guest == Some(true)
+        && app.permit(&caller, Action::SandboxPause).is_ok()
         && let Ok(place) = app.places().sandboxes().get(caller.who.principal().user, id)
     {
         place.ping().await.map_err(|fault| {

@@ -207,7 +207,7 @@ pub(super) async fn list_paged(State(app): State<App>, caller: Caller, uri: Uri)
 
 /// One of them by its name.
 async fn named(app: &App, caller: &Caller, text: &str) -> Result<About, Refusal> {
-    let operation = app.begin(caller, Ask::of(Action::TemplateRead).subject(shown(text))).await?;
+    let operation = app.begin(caller, Ask::of(Action::TemplateRead).subject(recorded(app, text))).await?;
     let found = find(app, caller, text).and_then(|name| {
         let all = About::all(app, caller)?;
         all.into_iter().find(|about| about.name == name).ok_or_else(|| Fault::not_found("template"))
@@ -215,7 +215,12 @@ async fn named(app: &App, caller: &Caller, text: &str) -> Result<About, Refusal>
     operation.finish(found).await
 }
 
-/// A client's text as the ledger has it.
+/// A client's text as the ledger has it: somebody will put a key where a name belongs.
+fn recorded(app: &App, text: &str) -> String {
+    app.redactor().text(&shown(text), &[])
+}
+
+/// A client's text as it is told back.
 fn shown(text: &str) -> String {
     text.chars().take(128).collect()
 }
@@ -250,7 +255,7 @@ pub(super) async fn remove(
     match found {
         Some(id) => life::delete_snapshot(&app, &caller, id).await?,
         None => {
-            let operation = app.begin(&caller, Ask::of(Action::SnapshotDelete).subject(shown(&text))).await?;
+            let operation = app.begin(&caller, Ask::of(Action::SnapshotDelete).subject(recorded(&app, &text))).await?;
             let result = find(&app, &caller, &text).and_then(|name| {
                 let what = format!("the template `{name}` is the operator's");
                 Err(Fault::new(Code::Forbidden, what, "an operator removes it with DELETE /v1/templates"))

@@ -372,8 +372,9 @@ pub(super) async fn remove_watcher(
 
 async fn watcher_op(asked: &Asked, op: &'static str, id: &str) -> Result<Operation, ConnectError> {
     let ask = Ask::of(Action::FileRead).place(asked.place()).detail("op", op);
-    // A client's text, and no id of ours: not longer than one.
-    let ask = ask.subject(id.chars().take(40).collect::<String>());
+    // A client's text, and no id of ours: not longer than one, and not a key that was put in its place.
+    let id: String = asked.app.redactor().text(id, &[]).chars().take(40).collect();
+    let ask = ask.subject(id);
     asked.app.begin(&asked.caller, ask).await.map_err(refused)
 }
 
