@@ -457,3 +457,66 @@ fn a_full_disk_of_the_warden_refuses_what_needs_it_and_heals_by_itself() {
     field.settle().unwrap();
     field.end_with(|| drop(small));
 }
+
+/// Makes empty files until there can be no other; how many.
+fn use_up_inodes(dir: &Path) -> usize {
+    fs::create_dir_all(dir).unwrap();
+    let more = |number: &usize| fs::File::create(dir.join(number.to_string())).is_ok();
+    (0..100_000).take_while(more).count()
+}
+
+#[test]
+fn disks_without_inodes_refuse_what_needs_one_and_heal_by_themselves() {
+    let dir = fresh_dir();
+    // Bytes enough, and few files.
+    let options = format!("size=512m,nr_inodes=20000,mode=0700,uid={SERVER},gid={SERVER}");
+    let servers = Small::of(&dir.path().join("state/server"), &options);
+    let wardens = Small::of(&dir.path().join("state/warden"), "size=512m,nr_inodes=20000,mode=0700");
+    let field = Field::of(System::start_in(dir));
+    let (server, warden) = (field.server(), field.warden());
+    let (sandbox, _) = field.sandbox();
+    let route = format!("/v1/sandboxes/{sandbox}");
+    let exec = format!("{route}/exec");
+    let image = json!({ "disk": "image", "limits": { "disk_bytes_max": 80 << 20 } });
+
+    let hogs = [servers.0.join("hog"), wardens.0.join("hog")];
+    for hog in &hogs {
+        let made = use_up_inodes(hog);
+        assert!((100..20_000).contains(&made), "{made}");
+    }
+    let mut refusals = Vec::new();
+    for turn in 0..3 {
+        let asks = [
+            ("POST", exec.clone(), json!({ "argv": ["true"] })),
+            ("POST", exec.clone(), json!({ "shell": "head -c 3000000 /dev/zero", "background": true })),
+            ("POST", "/v1/sandboxes".to_owned(), json!({ "name": format!("one-{turn}") })),
+            ("POST", "/v1/sandboxes".to_owned(), image.clone()),
+            ("POST", "/v1/run".to_owned(), json!({ "exec": { "argv": ["true"] } })),
+            ("GET", "/v1/sandboxes".to_owned(), Value::Null),
+        ];
+        for (method, path, body) in asks {
+            let since = Instant::now();
+            let said = field.ask(method, &path, &body);
+            let took = since.elapsed();
+            assert!(said.is_done() || said.code().is_some(), "{method} {path} {body}: {said}");
+            assert_ne!(said.code().as_deref(), Some("internal"), "{method} {path} {body}: {said}");
+            assert!(took < ANSWERED_WITHIN, "{method} {path} {body}: {took:?}");
+            refusals.extend(said.code());
+        }
+    }
+    eprintln!("without inodes: {refusals:?}");
+    assert!(!refusals.is_empty(), "the control: an image needs a file");
+    for hog in &hogs {
+        assert!(fs::File::create(hog.join("another")).is_err(), "the control: there still is none");
+        fs::remove_dir_all(hog).unwrap();
+    }
+
+    until("image disks are made again", || field.ask("POST", "/v1/sandboxes", &image).is_done()).unwrap();
+    assert!(field.shell(&sandbox, "true").is_done());
+    assert_eq!((field.server(), field.warden()), (server, warden), "nobody was restarted");
+    for id in field.listed().unwrap() {
+        field.must("DELETE", &format!("/v1/sandboxes/{id}"), &Value::Null);
+    }
+    field.settle().unwrap();
+    field.end_with(|| drop((servers, wardens)));
+}
