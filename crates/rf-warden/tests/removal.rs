@@ -6,11 +6,11 @@ use std::{
     collections::BTreeSet,
     fs,
     os::fd::AsFd as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rf_types::{Code, SandboxId, SandboxSpec, TemplateName};
+use rf_types::{Code, SandboxId, SandboxSpec, SnapshotId, TemplateName};
 use rf_wire::warden::{Order, Reply};
 use support::{Server, Warden, eventually};
 
@@ -64,16 +64,48 @@ fn set(numbers: &[u8]) -> BTreeSet<String> {
     numbers.iter().map(|number| hex(*number)).collect()
 }
 
-/// The user ids of the warden's children.
-fn children(warden: &Warden) -> Vec<u32> {
+/// The warden's children, with their user ids.
+fn processes(warden: &Warden) -> Vec<(u32, u32)> {
     let pid = warden.pid();
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    let status = |pid: &str| fs::read_to_string(format!("/proc/{pid}/status")).ok();
-    let uid = |status: String| {
-        let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap().to_owned();
-        line.split_whitespace().next().unwrap().parse().unwrap()
+    let uid = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?.to_owned();
+        Some((pid.parse().unwrap(), line.split_whitespace().next()?.parse().unwrap()))
     };
-    children.split_whitespace().filter_map(status).map(uid).collect()
+    children.split_whitespace().filter_map(uid).collect()
+}
+
+/// The user ids of the warden's children.
+fn children(warden: &Warden) -> Vec<u32> {
+    processes(warden).into_iter().map(|(_, uid)| uid).collect()
+}
+
+/// Holds a process, so that it takes no SIGKILL: by the freezer of version 1, as a device that does not answer would.
+struct Held(PathBuf);
+
+impl Held {
+    fn new(pid: u32) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let freezer = mounts.lines().filter_map(|line| line.split_once(" - ")).find_map(|(mount, rest)| {
+            let is_freezer = rest.starts_with("cgroup ") && rest.split([' ', ',']).any(|option| option == "freezer");
+            is_freezer.then(|| mount.split(' ').nth(4).map(PathBuf::from)).flatten()
+        });
+        let freezer =
+            freezer.expect("run this where the freezer of version 1 is mounted: nothing else holds a process");
+        let held = Self(freezer.join(format!("ringfence-test-removal-{}", std::process::id())));
+        fs::create_dir(&held.0).unwrap();
+        fs::write(held.0.join("freezer.state"), "FROZEN").unwrap();
+        fs::write(held.0.join("cgroup.procs"), pid.to_string()).unwrap();
+        held
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("freezer.state"), "THAWED");
+        eventually("the group is empty", || fs::remove_dir(&self.0).is_ok());
+    }
 }
 
 #[test]
@@ -167,6 +199,40 @@ fn a_launch_that_fails_leaves_nothing_behind_when_it_is_told() {
     spec.template = TemplateName::host();
     let made = server.try_create(&spec, None, Some(id)).unwrap();
     assert_eq!((made.id(), made.sh("echo here")), (id, "here".to_owned()));
+    warden.stop();
+}
+
+#[test]
+fn a_process_that_takes_no_sigkill_keeps_the_warden_from_nothing() {
+    let warden = Warden::start();
+    let mut server = warden.connect();
+    let sandbox = server.create(&SandboxSpec::standard(600_000));
+    sandbox.sh("mkdir ~/d; cd ~/d; seq 20000 | xargs touch");
+    drop(sandbox.start("sleep 1000"));
+    let snapshot = server.send(Order::Snapshot { id: sandbox.id(), snapshot: SnapshotId::random() });
+    let mut copier = None;
+    eventually("its files are being copied", || {
+        copier = processes(&warden).into_iter().find(|(_, uid)| REMOVER.contains(uid));
+        copier.is_some()
+    });
+    let copier = copier.unwrap().0;
+    let held = Held::new(copier);
+    server.done(Order::Destroy { id: sandbox.id() });
+    assert_eq!(server.answer(snapshot).0.unwrap_err().code, Code::NotFound, "it was cut off");
+    let begun = Instant::now();
+    for _ in 0..100 {
+        server.ask(Order::Status {}).unwrap();
+    }
+    let other = server.create(&SandboxSpec::standard(600_000));
+    assert_eq!(other.sh("echo here"), "here");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    server.done(Order::Destroy { id: other.id() });
+    // Control: it was there all the time. Let go, it ends, and nothing of it is left.
+    assert!(processes(&warden).iter().any(|(pid, _)| *pid == copier));
+    drop(held);
+    eventually("it has ended", || children(&warden).is_empty());
+    let kept = warden.state().join("snapshots/kept");
+    eventually("what it copied is gone", || fs::read_dir(&kept).unwrap().next().is_none());
     warden.stop();
 }
 
