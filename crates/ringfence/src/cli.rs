@@ -1,10 +1,17 @@
 //! What people type. Only the grammar; the commands are in [`crate::commands`].
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use rf_types::{Code, Fault};
 
-use crate::commands;
+use crate::{commands, output::Output};
+
+/// The exit code when we, not the command that was run, failed: of those that pass a command's code through. Commands
+/// themselves rarely use it.
+const OURS: u8 = 125;
+/// The exit code of a command line that is none, of all others.
+const USAGE: u8 = 2;
 
 /// A place of their own for every user: run commands in isolated sandboxes or on joined machines, never on the host.
 #[derive(Parser)]
@@ -138,17 +145,94 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// The exit code when we, not the command that was run, failed. Those that pass a command's code through use 125,
-    /// which commands themselves rarely use.
+    /// The exit code when we, not the command that was run, failed.
     pub(crate) fn exit_of_failure(&self) -> u8 {
         match self {
-            Self::Run(_) | Self::Exec(_) | Self::Shell(_) => 125,
+            Self::Run(_) | Self::Exec(_) | Self::Shell(_) => OURS,
             _ => 1,
         }
     }
 }
 
-/// Reads the command line; prints help or what is wrong with it, and exits, when there is nothing to do.
-pub(crate) fn parse() -> Cli {
-    Cli::parse()
+/// Reads the command line.
+///
+/// # Errors
+/// With the exit code, when there is nothing to do: help was printed, or what is wrong with the line.
+pub(crate) fn parse() -> Result<Cli, ExitCode> {
+    let args: Vec<_> = std::env::args_os().collect();
+    Cli::try_parse_from(&args).map_err(|error| {
+        if !error.use_stderr() {
+            // Whoever reads us may have read enough.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        let typed = Typed::read(args.get(1..).unwrap_or_default());
+        if typed.json {
+            let text = error.to_string();
+            // The first lines say what is wrong; the rest is the usage.
+            let wrong = text.split("\n\nUsage").next().unwrap_or(&text).trim_start_matches("error: ").trim_end();
+            let fault = Fault::new(Code::InvalidRequest, wrong, "see the command's --help");
+            Output::new(true, false).failure(&fault.into());
+        } else {
+            let _ = error.print();
+        }
+        ExitCode::from(if typed.passes_a_code_through { OURS } else { USAGE })
+    })
+}
+
+/// What can be told of a line that is wrong.
+#[derive(Debug, Eq, PartialEq)]
+struct Typed {
+    json: bool,
+    /// Whether the exit code of the command that it names is usually another's.
+    passes_a_code_through: bool,
+}
+
+impl Typed {
+    fn read(args: &[OsString]) -> Self {
+        let (mut json, mut command) = (false, None);
+        // The options before the command that take a value, as the grammar has them.
+        let grammar = Cli::command();
+        let takes_value = |name: &str| {
+            grammar.get_arguments().any(|arg| arg.get_long() == Some(name) && arg.get_action().takes_values())
+        };
+        let mut args = args.iter().map(|arg| arg.to_str().unwrap_or_default());
+        while let Some(arg) = args.next() {
+            match arg.strip_prefix("--") {
+                Some("") => break,
+                Some("json") => json = true,
+                Some(name) if command.is_none() && takes_value(name) => drop(args.next()),
+                Some(_) => {}
+                None if arg.starts_with('-') => {}
+                None => drop(command.get_or_insert(arg)),
+            }
+        }
+        Self { json, passes_a_code_through: matches!(command, Some("run" | "exec" | "shell")) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_one() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn of_a_wrong_line_its_command_and_form_are_told() {
+        let read = |line: &str| {
+            let args: Vec<_> = line.split(' ').map(OsString::from).collect();
+            let typed = Typed::read(&args);
+            (typed.json, typed.passes_a_code_through)
+        };
+        assert_eq!(read("run --nope"), (false, true));
+        assert_eq!(read("--state run ps --nope"), (false, false));
+        assert_eq!(read("--state=x --url y -q --json exec"), (true, true));
+        assert_eq!(read("exec --memory x -- --json"), (false, true));
+        assert_eq!(read("shell --json a b"), (true, true));
+        assert_eq!(read("create run --json"), (true, false));
+        assert_eq!(read("--nope"), (false, false));
+    }
 }

@@ -13,7 +13,10 @@ mod terminal;
 mod transfer;
 
 fn main() -> ExitCode {
-    let cli = cli::parse();
+    let cli = match cli::parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     if !matches!(cli.command, cli::Command::Server(_)) {
         end_at_panic();
     }
@@ -21,6 +24,7 @@ fn main() -> ExitCode {
     let exit_of_failure = cli.command.exit_of_failure();
     match commands::run(cli, &out) {
         Ok(code) => code,
+        Err(error) if error.is::<output::Closed>() => ExitCode::from(output::Closed::EXIT),
         Err(error) => {
             out.failure(&error);
             ExitCode::from(exit_of_failure)

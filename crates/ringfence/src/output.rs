@@ -203,6 +203,23 @@ pub(crate) fn print_line(value: &serde_json::Value) -> anyhow::Result<()> {
     print(format!("{}\n", escaped(&value.to_string())).as_bytes())
 }
 
+/// Nobody reads our standard output any more, as with `| head`: no fault, and nothing to say.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl Closed {
+    /// As a shell tells of a command that ended so: by SIGPIPE.
+    pub(crate) const EXIT: u8 = 128 + 13;
+}
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("nobody reads the output any more")
+    }
+}
+
+impl std::error::Error for Closed {}
+
 /// Writes to standard output.
 pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<()> {
     match io::stdout().write_all(bytes) {
@@ -240,11 +257,13 @@ pub(crate) fn bytes(count: u64) -> String {
 
 /// How long ago or from now an instant is, such as `3 min`.
 pub(crate) fn span(ms: u64) -> String {
+    // To the nearest: a lease of an hour that began just now has not 59 minutes left.
+    let of = |unit: u64| ms.saturating_add(unit / 2) / unit;
     match ms / 1000 {
-        s @ 0..=119 => format!("{s} s"),
-        s @ 120..=7_199 => format!("{} min", s / 60),
-        s @ 7_200..=172_799 => format!("{} h", s / 3_600),
-        s => format!("{} days", s / 86_400),
+        0..=119 => format!("{} s", ms / 1000),
+        120..=7_169 => format!("{} min", of(60_000)),
+        7_170..=170_999 => format!("{} h", of(3_600_000)),
+        _ => format!("{} days", of(86_400_000)),
     }
 }
 
@@ -258,13 +277,14 @@ pub(crate) fn now_ms() -> u64 {
 /// Reads a size such as `256M`, `1.5GiB` or `4096`: powers of 1,024.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let power = match text[digits.len()..].to_ascii_lowercase().as_str() {
+    let unit = &text[digits.len()..];
+    let power = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 1,
         "m" | "mb" | "mib" => 2,
         "g" | "gb" | "gib" => 3,
         "t" | "tb" | "tib" => 4,
-        other => return Err(format!("`{other}` is no unit: use K, M, G or T")),
+        _ => return Err(format!("`{unit}` is no unit: use K, M, G or T")),
     };
     let value: f64 = digits.parse().map_err(|_| format!("`{text}` is no size, such as 256M"))?;
     let bytes = value * 1024_f64.powi(power);
@@ -352,5 +372,9 @@ mod tests {
         assert_eq!(bytes(3 << 29), "1.5 GiB");
         assert_eq!(span(30_000), "30 s");
         assert_eq!(span(7 * 86_400_000), "7 days");
+        assert_eq!([span(119_999), span(120_000), span(3_599_000)], ["119 s", "2 min", "60 min"]);
+        assert_eq!([span(7_169_000), span(7_170_000), span(30 * 86_400_000 - 1)], ["119 min", "2 h", "30 days"]);
+        assert_eq!([span(170_999_000), span(171_000_000), span(0)], ["47 h", "2 days", "0 s"]);
+        assert!(parse_bytes("1X").unwrap_err().contains("`X`"));
     }
 }

@@ -56,11 +56,30 @@ fn a_sandbox_lives_until_it_is_removed() {
     }
 
     system.ok(&["exec", "-s", &id, "--sh", "echo kept > file"]);
+    // One that ends while we still send: its end is told, and not that the connection was reset by it.
+    for _ in 0..20 {
+        let ended =
+            Ran::of(system.command(&["exec", "-s", &id, "-i", "--sh", "head -c 4; exit 3"]), &vec![b'y'; 8 << 20]);
+        assert_eq!((ended.code, ended.text().as_str()), (3, "yyyy"), "{}", ended.stderr);
+    }
     assert_eq!(system.ok(&["exec", "-s", &id, "-e", "WORD=a b", "--sh", "cat file; echo $WORD"]), "kept\na b");
     let fed = Ran::of(system.command(&["exec", "-i", "-s", &id, "--", "cat"]), &[7; 3_000_000]);
     assert_eq!((fed.code, fed.stdout.len()), (0, 3_000_000), "{}", fed.stderr);
     let terminal = Ran::of(system.command(&["exec", "-t", "-s", &id, "--", "tty"]), b"");
     assert!(terminal.expect(0).starts_with("/dev/pts/"), "{terminal:?}");
+
+    // A shell is told to end when we are, takes no notice, and is killed when we have gone.
+    let mut stubborn = system.command(&["shell", &id]);
+    let mut stubborn =
+        stubborn.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let bash = |execs: Value| {
+        let is = |exec: &&Value| exec["argv"][0] == "/bin/bash" && exec["state"] == "running";
+        execs.as_array().unwrap().iter().filter(is).count()
+    };
+    eventually("the shell runs", || bash(system.json(&["ps", &id])) == 1);
+    signal(stubborn.id(), "TERM");
+    assert_eq!(stubborn.wait().unwrap().code(), Some(143));
+    eventually("the shell is gone", || bash(system.json(&["ps", &id])) == 0);
 
     let exec = system.ok(&["exec", "-d", "-s", &id, "--sh", "echo first; sleep 0.2; echo last; exit 5"]);
     assert_eq!(system.run(&["logs", "-f", &exec]).expect(5), "first\nlast");
@@ -126,6 +145,23 @@ fn files_and_trees_go_both_ways() {
     missing.expect(1);
     golden("no-such-file.txt", &missing.stderr, &[]);
     assert!(!here.join("nope").exists());
+    // By standard input and output.
+    let mut to = system.command(&["cp", "-", &format!("{id}:piped")]);
+    to.current_dir(&here);
+    Ran::of(to, &bytes).expect(0);
+    let mut from = system.command(&["cp", &format!("{id}:piped"), "-"]);
+    from.current_dir(&here);
+    assert!(Ran::of(from, b"").stdout == bytes && !here.join("-").exists());
+    system.run(&["cp", &format!("{id}:copy"), "-"]).expect(1);
+    // Who has read enough, as `head` does, is told nothing.
+    for args in [&["exec", "-s", &id, "--", "yes"][..], &["cp", &format!("{id}:piped"), "-"]] {
+        let mut child = system.command(args);
+        let mut child =
+            child.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(141), &b""[..]), "{args:?} {ended:?}");
+    }
     // One that is ended in the middle leaves nothing behind.
     system.ok(&["exec", "-s", &id, "--", "truncate", "-s", "2G", "long"]);
     let parts = || {

@@ -43,9 +43,33 @@ fn errors_are_json_when_that_is_asked_for() {
 fn what_runs_a_command_fails_with_a_code_of_its_own() {
     assert_eq!(run(&["run", "true"]).code, 125);
     assert_eq!(run(&["exec", "true"]).code, 125);
-    // The command line itself is wrong.
-    assert_eq!(run(&["run"]).code, 2);
-    assert_eq!(run(&["run", "--memory", "much", "true"]).code, 2);
+    // The command line itself is wrong: a command's own 2 is told from it.
+    assert_eq!(run(&["run"]).code, 125);
+    assert_eq!(run(&["run", "--memory", "much", "true"]).code, 125);
+}
+
+#[test]
+fn a_wrong_line_is_told_from_a_commands_end_and_is_json_when_that_is_asked_for() {
+    for (args, code) in [
+        (&["run", "--nope"][..], 125),
+        (&["exec", "-s", "sbx_1", "--", "true"], 125),
+        (&["shell", "a", "b"], 125),
+        (&["ps", "--nope"], 2),
+        (&["nope"], 2),
+        (&["template", "import", "x"], 2),
+    ] {
+        let ran = run(args);
+        assert_eq!(ran.code, code, "{args:?} {ran:?}");
+        assert!(ran.stderr.starts_with("error: ") && ran.stdout.is_empty(), "{args:?} {ran:?}");
+        let ran = run(&[&["--json"], args].concat());
+        assert_eq!(ran.code, code, "{args:?} {ran:?}");
+        let fault: Value = serde_json::from_str(&ran.stderr).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+        assert_eq!(fault["code"], "invalid_request", "{fault}");
+        assert!(!fault["message"].as_str().unwrap().contains("Usage"), "{fault}");
+    }
+    for args in [&["--help"][..], &["run", "--help"], &["--version"]] {
+        run(args).expect(0);
+    }
 }
 
 #[test]

@@ -49,6 +49,11 @@ const FIRST_WITHIN: Duration = Duration::from_secs(15);
 /// How often a silent client is asked whether it is there, and how long it may stay silent. Chosen.
 const PING_PERIOD: Duration = Duration::from_secs(20);
 const SILENCE_MAX: Duration = Duration::from_secs(70);
+/// How long a client that still sends is heard out after the end was told. Chosen: a slow line's round trip, twice.
+const LINGER: Duration = Duration::from_secs(2);
+/// After how long without a message it is taken to have nothing more to say. Chosen: whoever waits for the end of a lost
+/// place has it within two seconds, 1.5 of which the place's grace may take.
+const QUIET: Duration = Duration::from_millis(200);
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<App> {
@@ -193,7 +198,28 @@ async fn refuse(mut socket: WebSocket, refusal: &Refusal, request: RequestId) {
         close(&mut socket).await
     };
     // Whether it is heard is the client's affair.
-    let _ = tokio::time::timeout(FIRST_WITHIN, say).await;
+    if let Ok(Ok(())) = tokio::time::timeout(FIRST_WITHIN, say).await {
+        hear_out(&mut socket).await;
+    }
+}
+
+/// Takes what a client sends until it has heard that this is the end. A connection that is closed with bytes unread is
+/// reset, and what was said last, such as how the exec ended, is lost with it (RFC 1122, 4.2.2.13).
+async fn hear_out(from_client: &mut (impl Stream<Item = Result<Message, axum::Error>> + Unpin)) {
+    let heard = async {
+        // One that is silent has sent nothing that could be left unread, and waits for our end.
+        loop {
+            match tokio::time::timeout(QUIET, from_client.next()).await {
+                Ok(Some(Ok(message))) if !is_close(&message) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, heard).await;
+}
+
+fn is_close(message: &Message) -> bool {
+    matches!(message, Message::Close(_))
 }
 
 async fn close(socket: &mut WebSocket) -> Result<(), axum::Error> {
@@ -304,7 +330,9 @@ async fn relay(
                 }
                 None => {
                     let bye = Message::Close(Some(CloseFrame { code: close_code::NORMAL, reason: "".into() }));
-                    let _ = tokio::time::timeout(FIRST_WITHIN, to_client.send(bye)).await;
+                    if let Ok(Ok(())) = tokio::time::timeout(FIRST_WITHIN, to_client.send(bye)).await {
+                        hear_out(&mut from_client).await;
+                    }
                     return;
                 }
             },

@@ -3,8 +3,11 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::Write as _,
-    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    io::{self, Write as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::fs::PermissionsExt as _,
+    },
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -18,14 +21,20 @@ use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{cli::Global, connect, named::Named, output::Output, transfer};
+use crate::{
+    cli::Global,
+    connect,
+    named::Named,
+    output::{Closed, Output},
+    transfer,
+};
 
 #[derive(Args, Debug)]
 pub(crate) struct CpArgs {
     /// What to copy: a path here, or `sandbox:path` with the id or name of one, `mch_…:path`, or `:path` in the
-    /// preferred place. A file here with a colon in its name is `./a:b`.
+    /// preferred place. A file here with a colon in its name is `./a:b`; `-` is our standard input.
     from: String,
-    /// Where to; one of the two is a place.
+    /// Where to; one of the two is a place, and `-` is our standard output.
     to: String,
     /// The user inside.
     #[arg(short, long, value_name = "USER")]
@@ -36,6 +45,8 @@ pub(crate) struct CpArgs {
 #[derive(Debug, Eq, PartialEq)]
 enum Side {
     Here(PathBuf),
+    /// Standard input or output.
+    Standard,
     There(Place, String),
 }
 
@@ -58,7 +69,18 @@ impl Place {
 }
 
 impl Side {
+    /// A path here.
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Here(path) => Some(path),
+            Self::Standard | Self::There(..) => None,
+        }
+    }
+
     fn parse(text: &str) -> Result<Self> {
+        if text == "-" {
+            return Ok(Self::Standard);
+        }
         let here = || Self::Here(PathBuf::from(text));
         // As scp(1): what has a slash before its colon is a path here.
         let Some((place, path)) = text.split_once(':').filter(|(place, _)| !place.contains('/')) else {
@@ -93,15 +115,15 @@ pub(crate) fn cp(global: &Global, args: &CpArgs, out: &Output) -> Result<ExitCod
     let runtime = connect::runtime()?;
     let copying = async {
         match (&from, &to) {
-            (Side::Here(from), Side::There(place, path)) => {
+            (from @ (Side::Here(_) | Side::Standard), Side::There(place, path)) => {
                 let target = place.target(&client).await?;
-                upload(&client, from, FilePath { target, path, user }, out).await
+                upload(&client, from.path(), FilePath { target, path, user }, out).await
             }
-            (Side::There(place, path), Side::Here(to)) => {
+            (Side::There(place, path), to @ (Side::Here(_) | Side::Standard)) => {
                 let target = place.target(&client).await?;
-                download(&client, FilePath { target, path, user }, to, out).await
+                download(&client, FilePath { target, path, user }, to.path(), out).await
             }
-            (Side::Here(_), Side::Here(_)) | (Side::There(..), Side::There(..)) => bail!(Fault::invalid(
+            (Side::There(..), Side::There(..)) | (_, Side::Here(_) | Side::Standard) => bail!(Fault::invalid(
                 "one of the two must be in a place, such as `sbx_…:path` or `name:path`, and the other here"
             )),
         }
@@ -113,7 +135,9 @@ pub(crate) fn cp(global: &Global, args: &CpArgs, out: &Output) -> Result<ExitCod
         Done::With(bytes) => bytes,
         Done::By(code) => return Ok(ExitCode::from(code)),
     };
-    out.done(&json!({ "bytes": bytes }))?;
+    if to != Side::Standard {
+        out.done(&json!({ "bytes": bytes }))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -142,7 +166,15 @@ fn last_part(path: &str) -> Option<&str> {
     path.rsplit('/').find(|part| !part.is_empty()).filter(|part| *part != "." && *part != "..")
 }
 
-async fn upload(client: &Client, from: &Path, to: FilePath<'_>, out: &Output) -> Result<u64> {
+/// Copies a file or tree from here; without a path, standard input.
+async fn upload(client: &Client, from: Option<&Path>, to: FilePath<'_>, out: &Output) -> Result<u64> {
+    let Some(from) = from else {
+        let stdin = io::stdin().as_fd().try_clone_to_owned().context("cannot read standard input")?;
+        let bar = out.bytes_bar(None, "copying");
+        client.file_write(to, 0o644, transfer::file_stream(File::from(stdin), bar.clone())).await?;
+        bar.finish_and_clear();
+        return Ok(bar.position());
+    };
     let found = fs::metadata(from).with_context(|| format!("`{}`", from.display()))?;
     // As cp(1): into a directory that is there, else as the name that was given.
     let into = match client.file_stat(to).await {
@@ -166,8 +198,26 @@ async fn upload(client: &Client, from: &Path, to: FilePath<'_>, out: &Output) ->
     Ok(bar.position())
 }
 
-async fn download(client: &Client, from: FilePath<'_>, to: &Path, out: &Output) -> Result<u64> {
+/// Copies a file or tree to here; without a path, a file to standard output.
+async fn download(client: &Client, from: FilePath<'_>, to: Option<&Path>, out: &Output) -> Result<u64> {
     let stat = client.file_stat(from).await?;
+    let Some(to) = to else {
+        if stat.kind == FileKind::Directory {
+            bail!(Fault::invalid(format!("`{}` is a directory: say where to copy it", from.path)));
+        }
+        // No bar, which would stand between what is shown where both go to one terminal.
+        let (mut bytes, _) = client.file_read(from).await?;
+        let (mut stdout, mut count) = (io::stdout().lock(), 0);
+        while let Some(piece) = bytes.next().await {
+            let piece = piece?;
+            count += piece.len() as u64;
+            match stdout.write_all(&piece).and_then(|()| stdout.flush()) {
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(Closed.into()),
+                written => written.context("cannot write standard output")?,
+            }
+        }
+        return Ok(count);
+    };
     let name = last_part(from.path);
     let to = if to.is_dir() {
         match name {
@@ -231,7 +281,7 @@ impl Landing {
     fn open(path: &Path, permissions: u32) -> Result<Self> {
         let cannot = || format!("cannot write `{}`", path.display());
         match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(cannot),
             Ok(found) if found.is_file() => {}
             // A rename would put a file in its place. What a link leads to, such as /dev/stdout, is opened by the
@@ -243,7 +293,7 @@ impl Landing {
             Ok(_) => bail!(Fault::new(
                 Code::Conflict,
                 format!("`{}` is a link, which is not written through", path.display()),
-                "name the file that it leads to, or remove it",
+                "name the file that it leads to, or remove it; `-` is standard output",
             )),
         }
         let target = path.file_name().with_context(|| format!("`{}` has no name", path.display()))?.to_owned();
@@ -293,7 +343,8 @@ mod tests {
         assert_eq!(Side::parse(":x").unwrap(), Side::There(Place::Preferred, "x".to_owned()));
         let web = || sandbox(Named::Name("web".to_owned()));
         assert_eq!(Side::parse("web:/x").unwrap(), Side::There(web(), "/x".to_owned()));
-        for here in ["./web:x", "/a/b:c", "a/b:c", "web"] {
+        assert_eq!(Side::parse("-").unwrap(), Side::Standard);
+        for here in ["./web:x", "/a/b:c", "a/b:c", "web", "./-"] {
             assert_eq!(Side::parse(here).unwrap(), Side::Here(PathBuf::from(here)), "{here}");
         }
         for wrong in ["sbx_nope:/x", "mch_nope:/x"] {

@@ -235,7 +235,10 @@ async fn act(
             let request = ExecRequest { place: Some(id), ..ExecRequest::new(Program::Shell("true".to_owned())) };
             match client.exec(&request).await {
                 Ok(_) => "it ran".to_owned(),
-                Err(error) => error.fault().map_or_else(|| error.to_string(), |fault| format!("{fault:?}")),
+                Err(error) => error.fault().map_or_else(
+                    || error.to_string(),
+                    |fault| format!("{:?}: {}; {}", fault.code, fault.message, fault.hint),
+                ),
             }
         }
     };

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io::{self, Write as _},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -29,6 +30,10 @@ use crate::{
 
 /// Most bytes of output that `--json` gathers. Chosen: beyond that a program should read the stream itself.
 const GATHERED_MAX: usize = 64 * 1024 * 1024;
+/// How long a command may go on after we were told to end. Chosen: time to put things away.
+const TERMINATE_WITHIN: Duration = Duration::from_secs(3);
+/// How long the end of a command is waited for when the server takes no more input. Chosen: a slow line's round trips.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What to run.
 #[derive(Args, Clone, Debug)]
@@ -285,9 +290,18 @@ async fn interact(client: &Client, request: ExecRequest, tty: bool, out: &Output
     } else {
         None
     };
+    let mut receiving = std::pin::pin!(receive(reader, out));
     let result = tokio::select! {
-        result = receive(reader, out) => result,
-        error = send(writer, tty) => Err(error),
+        result = &mut receiving => result,
+        stopped = send(writer, tty) => match stopped {
+            Stopped::Told => Ok(ExitCode::from(128 + 15)),
+            Stopped::Here(error) => Err(error),
+            // It takes nothing more, since the command ended: how it ended was said before, and is on its way.
+            Stopped::There(error) => match tokio::time::timeout(LAST_WORDS_WITHIN, receiving).await {
+                Ok(Ok(code)) => Ok(code),
+                Ok(Err(_)) | Err(_) => Err(error.into()),
+            },
+        },
     };
     drop(raw);
     result
@@ -303,33 +317,67 @@ async fn receive(mut reader: ExecReader, out: &Output) -> Result<ExitCode> {
     }
 }
 
-/// Sends keys, sizes and signals for as long as the exec runs; comes back only with an error.
-async fn send(mut writer: ExecWriter, tty: bool) -> anyhow::Error {
-    match send_inner(&mut writer, tty).await {
-        Ok(never) => match never {},
-        Err(error) => error,
+/// Why nothing more is sent to an exec.
+enum Stopped {
+    /// The server takes nothing more.
+    There(ClientError),
+    /// Something on this side failed.
+    Here(anyhow::Error),
+    /// We were told to end, and what runs there has had its time.
+    Told,
+}
+
+impl From<ClientError> for Stopped {
+    fn from(error: ClientError) -> Self {
+        Self::There(error)
     }
 }
 
-async fn send_inner(writer: &mut ExecWriter, tty: bool) -> Result<std::convert::Infallible> {
+/// Sends keys, sizes and signals for as long as the exec runs.
+async fn send(mut writer: ExecWriter, tty: bool) -> Stopped {
+    match send_inner(&mut writer, tty).await {
+        Ok(never) => match never {},
+        Err(stopped) => stopped,
+    }
+}
+
+async fn send_inner(writer: &mut ExecWriter, tty: bool) -> Result<std::convert::Infallible, Stopped> {
+    let listen = |kind| unix::signal(kind).context("cannot listen for signals").map_err(Stopped::Here);
     let mut stdin = tokio::io::stdin();
     let mut buffer = vec![0; 64 * 1024];
     let mut open = true;
-    let mut resized = unix::signal(unix::SignalKind::window_change())?;
-    let mut interrupted = unix::signal(unix::SignalKind::interrupt())?;
-    let mut terminated = unix::signal(unix::SignalKind::terminate())?;
+    let mut resized = listen(unix::SignalKind::window_change())?;
+    let mut interrupted = listen(unix::SignalKind::interrupt())?;
+    let mut terminated = listen(unix::SignalKind::terminate())?;
+    let mut end: Option<tokio::time::Instant> = None;
     loop {
+        let over = async {
+            match end {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            read = stdin.read(&mut buffer), if open => match read.context("cannot read standard input")? {
-                0 => {
-                    open = false;
-                    writer.stdin_end().await?;
+            read = stdin.read(&mut buffer), if open => {
+                match read.context("cannot read standard input").map_err(Stopped::Here)? {
+                    0 => {
+                        open = false;
+                        writer.stdin_end().await?;
+                    }
+                    n => writer.stdin(&buffer[..n]).await?,
                 }
-                n => writer.stdin(&buffer[..n]).await?,
-            },
+            }
             _ = resized.recv(), if tty => writer.resize(terminal::size()).await?,
             _ = interrupted.recv() => writer.signal(2, SignalScope::Process).await?,
-            _ = terminated.recv() => writer.signal(15, SignalScope::Tree).await?,
+            _ = terminated.recv() => {
+                // A second time is an order. What does not end, such as a shell, is killed when we have gone.
+                if end.is_some() {
+                    return Err(Stopped::Told);
+                }
+                writer.signal(15, SignalScope::Tree).await?;
+                end = Some(tokio::time::Instant::now() + TERMINATE_WITHIN);
+            }
+            () = over => return Err(Stopped::Told),
         }
     }
 }
@@ -376,8 +424,10 @@ impl Printer {
         } else {
             io::stderr().write_all(bytes)
         };
-        written.map_err(|source| ClientError::Local { step: "write the output", source })?;
-        Ok(())
+        match written {
+            Err(error) if standard && error.kind() == io::ErrorKind::BrokenPipe => Err(output::Closed.into()),
+            written => Ok(written.map_err(|source| ClientError::Local { step: "write the output", source })?),
+        }
     }
 
     /// The exit code that becomes ours.

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, fs::File, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use rf_client::{Client, types::Template};
 use rf_types::TemplateName;
 use serde_json::json;
@@ -38,13 +38,15 @@ pub(crate) enum TemplateCommand {
 }
 
 #[derive(Args, Debug)]
+#[command(group(ArgGroup::new("source").required(true)))]
 pub(crate) struct ImportArgs {
     /// Its name.
     name: TemplateName,
     /// An image of a registry, such as `docker.io/library/debian:12`.
-    #[arg(long, value_name = "REFERENCE", required_unless_present = "path", conflicts_with = "path")]
+    #[arg(long, value_name = "REFERENCE", group = "source")]
     image: Option<String>,
     /// A root as a directory or a tarball, an `oci-layout` folder, or with --saved what `docker save` writes.
+    #[arg(group = "source")]
     path: Option<PathBuf>,
     /// The tarball holds an image: what `docker save` writes, or an `oci-layout` folder.
     #[arg(long, requires = "path")]
