@@ -78,3 +78,38 @@ fn a_sandbox_has_no_way_out_and_says_so() {
     eventually("it can be removed", || system.run(&["rm", &id]).code == 0);
     system.stop();
 }
+
+#[test]
+fn the_document_that_is_served_is_the_committed_one() {
+    let system = System::start();
+    let mut curl = Command::new("curl");
+    curl.args(["-sf", &format!("{}/v1/openapi.json", system.url)]);
+    let served: serde_json::Value = serde_json::from_str(&Ran::of(curl, b"").expect(0)).unwrap();
+    let committed: serde_json::Value = serde_json::from_str(include_str!("../../../docs/openapi.json")).unwrap();
+    assert!(served == committed, "cargo test -p rf-server says how to write it anew");
+    assert!(served["paths"].as_object().unwrap().len() > 20, "the control");
+    system.stop();
+}
+
+#[test]
+fn a_boot_id_stays_over_a_pause_and_a_fork_has_another() {
+    let system = System::start();
+    let id = system.ok(&["create"]);
+    let of = |id: &str| system.ok(&["exec", "-s", id, "--sh", "cat /proc/sys/kernel/random/boot_id; hostname"]);
+    let before = of(&id);
+    system.ok(&["pause", &id]);
+    system.ok(&["resume", &id]);
+    assert_eq!(of(&id), before);
+    let forks = system.json(&["fork", &id, "--count", "2"]);
+    let forks: Vec<_> =
+        forks.as_array().unwrap().iter().map(|fork| of(fork["sandbox"]["id"].as_str().unwrap())).collect();
+    let own = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let all: Vec<&str> = [&before, &forks[0], &forks[1], &own].map(|text| text.lines().next().unwrap()).to_vec();
+    let mut different = all.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), 4, "{all:?}");
+    assert!(forks[0] != forks[1] && forks[0].lines().count() == 2, "{forks:?}");
+    system.ok(&["rm", "--all"]);
+    system.stop();
+}
