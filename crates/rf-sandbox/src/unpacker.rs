@@ -2,8 +2,9 @@
 //!
 //! It runs in namespaces of its own (user, pid, mount, net, ipc, uts), as `root` of a range of ids that no sandbox and
 //! nobody else has, with the four capabilities that giving files their owners takes. Its one way to write is the
-//! target: Landlock allows nothing else. The files' owners are stored as 0 to 65535 (the target's mount maps them), so
-//! that one layer serves every sandbox.
+//! target: Landlock allows nothing else. It may read what everybody may until its program is loaded
+//! ([`forget_the_host`]), and then nothing but the target either. The files' owners are stored as 0 to 65535 (the target's
+//! mount maps them), so that one layer serves every sandbox.
 
 use std::{
     ffi::CString,
@@ -193,6 +194,19 @@ fn confine(target: BorrowedFd<'_>, rooted: bool) -> Result<(), Failed> {
     rustix::thread::set_no_new_privs(true).map_err(at("set no_new_privs"))
 }
 
+/// Takes from the calling thread, the unpacker's, what its program needed to be started: from here on it opens nothing but
+/// what is below `target`. What of the host everybody may read would otherwise come into a layer by whoever takes the
+/// unpacker over. It has `no_new_privs`.
+///
+/// # Errors
+/// As landlock_restrict_self(2).
+pub fn forget_the_host(target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let handled = landlock::fs::all(landlock::abi());
+    let rules = landlock::Ruleset::new(handled, 0, 0)?;
+    rules.allow_beneath(target, handled)?;
+    rules.restrict_self()
+}
+
 fn hold_to(target: BorrowedFd<'_>) -> Result<(), Errno> {
     let handled = landlock::fs::all(landlock::abi());
     let rules = landlock::Ruleset::new(handled, 0, 0)?;
@@ -202,4 +216,30 @@ fn hold_to(target: BorrowedFd<'_>) -> Result<(), Errno> {
     // Whiteouts of layers are devices 0:0.
     rules.allow_beneath(target, handled)?;
     rules.restrict_self()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn once_loaded_it_opens_nothing_but_its_target() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = fs::File::open(dir.path()).unwrap();
+        let path = dir.path().join("file");
+        let hosts = ["/etc/passwd", "/proc/self/status", "/usr/bin/env"];
+        // Both are of a thread.
+        let held = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            assert!(hosts.iter().all(|path| fs::File::open(path).is_ok()), "the control");
+            forget_the_host(target.as_fd()).unwrap();
+            fs::write(&path, "made").unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"made");
+            for host in hosts {
+                assert_eq!(fs::File::open(host).unwrap_err().kind(), std::io::ErrorKind::PermissionDenied, "{host}");
+            }
+            assert!(fs::read_dir("/").is_err() && std::process::Command::new("/usr/bin/env").spawn().is_err());
+        });
+        held.join().unwrap();
+    }
 }

@@ -63,5 +63,6 @@ pub(crate) fn unpack(args: &UnpackArgs) -> Result<ExitCode> {
     let target = PathBuf::from("/proc/self/fd/3");
     let target = rustix::fs::open(&target, OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY, Mode::empty())
         .context("descriptor 3 is no directory")?;
+    rf_warden::forget_the_host(target.as_fd()).context("cannot restrict the unpacker to its directory")?;
     Ok(rf_template::unpack::unpacker_main(&args.order, target.as_fd()))
 }
