@@ -3,7 +3,10 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +29,8 @@ use crate::{
 
 /// How long the server may take for a connection and each word of the greeting.
 const GREETING_WITHIN: Duration = Duration::from_secs(20);
+/// What a server says of every credential that it does not take, for whatever reason.
+const NO_CREDENTIAL: &str = "no valid credential";
 /// How long the end of the program waits for its goodbye to go out.
 const BYE_WITHIN: Duration = Duration::from_secs(1);
 
@@ -182,13 +187,14 @@ fn show(fault: &Fault) -> String {
 /// [`JoinError`]. Whatever it is, nothing is left running.
 pub async fn join(args: JoinArgs, stop: impl Future<Output = ()>) -> Result<(), JoinError> {
     let mut program = Program::start(args)?;
-    let (machine, current) = (program.machine.clone(), program.current.clone());
+    let (machine, current, stopping) = (program.machine.clone(), program.current.clone(), program.stopping.clone());
     let result = {
         let mut running = std::pin::pin!(program.run());
         tokio::select! {
             result = &mut running => result,
             () = stop => {
                 // Tell the server, so that nobody there waits for this machine; it is told or it finds out.
+                stopping.store(true, Ordering::Relaxed);
                 let mux = current.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 if let Some(mux) = mux.filter(Mux::is_attached) {
                     let fault = Fault::new(Code::PlaceLost, "the machine's owner ended `ringfence join`", "");
@@ -224,6 +230,8 @@ struct Program {
     session: Option<Session>,
     /// The session's streams, for whoever ends the program.
     current: Arc<Mutex<Option<Mux>>>,
+    /// Whether its owner ends the program: then a connection's end is no news.
+    stopping: Arc<AtomicBool>,
     sessions: u64,
     timing: Timing,
     report: Box<dyn Fn(JoinEvent) + Send + Sync>,
@@ -270,7 +278,7 @@ impl Program {
             .map_err(file(format!("the workspace `{}`", workspace.display())))?;
         if level != Level::Full && within(state.directory(), owner.root.path()) {
             return Err(JoinError::Argument(format!(
-                "the workspace `{}` holds this machine's own key: choose a smaller one, or another --state",
+                "the workspace `{}` holds this machine's own key: choose a smaller one, or another --key-dir",
                 owner.root.path().display()
             )));
         }
@@ -289,6 +297,7 @@ impl Program {
             machine,
             session: None,
             current: Arc::default(),
+            stopping: Arc::default(),
             sessions: 0,
             timing,
             report,
@@ -306,6 +315,7 @@ impl Program {
                 Outcome::Enrol { reason } => {
                     (self.report)(JoinEvent::Disconnected { reason, retry_in: Duration::ZERO });
                 }
+                Outcome::Dropped { .. } if self.stopping.load(Ordering::Relaxed) => return Ok(()),
                 Outcome::Dropped { reason, was_connected } => {
                     let enrolled = self.state.enrolled().map_err(file("machine.json"))?.is_some();
                     if first && !was_connected && !enrolled {
@@ -349,7 +359,7 @@ impl Program {
                     let reason = "the server no longer knows this machine; enrolling with the token".to_owned();
                     return Ok(Outcome::Enrol { reason });
                 }
-                return Ok(Outcome::Refused(fault));
+                return Ok(Outcome::Refused(self.explained(fault)));
             }
             Greeted::Dropped(reason) => return dropped(reason),
         };
@@ -388,6 +398,24 @@ impl Program {
         };
         let _ = timeout(GREETING_WITHIN, wire.close()).await;
         Ok(Outcome::Dropped { reason, was_connected: true })
+    }
+
+    /// A refusal with what its owner can do: the server says the same of every credential that it does not take.
+    fn explained(&self, fault: Fault) -> Fault {
+        if fault.code != Code::Unauthenticated || fault.message != NO_CREDENTIAL {
+            return fault;
+        }
+        let (message, hint) = match self.token {
+            Some(_) => (
+                "the server does not take the token: it was used before, has expired, or is not of this server",
+                "make a new one with `ringfence machine token`",
+            ),
+            None => (
+                "the server no longer knows this machine",
+                "make a token with `ringfence machine token`, and join with it",
+            ),
+        };
+        Fault::new(fault.code, message, hint)
     }
 
     /// Challenge, answer, welcome.

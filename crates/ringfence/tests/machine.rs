@@ -149,6 +149,15 @@ fn the_owner_decides_what_may_be_done() {
     assert!(!back.exists());
     ann.run(&["cp", ":open", back.to_str().unwrap()]).expect(0);
 
+    // A token that is none: said as what it is, with what to do.
+    let mut stranger = ringfence(&system.dir().join("stranger"));
+    stranger.args(["join", &system.url, "--token", "rfe_none", "--key-dir"]).arg(system.dir().join("stranger-key"));
+    stranger.arg("--workspace").arg(&ann.workspace);
+    let refused = Ran::of(stranger, b"");
+    refused.expect(1);
+    assert!(refused.stderr.contains("does not take the token"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("`ringfence machine token`"), "{}", refused.stderr);
+
     let ben = Joined::start(&system, "ben", "read-only");
     fs::write(ben.workspace.join("open"), "look").unwrap();
     ben.run(&["cp", ":open", back.to_str().unwrap()]).expect(0);
