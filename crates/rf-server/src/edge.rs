@@ -42,6 +42,9 @@ const ACCEPT_REST: Duration = Duration::from_millis(20);
 /// How long is read on what a client still sends of a request that was answered before its end. Chosen: a local client has
 /// read the answer by then, and another one will have begun to.
 const LINGER: Duration = Duration::from_millis(500);
+/// Most that is kept of one HTTP/1.1 connection before it is a request: its head has to fit, and a body is read in pieces of
+/// at most that much. Chosen: strangers have it before their credential is read, on as many connections as there may be.
+const H1_BYTES_MAX: usize = 128 << 10;
 /// Header list and streams of one HTTP/2 connection. Chosen: some clients keep one connection for all they do.
 const H2_HEADER_BYTES_MAX: u32 = 64 << 10;
 const H2_STREAMS_MAX: u32 = 128;
@@ -313,7 +316,7 @@ impl AsyncWrite for Impatient {
 
 fn builder(header_timeout: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(H1_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())

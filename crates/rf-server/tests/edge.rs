@@ -41,6 +41,21 @@ async fn a_client_that_sends_no_whole_header_is_let_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_too_long_is_not_kept() {
+    let server = Listening::with(|_| {}).await;
+    let head = |bytes: usize| {
+        let fill = "a".repeat(bytes);
+        format!("GET /v1/health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-fill: {fill}\r\n\r\n").into_bytes()
+    };
+    let answer = talk(server.address, &head(256 << 10)).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    // Control: one that fits is answered.
+    let answer = talk(server.address, &head(64 << 10)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_refused_half_way_reads_why_after_sending_the_rest() {
     let server = Listening::with(|_| {}).await;
     let body = vec![b'x'; 8 << 20];
