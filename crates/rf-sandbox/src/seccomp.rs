@@ -126,10 +126,15 @@ fn by_argument(name: &str) -> Vec<Instruction> {
             op(LOAD, argument(2) + 4),
             jump(JUMP_EQUAL, 0, 4, 0), // only asks: allow
             op(LOAD, argument(0)),
-            jump(JUMP_EQUAL, 1, 4, 0), // process 1, who says 0 of itself
+            jump(JUMP_EQUAL, 1, 8, 0), // process 1, who says 0 of itself
             op(LOAD, argument(1)),
             jump(JUMP_EQUAL, 4, 1, 0), // RLIMIT_CORE, else allow
             op(RETURN, ALLOW),
+            // Who asks for the old one as well would read what nobody wrote.
+            op(LOAD, argument(3)),
+            jump(JUMP_EQUAL, 0, 0, 3),
+            op(LOAD, argument(3) + 4),
+            jump(JUMP_EQUAL, 0, 0, 1),
             errno(0),
             errno(EPERM),
         ],
@@ -414,9 +419,12 @@ mod tests {
     fn what_is_left_of_a_crash_cannot_be_asked_for_otherwise() {
         let set = |resource| answer(number("setrlimit"), [resource, 1 << 40, 0, 0, 0, 0]);
         assert_eq!((set(4), set(3), set(7)), (ERRNO, ALLOW, ALLOW));
-        let limit = |resource, new| answer(number("prlimit64"), [0, resource, new, 1 << 40, 0, 0]);
-        assert_eq!((limit(4, 0x7fff_0000_1000), limit(4, 1 << 32), limit(4, 1)), (ERRNO, ERRNO, ERRNO));
-        assert_eq!((limit(4, 0), limit(7, 0x7fff_0000_1000), limit(7, 0)), (ALLOW, ALLOW, ALLOW));
+        let limit = |resource, new, old| answer(number("prlimit64"), [0, resource, new, old, 0, 0]);
+        for old in [0, 1, 1 << 40] {
+            let answer = if old == 0 { ERRNO } else { ERRNO | EPERM };
+            assert_eq!([limit(4, 0x7fff_0000_1000, old), limit(4, 1 << 32, old), limit(4, 1, old)], [answer; 3]);
+            assert_eq!([limit(4, 0, old), limit(7, 0x7fff_0000_1000, old), limit(7, 0, old)], [ALLOW; 3]);
+        }
     }
 
     #[test]

@@ -303,7 +303,7 @@ pub const CALLS: &[Call] = &[
     allowed(296, "pwritev", R0),
     allowed(297, "rt_tgsigqueueinfo", R7),
     allowed(299, "recvmmsg", R13),
-    treated(302, "prlimit64", Treatment::ByArgument, "limits; refused for new ones of process 1, without which it ends nothing any more; a new one of core dumps answers success and does nothing: but for the one that is set, a host that pipes dumps to a program would run that, as its root, for each crash (core(5))"),
+    treated(302, "prlimit64", Treatment::ByArgument, "limits; refused for new ones of process 1, without which it ends nothing any more; a new one of core dumps answers success and does nothing (where the old one is asked for too, it is refused): but for the one that is set, a host that pipes dumps to a program would run that, as its root, for each crash (core(5))"),
     allowed(306, "syncfs", R0),
     allowed(307, "sendmmsg", R13),
     allowed(309, "getcpu", R11),
