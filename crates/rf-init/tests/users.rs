@@ -303,7 +303,7 @@ print('done')
 
 /// What a program needs to ask process 1 for a command by itself.
 const ASK: &str = "
-import array, os, socket, struct, sys, time
+import array, os, socket, struct, sys, threading, time
 def connect():
     s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.settimeout(20); s.connect('/run/rf-init.sock'); return s
 def string(text): return struct.pack('<I', len(text)) + text + bytes(1)
@@ -436,7 +436,8 @@ for way in range(5):
         ask(s, head(160), b.fileno()); b.close()
     else:
         ask(s, run(b'sleep', b'0.1'), 0, 1, 2); ask(s, head(161), fd); ask(s, head(162), fd)
-    c.close(); s.close()
+    # Whoever has the last copy waits, and that may be this program.
+    threading.Thread(target=c.close).start(); s.close()
 print('done', flush=True)
 time.sleep(1000)
 ";
