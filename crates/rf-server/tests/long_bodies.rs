@@ -73,9 +73,10 @@ async fn serve(mut stream: TcpStream) -> io::Result<()> {
                 stream.write_all(&body[..length / 2]).await?;
                 return std::future::pending().await;
             }
+            // At once: what comes later, when its connection is in use again, is taken for an answer.
             "more" => {
-                stream.write_all(&body).await?;
-                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil").await?;
+                let more = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
+                stream.write_all(&[&body[..], more].concat()).await?;
             }
             "old" | "last" => return stream.write_all(&body).await,
             _ => stream.write_all(&body).await?,
