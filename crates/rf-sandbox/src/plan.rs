@@ -46,7 +46,7 @@ pub const ALWAYS: [Layer; 9] = [
 ///
 /// `pressure` everybody may write as well: since Linux 6.5 each descriptor can have the kernel watch the host's load for
 /// it, in memory that counts for nobody and at a cost for all (Documentation/accounting/psi.rst, "Unprivileged monitors").
-pub const PROC_COVERED: [&str; 11] = [
+pub const PROC_COVERED: [&str; 12] = [
     "cgroups",
     "cmdline",
     "diskstats",
@@ -55,6 +55,7 @@ pub const PROC_COVERED: [&str; 11] = [
     "kallsyms",
     "key-users",
     "keys",
+    "locks",
     "modules",
     "partitions",
     "pressure",

@@ -31,6 +31,8 @@ pub(crate) const PROC: &[Attack] = &[
     user("read the interrupts", &["nonempty", "/proc/interrupts"], &["ENODATA"], Host),
     user("read the loaded modules", &["nonempty", "/proc/modules"], &["ENODATA", "ENOENT"], FILLED),
     user("read the keys", &["nonempty", "/proc/keys"], &["ENODATA"], FILLED),
+    // Locks of open file descriptions have no process, so every sandbox would see those of all others.
+    user("read what others have locked", &["contains", "/proc/locks", " 1380319234 1380319234\n"], &["ENODATA"], Host),
     user("read who has keys", &["nonempty", "/proc/key-users"], &["ENODATA"], Host),
     user(
         "have the kernel watch the host's load",

@@ -25,6 +25,16 @@ const INSIDE: &str = "/tmp/probe.py";
 /// The key of a System V shared memory segment of the host's.
 const SHM_KEY: &str = "0x52460001";
 
+/// Becomes `sleep` with the marker as its name, a command line that only this process has, and holds a lock of an open
+/// file description (F_OFD_SETLK, fcntl_locking(2)) on a byte that nobody else would lock.
+const VICTIM: &str = "
+import fcntl, os, struct, sys
+file = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT, 0o600)
+os.set_inheritable(file, True)
+fcntl.fcntl(file, 37, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 1380319234, 1, 0))
+os.execv('/bin/sleep', [sys.argv[1], '1000'])
+";
+
 /// What a probe said.
 #[derive(Debug, Eq, PartialEq)]
 enum Said {
@@ -58,12 +68,9 @@ impl Field {
         let client =
             Client::new(Options { url: system.url.clone(), key: Some(Key::new(&key)), certificate: None }).unwrap();
         let marker = format!("ringfence-victim-{}", std::process::id());
-        // `sleep` with the marker as its name: a command line that only this process has.
-        let victim = Command::new("bash")
-            .args(["-c", "exec -a \"$0\" sleep 1000", &marker])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let locked = system.dir().join("locked");
+        let victim =
+            Command::new("python3").args(["-c", VICTIM, &marker]).arg(&locked).stdin(Stdio::null()).spawn().unwrap();
         let abstract_name = format!("ringfence-escape-{}", std::process::id());
         let address = std::os::unix::net::SocketAddr::from_abstract_name(&abstract_name).unwrap();
         let abstract_listener = UnixListener::bind_addr(&address).unwrap();
