@@ -124,7 +124,6 @@ pub struct Launcher {
     host: HostReport,
     init: OwnedFd,
     null: OwnedFd,
-    dev: Option<OwnedFd>,
     /// What every root is mounted in, with root; see [`setup::shared_top`].
     top: Option<OwnedFd>,
     /// Whether a mount that is attached nowhere can be copied: then the warden keeps hold of each sandbox's disk.
@@ -153,27 +152,21 @@ mod place {
 const APART_TIME: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 impl Launcher {
-    /// Makes what launches share. `images` and `dev` are directories that only the caller can reach.
+    /// Makes what launches share. `images` and `shared` are directories that only the caller can reach.
     ///
     /// The caller must have one thread. With root it also moves into a mount namespace of its own, so that what it
     /// mounts is seen by nobody and gone with it.
     ///
     /// # Errors
     /// The step that failed.
-    pub fn new(host: HostReport, images: PathBuf, dev: &Path) -> Result<Self, LaunchError> {
+    pub fn new(host: HostReport, images: PathBuf, shared: &Path) -> Result<Self, LaunchError> {
         let null =
             rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
-        let (dev, top) = if host.rooted {
-            let (dev, top) = Self::own_mounts(dev)?;
-            (Some(dev), Some(top))
-        } else {
-            (None, None)
-        };
+        let top = if host.rooted { Some(Self::own_mounts(shared)?) } else { None };
         let copies_detached = host.rooted && Self::copies_detached()?;
         Ok(Self {
             host,
             init: program::sealed()?,
-            dev,
             top,
             copies_detached,
             images: Images::new(images),
@@ -207,18 +200,15 @@ impl Launcher {
         }
     }
 
-    fn own_mounts(at: &Path) -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    fn own_mounts(at: &Path) -> Result<OwnedFd, LaunchError> {
         use rustix::mount::{MountPropagationFlags, MoveMountFlags, mount_change, move_mount};
         process::unshare(namespaces::MOUNT).step("make a mount namespace of the warden's own")?;
         let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         mount_change("/", slave).step("keep the warden's mounts to itself")?;
-        let failed = |Failed { step, errno }| LaunchError::Warden { step, source: errno.into() };
-        let (dev, top) = (setup::shared_dev().map_err(failed)?, setup::shared_top().map_err(failed)?);
+        let top = setup::shared_top().map_err(by_warden)?;
         // Before Linux 6.15 only a mount that is attached somewhere can be copied.
-        for mount in [&top, &dev] {
-            move_mount(mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("attach what is shared")?;
-        }
-        Ok((dev, top))
+        move_mount(&top, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).step("attach what is shared")?;
+        Ok(top)
     }
 
     /// The host as probed.
@@ -344,8 +334,10 @@ impl Launcher {
             for path in plan.source.mounted() {
                 mounts.push(read_only(&path, Some(namespace.as_fd()))?);
             }
-            for shared in [&self.dev, &self.top].into_iter().flatten() {
-                let copy = copy_of(shared.as_fd()).step("copy what is shared")?;
+            let on_disk = disk.as_ref().filter(|_| self.copies_detached).map(AsFd::as_fd);
+            mounts.push(setup::own_dev(on_disk).map_err(by_warden)?);
+            if let Some(top) = &self.top {
+                let copy = copy_of(top.as_fd()).step("copy what is shared")?;
                 let set = attribute::RDONLY | attribute::NOSUID | attribute::NOEXEC;
                 set_attributes(copy.as_fd(), set, false, None).step("make what is shared read-only")?;
                 mounts.push(copy);
@@ -364,6 +356,11 @@ impl Launcher {
         }
         Ok(mounts)
     }
+}
+
+/// What failed in the warden and not in the new process.
+fn by_warden(Failed { step, errno }: Failed) -> LaunchError {
+    LaunchError::Warden { step, source: errno.into() }
 }
 
 /// A detached copy of a mount.

@@ -12,7 +12,7 @@ use std::{
 
 use rf_sys::{
     landlock,
-    mount::{attribute, pivot_root_here, set_attributes},
+    mount::{attribute, clear_attributes, pivot_root_here, set_attributes},
     process::{self, namespaces},
     seccomp::Instruction,
 };
@@ -64,7 +64,7 @@ impl<T> Step<T> for Result<T, Errno> {
 pub(crate) struct Mounts {
     /// As [`crate::plan::RootSource::mounted`] has them.
     pub(crate) sources: Vec<OwnedFd>,
-    /// The shared read-only `/dev`; without one the devices are bound one by one.
+    /// The read-only `/dev`, see [`own_dev`]; without one the devices are bound one by one.
     pub(crate) dev: Option<OwnedFd>,
     /// What the root is mounted in; see [`shared_top`].
     pub(crate) top: Option<OwnedFd>,
@@ -531,10 +531,21 @@ pub(crate) fn shared_top() -> Result<OwnedFd, Failed> {
     Ok(top)
 }
 
-/// Makes the shared `/dev` of a warden with root: device files, links and the places for pts and shm.
-pub(crate) fn shared_dev() -> Result<OwnedFd, Failed> {
-    let dev = new_fs("tmpfs", &[("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")], MountAttrFlags::empty())
-        .step("mount the shared /dev")?;
+/// Makes the `/dev` of one sandbox, for a warden with root: device files, links and the places for pts and shm, on the
+/// sandbox's disk where a mount of that can be copied, else on a file system of its own.
+///
+/// No two sandboxes have it in common: what one does with a file can be seen by whoever has the same one, by inotify(7) and
+/// by locks.
+pub(crate) fn own_dev(disk: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Failed> {
+    let dev = match disk {
+        Some(disk) => {
+            rustix::fs::mkdirat(disk, "dev", Mode::from_raw_mode(0o755)).step("make /dev")?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+            open_tree(disk, "dev", flags).step("copy /dev")?
+        }
+        None => new_fs("tmpfs", &[("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")], MountAttrFlags::empty())
+            .step("mount /dev")?,
+    };
     for name in DEVICES {
         let stat = rustix::fs::stat(format!("/dev/{name}")).step("look at a device of the host")?;
         let mode = Mode::from_raw_mode(0o666);
@@ -548,5 +559,8 @@ pub(crate) fn shared_dev() -> Result<OwnedFd, Failed> {
     for dir in ["pts", "shm"] {
         rustix::fs::mkdirat(&dev, dir, Mode::from_raw_mode(0o755)).step("make a directory of /dev")?;
     }
+    clear_attributes(dev.as_fd(), attribute::NODEV).step("let devices work in /dev")?;
+    let set = attribute::RDONLY | attribute::NOSUID | attribute::NOEXEC;
+    set_attributes(dev.as_fd(), set, false, None).step("make /dev read-only")?;
     Ok(dev)
 }
