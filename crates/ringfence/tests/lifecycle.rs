@@ -79,6 +79,8 @@ fn a_paused_sandbox_uses_no_cpu_and_goes_on_where_it_was() {
     let paused = system.json(&["pause", &id]);
     assert_eq!((&paused[0]["state"], &paused[0]["pause_kind"]), (&json!("paused"), &json!("memory")));
     assert_eq!(paused[0]["lease_until"], Value::Null);
+    // A process is frozen, and says so, some steps before it leaves its processor (kernel/cgroup/freezer.c).
+    std::thread::sleep(Duration::from_millis(100));
     let used = cpu_us(&system, &id);
     std::thread::sleep(Duration::from_millis(600));
     assert_eq!(cpu_us(&system, &id), used, "nothing of it runs");
