@@ -75,6 +75,8 @@ impl Keeper {
         if let Ids::Range { base } = ending.ids() {
             self.ranges.push_back(base);
         }
+        // Its descriptors are closed before anybody hears that it is gone.
+        drop(ending);
         for asker in askers {
             self.answer(asker, Ok(Reply::Done {}));
         }
