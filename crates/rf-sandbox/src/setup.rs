@@ -385,8 +385,10 @@ fn mount_proc(plan: &Plan) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Devices that every program may expect; null(4), random(4), tty(4).
-pub(crate) const DEVICES: [&str; 6] = ["full", "null", "random", "tty", "urandom", "zero"];
+/// Devices that every program may expect (null(4), random(4), tty(4)), and their numbers
+/// (Documentation/admin-guide/devices.txt).
+pub(crate) const DEVICES: [(&str, u32, u32); 6] =
+    [("full", 1, 7), ("null", 1, 3), ("random", 1, 8), ("tty", 5, 0), ("urandom", 1, 9), ("zero", 1, 5)];
 /// Links in `/dev`.
 pub(crate) const DEV_LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
@@ -402,7 +404,7 @@ fn mount_dev(mounts: &Mounts) -> Result<(), Failed> {
         Some(dev) => attach(dev, Path::new("root/dev")).step("attach /dev")?,
         None => {
             mkdir("dev", 0o755).step("make /dev")?;
-            for name in DEVICES {
+            for (name, ..) in DEVICES {
                 let path = format!("dev/{name}");
                 let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC;
                 rustix::fs::open(&path, flags, Mode::from_raw_mode(0o666)).step("make a device's place")?;
@@ -546,11 +548,10 @@ pub(crate) fn own_dev(disk: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Failed> {
         None => new_fs("tmpfs", &[("size", "64k"), ("nr_inodes", "64"), ("mode", "0755")], MountAttrFlags::empty())
             .step("mount /dev")?,
     };
-    for name in DEVICES {
-        let stat = rustix::fs::stat(format!("/dev/{name}")).step("look at a device of the host")?;
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, stat.st_rdev)
-            .step("make a device")?;
+    for (name, major, minor) in DEVICES {
+        let (mode, number) = (Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor));
+        rustix::fs::mknodat(&dev, name, rustix::fs::FileType::CharacterDevice, mode, number).step("make a device")?;
+        // mknod's mode is cut by the umask.
         rustix::fs::chmodat(&dev, name, mode, AtFlags::empty()).step("make a device")?;
     }
     for (name, target) in DEV_LINKS {

@@ -152,7 +152,7 @@ struct Keeper {
 /// # Errors
 /// Why it cannot start. Once it runs, what fails is told to who asked.
 pub fn run(config: WardenConfig) -> Result<(), WardenError> {
-    for name in ["", "images", "dev", "layers", "templates", "host", "snapshots", "snapshots/kept"] {
+    for name in ["", "images", "top", "layers", "templates", "host", "snapshots", "snapshots/kept"] {
         private_dir(&config.own(name))?;
     }
     let _lock = door::lock(&config.own("lock"))?;
@@ -176,7 +176,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
     let mut templates = Templates::open(&config)?;
     let snapshots = Snapshots::open(&config)?;
     templates.sweep(|id| snapshots.has_template_layer(id))?;
-    let launcher = Launcher::new(host, config.own("images"), &config.own("dev"))?;
+    let launcher = Launcher::new(host, config.own("images"), &config.own("top"))?;
     let listener = door::listen(&config.socket(), config.server_uid)?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;
     let ranges = (0..config.sandboxes_max).map(|slot| IDS_BASE + slot * IDS_PER_SANDBOX).collect();
