@@ -20,6 +20,9 @@ pub(crate) const ANY: &[&str] = &["*"];
 const NO_WORLD: &[&str] =
     &["tokio", "reqwest", "hyper", "axum", "http", "tokio-tungstenite", "rusqlite", "rf-store", "rf-server"];
 
+/// The crates whose own sources make permits: the judge's, the gate that asks it, and what makes them for tests.
+pub(crate) const JUDGES: &[&str] = &["rf-policy", "rf-gate", "rf-testkit"];
+
 /// Every crate, from the cellar up. A crate that is not here may not be in `crates/`.
 pub(crate) const HOUSE: &[Room] = &[
     Room { name: "rf-sys", may_use: &[], must_never: &["serde", "tracing", "tokio"], may_be_unsafe: true },

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
-use crate::table::{ANY, BANNED, HOUSE, LINES_MAX, Room};
+use crate::table::{ANY, BANNED, HOUSE, JUDGES, LINES_MAX, Room};
 
 /// The repository's root.
 pub(crate) fn root() -> PathBuf {
@@ -149,6 +149,11 @@ fn file(path: &Path, text: &str, findings: &mut Vec<String>) {
     if HOUSE.iter().any(|known: &Room| known.name == room && known.may_be_unsafe) {
         return;
     }
+    // Tests ask the judge themselves; what we build asks the gate, which knows who asks and what they have.
+    if path.iter().nth(2).is_some_and(|part| part == "src") && !JUDGES.contains(&room) && names_the_judge(text) {
+        findings
+            .push(format!("{}: permits are made by the gate, nobody else names rf_policy's `judge`", path.display()));
+    }
     for (number, line) in text.lines().enumerate() {
         // The attribute that marks a program's entry point is the one thing that rf-init needs and nobody else.
         let line = if room == "rf-init" { line.replace("#[unsafe(no_mangle)]", "") } else { line.to_owned() };
@@ -156,6 +161,19 @@ fn file(path: &Path, text: &str, findings: &mut Vec<String>) {
             findings.push(format!("{}:{}: `unsafe` outside rf-sys", path.display(), number + 1));
         }
     }
+}
+
+/// Whether a source takes `judge`, or all there is, from `rf_policy`.
+fn names_the_judge(text: &str) -> bool {
+    text.match_indices("rf_policy::").any(|(at, found)| {
+        // A path ends with its statement or its call; a list of names with its brace.
+        let rest = &text[at + found.len()..];
+        let taken = match rest.strip_prefix('{') {
+            Some(list) => list.split('}').next().unwrap_or_default(),
+            None => rest.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '*')).next().unwrap_or_default(),
+        };
+        taken.split(|c: char| !(c.is_alphanumeric() || c == '_' || c == '*')).any(|name| ["judge", "*"].contains(&name))
+    })
 }
 
 /// Whether code of the line, not its comment or a text in it, has the keyword.
@@ -279,6 +297,27 @@ mod tests {
         ] {
             assert!(!has_unsafe(fine), "{fine}");
         }
+    }
+
+    #[test]
+    fn who_makes_permits_without_the_gate_is_found() {
+        for bad in [
+            "use rf_policy::judge;",
+            "use rf_policy::{Action,\n    judge, Permit};",
+            "use rf_policy::*;",
+            "let permit = rf_policy::judge(&question)?;",
+            "use rf_policy::{judge as decide};",
+        ] {
+            let mut findings = Vec::new();
+            file(Path::new("crates/rf-server/src/a.rs"), bad, &mut findings);
+            assert_eq!(findings.len(), 1, "{bad}");
+            file(Path::new("crates/rf-gate/src/a.rs"), bad, &mut findings);
+            file(Path::new("crates/rf-places/tests/a.rs"), bad, &mut findings);
+            assert_eq!(findings.len(), 1, "{bad}");
+        }
+        let mut findings = Vec::new();
+        file(Path::new("crates/rf-server/src/a.rs"), "use rf_policy::{Action, Permit};\nfn judge() {}", &mut findings);
+        assert_eq!(findings, Vec::<String>::new());
     }
 
     #[test]

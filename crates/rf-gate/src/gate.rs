@@ -87,6 +87,44 @@ impl From<Denied> for Fault {
 }
 
 /// Somebody whose credential is good. Made only by [`Gate::authenticate`] and [`Gate::act_for`].
+///
+/// The gate makes permits for them and for nobody else; a user's name or id is not enough:
+/// ```
+/// # use rf_gate::{Authenticated, Gate};
+/// # use rf_policy::{Action, Asked, Permit};
+/// # use rf_types::{Fault, RequestId};
+/// fn ask(gate: &Gate, who: &Authenticated) -> Result<Permit, Fault> {
+///     gate.permit(who, Action::FileRead, RequestId::random(), Asked::Nothing, 0)
+/// }
+/// ```
+/// ```compile_fail,E0308
+/// # use rf_gate::{Authenticated, Gate};
+/// # use rf_policy::{Action, Asked, Permit};
+/// # use rf_types::{Fault, RequestId};
+/// fn ask(gate: &Gate, who: &rf_types::UserId) -> Result<Permit, Fault> {
+///     gate.permit(who, Action::FileRead, RequestId::random(), Asked::Nothing, 0)
+/// }
+/// ```
+/// Everybody may see whom it says, and nobody make it say another:
+/// ```
+/// # use rf_gate::Authenticated;
+/// fn same(who: Authenticated) -> (rf_policy::Principal, Authenticated) {
+///     (who.principal().clone(), who)
+/// }
+/// ```
+/// ```compile_fail,E0451
+/// # use rf_gate::Authenticated;
+/// fn other(who: Authenticated, principal: rf_policy::Principal) -> Authenticated {
+///     Authenticated { principal, ..who }
+/// }
+/// ```
+/// ```compile_fail,E0616
+/// # use rf_gate::Authenticated;
+/// fn other(mut who: Authenticated, principal: rf_policy::Principal) -> Authenticated {
+///     who.principal = principal;
+///     who
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Authenticated {
     pub(crate) principal: Principal,

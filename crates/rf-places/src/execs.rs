@@ -68,11 +68,66 @@ impl ExecsConfig {
 }
 
 /// Leave to start one exec, already counted in its user's quota; see [`crate::places::Places::claim_exec`].
+///
+/// It starts one:
+/// ```
+/// # use std::sync::Arc;
+/// # use rf_places::{ExecClaim, Execs, Place};
+/// # use rf_types::{ExecId, ExecSpec};
+/// async fn once(execs: Execs, place: Arc<dyn Place>, claim: ExecClaim, spec: ExecSpec) {
+///     let _ = execs.run(claim, &place, ExecId::random(), &spec).await;
+/// }
+/// ```
+/// Not two, be they one after the other or from a copy of it:
+/// ```compile_fail,E0382
+/// # use std::sync::Arc;
+/// # use rf_places::{ExecClaim, Execs, Place};
+/// # use rf_types::{ExecId, ExecSpec};
+/// async fn twice(execs: Execs, place: Arc<dyn Place>, claim: ExecClaim, spec: ExecSpec) {
+///     let _ = execs.run(claim, &place, ExecId::random(), &spec).await;
+///     let _ = execs.run(claim, &place, ExecId::random(), &spec).await;
+/// }
+/// ```
+/// ```compile_fail,E0599
+/// # use std::sync::Arc;
+/// # use rf_places::{ExecClaim, Execs, Place};
+/// # use rf_types::{ExecId, ExecSpec};
+/// async fn twice(execs: Execs, place: Arc<dyn Place>, claim: ExecClaim, spec: ExecSpec) {
+///     let _ = execs.run(claim.clone(), &place, ExecId::random(), &spec).await;
+/// }
+/// ```
+/// The leave to make a sandbox is no leave to run something in it, and a permit alone is none either, for nothing was
+/// counted with it:
+/// ```compile_fail,E0308
+/// # use std::sync::Arc;
+/// # use rf_places::{Execs, Place, SandboxClaim};
+/// # use rf_types::{ExecId, ExecSpec};
+/// async fn other(execs: Execs, place: Arc<dyn Place>, claim: SandboxClaim, spec: ExecSpec) {
+///     let _ = execs.run(claim, &place, ExecId::random(), &spec).await;
+/// }
+/// ```
+/// ```compile_fail,E0308
+/// # use std::sync::Arc;
+/// # use rf_places::{Execs, Place};
+/// # use rf_policy::Permit;
+/// # use rf_types::{ExecId, ExecSpec};
+/// async fn other(execs: Execs, place: Arc<dyn Place>, permit: Permit, spec: ExecSpec) {
+///     let _ = execs.run(permit, &place, ExecId::random(), &spec).await;
+/// }
+/// ```
 #[must_use = "a claim that nobody uses is given back"]
 #[derive(Debug)]
 pub struct ExecClaim {
-    pub(crate) permit: Permit,
+    pub(crate) permit: Arc<Permit>,
     pub(crate) hold: Hold,
+}
+
+impl ExecClaim {
+    /// What it was judged with, for the record of the operation that it is for.
+    #[must_use]
+    pub fn permit(&self) -> Arc<Permit> {
+        Arc::clone(&self.permit)
+    }
 }
 
 /// What one exec printed so far, or how it ended.
@@ -234,7 +289,7 @@ impl Execs {
         spec: &ExecSpec,
         note: LiveNote,
         spool: Option<&Spool>,
-    ) -> Result<(Permit, Arc<Entry>), Fault> {
+    ) -> Result<(Arc<Permit>, Arc<Entry>), Fault> {
         let ExecClaim { permit, hold } = claim;
         permit.require(Action::Exec)?;
         let user = permit.user();

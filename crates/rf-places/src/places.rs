@@ -173,7 +173,7 @@ impl Places {
     ) -> Result<SandboxClaim, Fault> {
         let (permit, hold) = self.inner.quota.claim(user, of_sandbox(&spec.limits), judge)?;
         same_user(&permit, user)?;
-        Ok(SandboxClaim { permit, spec, hold })
+        Ok(SandboxClaim { permit: Arc::new(permit), spec, hold })
     }
 
     /// Claims one exec, as [`Places::claim_sandbox`].
@@ -187,7 +187,7 @@ impl Places {
     ) -> Result<ExecClaim, Fault> {
         let (permit, hold) = self.inner.quota.claim(user, of_exec(), judge)?;
         same_user(&permit, user)?;
-        Ok(ExecClaim { permit, hold })
+        Ok(ExecClaim { permit: Arc::new(permit), hold })
     }
 
     /// Claims the resuming of one sandbox: `judge` is asked with its row and with what the user has beside it. One that
@@ -209,7 +209,7 @@ impl Places {
         let beside = |usage: &UserUsage| judge(&row, &less(usage, &has));
         let (permit, hold) = self.inner.quota.claim(user, wants, beside)?;
         same_user(&permit, user)?;
-        Ok(ResumeClaim { permit, more: row.saved.map(|_| hold) })
+        Ok(ResumeClaim { permit: Arc::new(permit), more: row.saved.map(|_| hold) })
     }
 
     /// Claims other limits for one sandbox: `judge` is asked with its row and with what the user has beside it.
@@ -230,7 +230,7 @@ impl Places {
         // Where they are lower nothing more is taken, and what is given back is so when it is done.
         let (permit, more) = self.inner.quota.claim(user, less(&of_sandbox(&limits), &has), beside)?;
         same_user(&permit, user)?;
-        Ok(LimitsClaim { permit, limits, more })
+        Ok(LimitsClaim { permit: Arc::new(permit), limits, more })
     }
 
     /// Claims one snapshot that is `bytes` long as far as is known before, as [`Places::claim_sandbox`].
@@ -245,7 +245,7 @@ impl Places {
     ) -> Result<SnapshotClaim, Fault> {
         let (permit, hold) = self.inner.quota.claim(user, of_snapshot(bytes), judge)?;
         same_user(&permit, user)?;
-        Ok(SnapshotClaim { permit, hold })
+        Ok(SnapshotClaim { permit: Arc::new(permit), hold })
     }
 
     /// A user's machine connected. A machine of the same id that was there before is replaced. What was started on it

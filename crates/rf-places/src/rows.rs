@@ -1,5 +1,7 @@
 //! What is written down of sandboxes and snapshots, and what is said to make, keep and end them.
 
+use std::sync::Arc;
+
 use rf_policy::Permit;
 use rf_types::{
     Enforcement, Fault, Limits, PauseKind, SandboxAbout, SandboxId, SandboxSpec, SandboxState, SnapshotId, UserId,
@@ -149,36 +151,68 @@ pub trait Rows: Send + Sync {
 #[must_use = "a claim that nobody uses is given back"]
 #[derive(Debug)]
 pub struct SandboxClaim {
-    pub(crate) permit: Permit,
+    pub(crate) permit: Arc<Permit>,
     pub(crate) spec: SandboxSpec,
     pub(crate) hold: Hold,
+}
+
+impl SandboxClaim {
+    /// What it was judged with, for the record of the operation that it is for.
+    #[must_use]
+    pub fn permit(&self) -> Arc<Permit> {
+        Arc::clone(&self.permit)
+    }
 }
 
 /// Leave to resume one sandbox; see [`crate::places::Places::claim_resume`].
 #[must_use = "a claim that nobody uses is given back"]
 #[derive(Debug)]
 pub struct ResumeClaim {
-    pub(crate) permit: Permit,
+    pub(crate) permit: Arc<Permit>,
     /// What it will have beyond what it has while it is paused.
     pub(crate) more: Option<Hold>,
+}
+
+impl ResumeClaim {
+    /// What it was judged with, for the record of the operation that it is for.
+    #[must_use]
+    pub fn permit(&self) -> Arc<Permit> {
+        Arc::clone(&self.permit)
+    }
 }
 
 /// Leave to give one sandbox other limits; see [`crate::places::Places::claim_limits`].
 #[must_use = "a claim that nobody uses is given back"]
 #[derive(Debug)]
 pub struct LimitsClaim {
-    pub(crate) permit: Permit,
+    pub(crate) permit: Arc<Permit>,
     pub(crate) limits: Limits,
     /// What it will have beyond what it has; counted until it has it.
     pub(crate) more: Hold,
+}
+
+impl LimitsClaim {
+    /// What it was judged with, for the record of the operation that it is for.
+    #[must_use]
+    pub fn permit(&self) -> Arc<Permit> {
+        Arc::clone(&self.permit)
+    }
 }
 
 /// Leave to make one snapshot; see [`crate::places::Places::claim_snapshot`].
 #[must_use = "a claim that nobody uses is given back"]
 #[derive(Debug)]
 pub struct SnapshotClaim {
-    pub(crate) permit: Permit,
+    pub(crate) permit: Arc<Permit>,
     pub(crate) hold: Hold,
+}
+
+impl SnapshotClaim {
+    /// What it was judged with, for the record of the operation that it is for.
+    #[must_use]
+    pub fn permit(&self) -> Arc<Permit> {
+        Arc::clone(&self.permit)
+    }
 }
 
 /// A request that may come again, and is then to be answered with what it made; means nothing to us.

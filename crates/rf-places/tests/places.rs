@@ -144,7 +144,7 @@ async fn a_lease_is_extended_and_ended() {
     // Many at once: the warden's and ours are the same in the end, and the longest that was asked for holds.
     let longest = row.lease_until - 3_600_000 + 9_000_000;
     let all = (1..=30).rev().map(|n| {
-        let (places, permit) = (places.clone(), permit.clone());
+        let (places, permit) = (places.clone(), permit_of(user(1), Action::SandboxUpdate));
         tokio::spawn(async move { places.sandboxes().lengthen(&permit, id, n % 10 * 1_000_000).await.unwrap() })
     });
     let all: Vec<_> = all.collect();

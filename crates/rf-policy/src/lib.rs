@@ -319,8 +319,88 @@ pub struct Question<'a> {
 }
 
 /// Proof that the gate said yes to this action of this user in this request.
+///
+/// What does something for a user takes one:
+/// ```
+/// # use rf_policy::{Action, Permit};
+/// # use rf_types::Fault;
+/// fn remove(permit: &Permit) -> Result<(), Fault> {
+///     permit.require(Action::FileWrite)
+/// }
+/// fn called(permit: Permit) -> Result<(), Fault> {
+///     remove(&permit)
+/// }
+/// ```
+/// Without one it does not compile:
+/// ```compile_fail,E0061
+/// # use rf_policy::{Action, Permit};
+/// # use rf_types::Fault;
+/// fn remove(permit: &Permit) -> Result<(), Fault> {
+///     permit.require(Action::FileWrite)
+/// }
+/// fn called() -> Result<(), Fault> {
+///     remove()
+/// }
+/// ```
+/// [`judge`] is its one maker, and in what we build the gate alone calls that (`cargo xtask tidy`). Elsewhere its fields cannot be written, be it anew or over those of another one:
+/// ```compile_fail,E0451
+/// # use rf_policy::{Action, Permit};
+/// # use rf_types::{RequestId, UserId};
+/// fn forged(user: UserId, request: RequestId) -> Permit {
+///     Permit { user, action: Action::Operate, request, within: None }
+/// }
+/// ```
+/// ```compile_fail,E0616
+/// # use rf_policy::{Action, Permit};
+/// fn raised(mut permit: Permit) -> Permit {
+///     permit.action = Action::Operate;
+///     permit
+/// }
+/// ```
+/// Nothing turns data into one, and it has no value of its own accord:
+/// ```compile_fail,E0277
+/// fn read<'a, D: serde::Deserializer<'a>>(from: D) -> Result<rf_policy::Permit, D::Error> {
+///     serde::Deserialize::deserialize(from)
+/// }
+/// ```
+/// ```compile_fail,E0277
+/// fn made() -> rf_policy::Permit {
+///     Default::default()
+/// }
+/// ```
+/// Control of these two: an action is read, and a number made, in the same way.
+/// ```
+/// fn read<'a, D: serde::Deserializer<'a>>(from: D) -> Result<rf_policy::Action, D::Error> {
+///     serde::Deserialize::deserialize(from)
+/// }
+/// fn made() -> u64 {
+///     Default::default()
+/// }
+/// ```
+/// There are no two of one judgement. What is shared is the one; what is handed on is gone:
+/// ```
+/// # use rf_policy::Permit;
+/// fn shared(permit: Permit) -> [std::sync::Arc<Permit>; 2] {
+///     let permit = std::sync::Arc::new(permit);
+///     [permit.clone(), permit]
+/// }
+/// ```
+/// ```compile_fail,E0599
+/// # use rf_policy::Permit;
+/// fn doubled(permit: Permit) -> [Permit; 2] {
+///     [permit.clone(), permit]
+/// }
+/// ```
+/// ```compile_fail,E0382
+/// # use rf_policy::Permit;
+/// fn doubled(permit: Permit) -> [Permit; 2] {
+///     [permit, permit]
+/// }
+/// ```
+/// For which action it is, and in which sandbox it is good, is known when it runs: [`Permit::require`] and
+/// [`Permit::reaches`], which every door into a place asks first.
 #[must_use = "a permit that nobody uses is a call that was judged and not made"]
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Permit {
     user: UserId,
     action: Action,

@@ -11,7 +11,10 @@
 //! so neither half can be forgotten. A streamed answer waits with [`Operation::durable`] until its intent is on the
 //! disk before its first byte goes out.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
 use rf_gate::Authenticated;
@@ -128,7 +131,7 @@ impl Header {
 pub struct Operation {
     app: App,
     who: Authenticated,
-    permit: Permit,
+    permit: Arc<Permit>,
     header: Header,
     started: Instant,
     intent: Option<Ticket>,
@@ -147,7 +150,7 @@ impl App {
         let judged = self
             .gate()
             .permit(&caller.who, ask.action, caller.request, ask.asked.clone(), self.now())
-            .map(|permit| (permit, ()));
+            .map(|permit| (Arc::new(permit), ()));
         self.begin_judged(caller, ask, judged).await.map(|(operation, ())| operation)
     }
 
@@ -159,7 +162,7 @@ impl App {
         &self,
         caller: &Caller,
         ask: Ask<'_>,
-        judged: Result<(Permit, T), Fault>,
+        judged: Result<(Arc<Permit>, T), Fault>,
     ) -> Result<(Operation, T), Refusal> {
         let (permit, reserved) = match judged {
             Ok(judged) => judged,
@@ -199,13 +202,13 @@ impl App {
 
 impl Operation {
     /// The proof that the gate said yes.
-    pub const fn permit(&self) -> &Permit {
+    pub fn permit(&self) -> &Permit {
         &self.permit
     }
 
     /// The server's numbers.
-    pub fn metrics(&self) -> std::sync::Arc<crate::metrics::Metrics> {
-        std::sync::Arc::clone(self.app.metrics())
+    pub fn metrics(&self) -> Arc<crate::metrics::Metrics> {
+        Arc::clone(self.app.metrics())
     }
 
     /// The memory that requests share.

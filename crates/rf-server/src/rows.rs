@@ -242,24 +242,25 @@ impl App {
     ///
     /// # Errors
     /// What the gate says.
-    pub fn claim_sandbox(&self, caller: &Caller, spec: &SandboxSpec) -> Result<(Permit, SandboxClaim), Fault> {
+    pub fn claim_sandbox(&self, caller: &Caller, spec: &SandboxSpec) -> Result<(Arc<Permit>, SandboxClaim), Fault> {
         let user = caller.who.principal().user;
-        let mut kept = None;
         let claim = self.places().claim_sandbox(user, spec.clone(), |usage| {
             let (action, asked) = (Action::SandboxCreate, Asked::Sandbox(spec));
-            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
-            kept = Some(permit.clone());
-            Ok(permit)
+            self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())
         })?;
-        with_permit(kept, claim)
+        Ok((claim.permit(), claim))
     }
 
     /// Judges the resuming of a sandbox, and counts what it takes anew.
     ///
     /// # Errors
     /// What the gate says; `not_found`.
-    pub fn claim_resume(&self, caller: &Caller, id: SandboxId, how: &Resume) -> Result<(Permit, ResumeClaim), Fault> {
-        let mut kept = None;
+    pub fn claim_resume(
+        &self,
+        caller: &Caller,
+        id: SandboxId,
+        how: &Resume,
+    ) -> Result<(Arc<Permit>, ResumeClaim), Fault> {
         let claim = self.places().claim_resume(caller.who.principal().user, id, |row, usage| {
             let lease_ms = how.lease_ms.unwrap_or(row.spec.lease_ms);
             // As if it were made anew beside the user's others; what it was given before is not asked again.
@@ -269,41 +270,33 @@ impl App {
                 None => Asked::Lease { lease_ms },
             };
             let action = Action::SandboxResume;
-            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
-            kept = Some(permit.clone());
-            Ok(permit)
+            self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())
         })?;
-        with_permit(kept, claim)
+        Ok((claim.permit(), claim))
     }
 
     /// Judges one more snapshot, `bytes` long as far as is known, and counts it.
     ///
     /// # Errors
     /// What the gate says.
-    pub fn claim_snapshot(&self, caller: &Caller, bytes: u64) -> Result<(Permit, SnapshotClaim), Fault> {
-        let mut kept = None;
+    pub fn claim_snapshot(&self, caller: &Caller, bytes: u64) -> Result<(Arc<Permit>, SnapshotClaim), Fault> {
         let claim = self.places().claim_snapshot(caller.who.principal().user, bytes, |usage| {
             let (action, asked) = (Action::SnapshotCreate, Asked::Snapshot { bytes });
-            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
-            kept = Some(permit.clone());
-            Ok(permit)
+            self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())
         })?;
-        with_permit(kept, claim)
+        Ok((claim.permit(), claim))
     }
 
     /// Judges one more exec and counts it.
     ///
     /// # Errors
     /// What the gate says.
-    pub fn claim_exec(&self, caller: &Caller, root: bool) -> Result<(Permit, rf_places::ExecClaim), Fault> {
-        let mut kept = None;
+    pub fn claim_exec(&self, caller: &Caller, root: bool) -> Result<(Arc<Permit>, rf_places::ExecClaim), Fault> {
         let claim = self.places().claim_exec(caller.who.principal().user, |usage| {
             let (action, asked) = (Action::Exec, Asked::Exec { root });
-            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
-            kept = Some(permit.clone());
-            Ok(permit)
+            self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())
         })?;
-        with_permit(kept, claim)
+        Ok((claim.permit(), claim))
     }
 
     /// Fills in what the request left out and the sandbox's template says: before the judge is asked, who has to know
@@ -362,18 +355,15 @@ impl App {
         caller: &Caller,
         id: SandboxId,
         limits: impl FnOnce(Limits) -> Limits,
-    ) -> Result<(Permit, LimitsClaim), Fault> {
-        let mut kept = None;
+    ) -> Result<(Arc<Permit>, LimitsClaim), Fault> {
         let over = |row: &SandboxRow| limits(row.spec.limits);
         let claim = self.places().claim_limits(caller.who.principal().user, id, over, |row, limits, usage| {
             // The lease and root are not what is asked here: both were judged when they were given.
             let spec = SandboxSpec { limits: *limits, lease_ms: 1_000, root_allowed: false, ..row.spec.clone() };
             let (action, asked) = (Action::SandboxUpdate, Asked::Sandbox(&spec));
-            let permit = self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())?;
-            kept = Some(permit.clone());
-            Ok(permit)
+            self.gate().permit_with(&caller.who, action, caller.request, asked, usage, self.now())
         })?;
-        with_permit(kept, claim)
+        Ok((claim.permit(), claim))
     }
 
     /// Where a call goes; the user's own sandbox is made, judged and recorded as an operation of its own, at first use.
@@ -449,10 +439,4 @@ impl App {
             Err(error) => Err(error.into()),
         }
     }
-}
-
-/// The permit that a claim was judged with, and the claim.
-fn with_permit<T>(permit: Option<Permit>, claim: T) -> Result<(Permit, T), Fault> {
-    let missing = || Fault::new(rf_types::Code::Internal, "a claim without a judgement", "");
-    permit.map(|permit| (permit, claim)).ok_or_else(missing)
 }

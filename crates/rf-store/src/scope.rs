@@ -4,6 +4,46 @@ use rf_types::{UserId, Username};
 
 /// One user's rows. Made only by a credential lookup that succeeded, for a freshly made user, for an operator who acts
 /// for a user, or for background work.
+///
+/// A user's rows are there for who has one, and naming the user makes none:
+/// ```
+/// # use rf_store::{Sandbox, Store, StoreError, UserScope};
+/// # use rf_types::{SandboxId, UserId, Username};
+/// fn row(store: &Store, scope: &UserScope, id: SandboxId) -> Result<Sandbox, StoreError> {
+///     store.sandbox_get(scope, id)
+/// }
+/// ```
+/// ```compile_fail,E0308
+/// # use rf_store::{Sandbox, Store, StoreError, UserScope};
+/// # use rf_types::{SandboxId, UserId, Username};
+/// fn row(store: &Store, scope: &UserId, id: SandboxId) -> Result<Sandbox, StoreError> {
+///     store.sandbox_get(scope, id)
+/// }
+/// ```
+/// ```compile_fail,E0624
+/// # use rf_store::UserScope;
+/// # use rf_types::{UserId, Username};
+/// fn forged(user: UserId, username: Username) -> UserScope {
+///     UserScope::new(user, username)
+/// }
+/// ```
+/// ```compile_fail,E0451
+/// # use rf_store::UserScope;
+/// # use rf_types::{UserId, Username};
+/// fn forged(user: UserId, username: Username) -> UserScope {
+///     UserScope { user, username }
+/// }
+/// ```
+/// Control of these two: the same names and values, where everybody may write them.
+/// ```
+/// # use rf_types::{UserId, Username};
+/// struct UserScope { user: UserId, username: Username }
+/// impl UserScope {
+///     fn new(user: UserId, username: Username) -> UserScope {
+///         UserScope { user, username }
+///     }
+/// }
+/// ```
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct UserScope {
     user: UserId,

@@ -1,6 +1,6 @@
 //! Sandboxes: make, list, see, extend, change, destroy.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     body::Body,
@@ -305,7 +305,7 @@ pub async fn make_judged(
     caller: &Caller,
     spec: SandboxSpec,
     making: Making,
-    judged: Result<(Permit, SandboxClaim), Fault>,
+    judged: Result<(Arc<Permit>, SandboxClaim), Fault>,
 ) -> Result<SandboxRow, Refusal> {
     let (mut operation, claim) = app.begin_judged(caller, asked(app, &spec), judged).await?;
     if let Err(fault) = check(app, caller, &spec, &making) {
@@ -373,7 +373,7 @@ async fn sandbox_change(
         let judged = match app.claim_limits(&caller, id, |old| limits.over(old)) {
             Ok((permit, claim)) => Ok((permit, Some(claim))),
             Err(fault) if fault.code == Code::NotFound => {
-                app.permit(&caller, Action::SandboxUpdate).map(|permit| (permit, None))
+                app.permit(&caller, Action::SandboxUpdate).map(|permit| (Arc::new(permit), None))
             }
             Err(fault) => Err(fault),
         };

@@ -65,7 +65,7 @@ pub struct Ports {
 pub struct Visit {
     sandbox: SandboxId,
     port: u16,
-    permit: Permit,
+    permit: Arc<Permit>,
     under_way: UnderWay,
 }
 

@@ -162,7 +162,7 @@ impl Visits {
         sandbox: SandboxId,
         port: u16,
         peer: Option<IpAddr>,
-    ) -> Result<(Permit, UnderWay), Refusal> {
+    ) -> Result<(Arc<Permit>, UnderWay), Refusal> {
         let ask = |key: &Key| {
             let ask = Ask::of(Action::PortConnect).place(PlaceRef::Sandbox(sandbox)).subject(sandbox);
             let ask = match key.port {
@@ -177,7 +177,7 @@ impl Visits {
         };
         let mut key = Key { sandbox, port: Some(port), peer: peer.map(Party::of), by: by(caller) };
         let permit = match app.permit(caller, Action::PortConnect) {
-            Ok(permit) => permit,
+            Ok(permit) => Arc::new(permit),
             Err(fault) => {
                 let denied = app.begin_judged::<()>(caller, ask(&key), Err(fault)).await;
                 return match denied {
@@ -196,7 +196,7 @@ impl Visits {
                 return Ok((permit, under_way));
             }
         }
-        let (mut operation, ()) = app.begin_judged(caller, ask(&key), Ok((permit.clone(), ()))).await?;
+        let (mut operation, ()) = app.begin_judged(caller, ask(&key), Ok((Arc::clone(&permit), ()))).await?;
         operation.durable().await?;
         let counts = Arc::new(Counts::new());
         let under_way = UnderWay::new(&counts);
