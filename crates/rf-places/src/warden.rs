@@ -252,20 +252,22 @@ impl WardenClient {
         self.done(Order::RemoveSnapshot { snapshot }, ORDER_TIME).await
     }
 
-    /// Every snapshot, in the order of their ids.
+    /// Every snapshot, in the order of their ids; and those whose files the warden has set aside, so that they are there
+    /// and cannot be used.
     ///
     /// # Errors
     /// `warden_unavailable`, `timed_out`.
-    pub async fn snapshots(&self) -> Result<Vec<Snapshot>, Fault> {
-        let mut all: Vec<Snapshot> = Vec::new();
+    pub async fn snapshots(&self) -> Result<(Vec<Snapshot>, Vec<SnapshotId>), Fault> {
+        let (mut all, mut all_aside): (Vec<Snapshot>, Vec<SnapshotId>) = (Vec::new(), Vec::new());
         loop {
-            let after = all.last().map(|snapshot| snapshot.id);
+            let after = all.last().map(|snapshot| snapshot.id).max(all_aside.last().copied());
             match self.ask(Order::Snapshots { after }, ORDER_TIME).await? {
                 // One that says there is more and gives none would never end.
-                Reply::Snapshots { list, more } if !(more && list.is_empty()) => {
+                Reply::Snapshots { list, set_aside, more } if !(more && list.is_empty() && set_aside.is_empty()) => {
                     all.extend(list);
+                    all_aside.extend(set_aside);
                     if !more {
-                        return Ok(all);
+                        return Ok((all, all_aside));
                     }
                 }
                 _ => return Err(nonsense()),

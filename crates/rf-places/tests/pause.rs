@@ -309,6 +309,44 @@ fn a_new_server_finds_the_paused_ones_paused() {
     });
 }
 
+/// The warden cannot read what some snapshots are: they are there all the same, until it can.
+#[test]
+fn what_the_warden_has_set_aside_is_not_forgotten() {
+    let field = Field::new();
+    let (stored, made) = server(async {
+        let places = field.places().await;
+        let source = sandbox(&places, SandboxAbout::default()).await;
+        let mut made = Vec::new();
+        for _ in 0..6 {
+            made.push(snapshot(&places, source, None).await.unwrap().id);
+        }
+        let stored = sandbox(&places, SandboxAbout::default()).await;
+        pause(&places, stored, PauseKind::Files).await.unwrap();
+        (stored, made)
+    });
+    let bad: Vec<_> = field.rows.live.lock().unwrap()[&stored].saved.into_iter().chain(made[..4].to_vec()).collect();
+    bad.iter().for_each(|id| field.warden.set_aside(*id, true));
+    server(async {
+        let places = field.places().await;
+        let all = places.sandboxes();
+        assert_eq!((all.snapshots(user(1)).len(), field.warden.snapshots().len()), (6, 7));
+        let making = Making { from: Some(all.origin(user(1), made[0]).unwrap()), ..Making::default() };
+        let unavailable = Some(Code::StoreUnavailable);
+        assert_eq!(code(all.create(claim_sandbox(&places, user(1)), making).await), unavailable);
+        assert_eq!(code(resume(&places, stored, Resume::default()).await), unavailable);
+        assert_eq!(all.row(user(1), stored).unwrap().pause_kind, Some(PauseKind::Files));
+        // Its user may let go of one.
+        all.remove_snapshot(&permit_of(user(1), Action::SnapshotDelete), made[1]).unwrap();
+        until("it is gone", || !field.warden.snapshots().contains(&made[1])).await;
+    });
+    bad.iter().for_each(|id| field.warden.set_aside(*id, false));
+    server(async {
+        let places = field.places().await;
+        assert_eq!(places.sandboxes().snapshots(user(1)).len(), 5);
+        assert_eq!(resume(&places, stored, Resume::default()).await.unwrap().state, SandboxState::Running);
+    });
+}
+
 #[test]
 fn a_new_server_finishes_what_the_old_one_began() {
     let field = Field::new();

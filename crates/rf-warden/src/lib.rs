@@ -28,6 +28,7 @@ use std::{
 
 pub use keeper::run;
 pub use rf_sandbox::unpacker::forget_the_host;
+pub use snapshots::{SetAside, set_aside};
 
 /// Longest time that one layer is unpacked for. Chosen: the largest that there may be takes some minutes; and shorter than
 /// the server waits, so that its fault says what took so long.

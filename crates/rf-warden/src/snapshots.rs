@@ -3,7 +3,7 @@
 //! ```text
 //! warden/snapshots/kept/HEX/root, HEX/bind0 …   one layer; HEX.part while it is copied, another name ending in .gone
 //!                                               while it is removed
-//! warden/snapshots/SNAPSHOT.json                a durable snapshot: what it is, and its layers, lowest first
+//! warden/snapshots/SNAPSHOT.json                a durable snapshot: what it is, and its layers, lowest first (`files`)
 //! ```
 //!
 //! A layer counts once, as the oldest snapshot's that names it: when that is removed it counts as the next one's, whose size
@@ -12,6 +12,8 @@
 //! A layer begins as the directory that a sandbox wrote, on the file system of that sandbox, and is copied to disk
 //! afterwards; a snapshot is durable when all its layers are, and only then has a file. A layer goes when no snapshot, no
 //! sandbox and no copy under way names it.
+
+mod files;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -28,12 +30,9 @@ use rf_sandbox::{
 };
 use rf_types::{Code, Fault, SandboxId, SnapshotId, units::UnixMs};
 use rf_wire::warden::{SNAPSHOTS_MAX, Snapshot};
-use serde::{Deserialize, Serialize};
 
-use crate::{
-    WardenConfig, WardenError,
-    gone::{is_gone, let_go},
-};
+pub use self::files::{SetAside, set_aside};
+use crate::gone::let_go;
 
 /// Most snapshots that one warden keeps. Chosen; each is a few hundred bytes here.
 const ALL_MAX: usize = 100_000;
@@ -123,25 +122,6 @@ struct Record {
     since: Instant,
 }
 
-/// A durable snapshot as it is stored.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Stored {
-    snapshot: Snapshot,
-    template_layers: Vec<String>,
-    layers: Vec<StoredLayer>,
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct StoredLayer {
-    id: String,
-    binds: Vec<PathBuf>,
-    /// Nothing in a file of before layers were counted by themselves.
-    #[serde(default)]
-    size: Kept,
-}
-
 /// What is to be copied next: these layers, lowest first, into the directory of this one.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -166,18 +146,17 @@ pub(crate) struct Snapshots {
     gone: Vec<PathBuf>,
     /// Snapshots whose size is another one, and nobody was told.
     resized: BTreeSet<SnapshotId>,
-    /// Layers that a file may name although nothing here does: it could not be written for certain.
+    /// Layers that a file may name although nothing here does: it could not be written for certain, or not read.
     doubted: BTreeSet<LayerId>,
+    /// Snapshots whose files were set aside.
+    set_aside: BTreeSet<SnapshotId>,
+    /// Whether there was such a file at the start: it may name any layer of a template.
+    guards: bool,
 }
 
 impl Snapshots {
-    /// Reads what is durable; what is not was lost with the former warden.
-    pub(crate) fn open(config: &WardenConfig) -> Result<Self, WardenError> {
-        Self::open_at(config.own("snapshots"))
-    }
-
-    fn open_at(dir: PathBuf) -> Result<Self, WardenError> {
-        let mut this = Self {
+    fn empty(dir: PathBuf) -> Self {
+        Self {
             dir,
             all: BTreeMap::new(),
             pending: BTreeSet::new(),
@@ -188,44 +167,9 @@ impl Snapshots {
             gone: Vec::new(),
             resized: BTreeSet::new(),
             doubted: BTreeSet::new(),
-        };
-        let entries = |dir: &Path| -> Result<Vec<PathBuf>, WardenError> {
-            let entries = fs::read_dir(dir).map_err(WardenError::file(dir))?;
-            Ok(entries.flatten().map(|entry| entry.path()).collect())
-        };
-        for path in entries(&this.dir)? {
-            match path.extension().and_then(|extension| extension.to_str()) {
-                Some("json") => this.read(&path).map_err(WardenError::file(&path))?,
-                Some("part") => fs::remove_file(&path).map_err(WardenError::file(&path))?,
-                _ => {}
-            }
+            set_aside: BTreeSet::new(),
+            guards: false,
         }
-        for path in entries(&this.kept_dir())? {
-            let id = path.file_name().and_then(|name| name.to_str()).and_then(LayerId::parse);
-            if is_gone(&path) {
-                this.gone.push(path);
-            } else if id.is_none_or(|id| !this.layers.contains_key(&id)) {
-                this.let_go(&path);
-            }
-        }
-        let all: Vec<LayerId> = this.layers.keys().copied().collect();
-        this.charge(&all);
-        Ok(this)
-    }
-
-    fn read(&mut self, path: &Path) -> io::Result<()> {
-        let Stored { snapshot, template_layers, layers } = serde_json::from_slice(&fs::read(path)?)?;
-        let mut chain = Vec::new();
-        for StoredLayer { id, binds, size } in layers {
-            let id = LayerId::parse(&id).ok_or(io::ErrorKind::InvalidData)?;
-            if !self.layer_dir(id).is_dir() {
-                return Err(io::Error::new(io::ErrorKind::NotFound, format!("its layer {id} is not there")));
-            }
-            self.layers.entry(id).or_insert(Layer::new(binds, None, true, size));
-            chain.push(id);
-        }
-        self.insert(Record { info: snapshot, chain, template_layers, since: Instant::now() });
-        Ok(())
     }
 
     fn insert(&mut self, record: Record) {
@@ -297,20 +241,30 @@ impl Snapshots {
         self.dir.join(format!("{id}.json"))
     }
 
-    /// Those behind `after`, and whether there are more.
-    pub(crate) fn list(&self, after: Option<SnapshotId>) -> (Vec<Snapshot>, bool) {
+    /// Some of those behind `after`, in the order of their ids; those whose files were set aside; whether there are more.
+    pub(crate) fn list(&self, after: Option<SnapshotId>) -> (Vec<Snapshot>, Vec<SnapshotId>, bool) {
         use std::ops::Bound::{Excluded, Unbounded};
-        let mut rest = self.all.range((after.map_or(Unbounded, Excluded), Unbounded)).map(|(_, record)| &record.info);
-        let list = rest.by_ref().take(SNAPSHOTS_MAX).cloned().collect();
-        (list, rest.next().is_some())
+        let behind = (after.map_or(Unbounded, Excluded), Unbounded);
+        let mut good = self.all.range(behind).map(|(id, record)| (*id, &record.info)).peekable();
+        let mut bad = self.set_aside.range(behind).copied().peekable();
+        let (mut list, mut set_aside) = (Vec::new(), Vec::new());
+        while list.len() + set_aside.len() < SNAPSHOTS_MAX {
+            match (good.peek(), bad.peek()) {
+                (Some((id, _)), Some(other)) if other < id => set_aside.extend(bad.next()),
+                (Some(_), _) => list.extend(good.next().map(|(_, info)| info.clone())),
+                (None, Some(_)) => set_aside.extend(bad.next()),
+                (None, None) => break,
+            }
+        }
+        (list, set_aside, good.peek().is_some() || bad.peek().is_some())
     }
 
     /// Whether a snapshot of this name and so many layers may be made.
     pub(crate) fn may_add(&self, id: SnapshotId, layers: usize) -> Result<(), Fault> {
-        if self.all.contains_key(&id) {
+        if self.has_name(id) {
             return Err(taken());
         }
-        if self.all.len() >= ALL_MAX {
+        if self.all.len() + self.set_aside.len() >= ALL_MAX {
             return Err(Fault::new(Code::ServerBusy, "this server keeps as many snapshots as it may", "remove some"));
         }
         if layers > CHAIN_MAX {
@@ -320,8 +274,20 @@ impl Snapshots {
         Ok(())
     }
 
+    fn has_name(&self, id: SnapshotId) -> bool {
+        self.all.contains_key(&id) || self.set_aside.contains(&id)
+    }
+
     /// What a snapshot is, its layers, and those of its template as it was then.
+    ///
+    /// # Errors
+    /// `not_found`; `store_unavailable` for one whose file was set aside.
     pub(crate) fn get(&self, id: SnapshotId) -> Result<(&Snapshot, &[LayerId], &[String]), Fault> {
+        if self.set_aside.contains(&id) {
+            let message = "what the server has stored of this snapshot cannot be read";
+            let hint = "its files are there: the operator finds the fault with `ringfence doctor`";
+            return Err(Fault::new(Code::StoreUnavailable, message, hint));
+        }
         let record = self.all.get(&id).ok_or_else(|| Fault::not_found("snapshot"))?;
         Ok((&record.info, &record.chain, &record.template_layers))
     }
@@ -415,7 +381,7 @@ impl Snapshots {
         template_layers: Vec<String>,
     ) -> Result<Snapshot, Fault> {
         let id = info.id;
-        if self.all.contains_key(&id) {
+        if self.has_name(id) {
             return Err(taken());
         }
         self.insert(Record { info, chain: chain.clone(), template_layers, since: Instant::now() });
@@ -443,41 +409,30 @@ impl Snapshots {
         Ok(true)
     }
 
-    /// Writes a snapshot's file beside, then names it.
-    fn store(&mut self, id: SnapshotId, info: Snapshot) -> io::Result<()> {
-        let file = self.file(id);
-        let Some(record) = self.all.get_mut(&id) else { return Ok(()) };
-        let layers = record.chain.iter().map(|id| {
-            let (binds, size) = self.layers.get(id).map(|layer| (layer.binds.clone(), layer.size)).unwrap_or_default();
-            StoredLayer { id: id.to_string(), binds, size }
-        });
-        let stored = Stored {
-            snapshot: Snapshot { layers: u32::try_from(record.chain.len()).unwrap_or(u32::MAX), ..info },
-            template_layers: record.template_layers.clone(),
-            layers: layers.collect(),
-        };
-        let part = file.with_extension("part");
-        fs::write(&part, serde_json::to_vec(&stored)?)?;
-        fs::File::open(&part)?.sync_all()?;
-        fs::rename(&part, &file)?;
-        fs::File::open(&self.dir)?.sync_all()?;
-        record.info = stored.snapshot;
-        Ok(())
-    }
-
-    /// Removes a snapshot; its layers go with [`Self::collect`]. Gives the layers of its template.
+    /// Removes a snapshot; its layers go with [`Self::collect`], or at the next start where its file was set aside. Gives
+    /// the layers of its template.
     pub(crate) fn remove(&mut self, id: SnapshotId) -> Result<Vec<String>, Fault> {
-        let record = self.all.get(&id).ok_or_else(|| Fault::not_found("snapshot"))?;
-        if record.info.durable {
-            let removed = fs::remove_file(self.file(id)).and_then(|()| fs::File::open(&self.dir)?.sync_all());
+        let is_stored = match self.all.get(&id) {
+            Some(record) => record.info.durable,
+            None if self.set_aside.contains(&id) => true,
+            None => return Err(Fault::not_found("snapshot")),
+        };
+        if is_stored {
+            let removed = match fs::remove_file(self.file(id)) {
+                // Somebody else was faster.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            };
+            let removed = removed.and_then(|()| fs::File::open(&self.dir)?.sync_all());
             removed.map_err(|error| stored(&error))?;
         }
+        self.set_aside.remove(&id);
         Ok(self.take(id))
     }
 
-    /// Whether a snapshot stands on this layer of a template.
+    /// Whether a snapshot stands on this layer of a template, or may.
     pub(crate) fn has_template_layer(&self, id: &str) -> bool {
-        self.template_layers.contains_key(id)
+        self.guards || self.template_layers.contains_key(id)
     }
 
     /// Where each of these layers can be had now, for a root.

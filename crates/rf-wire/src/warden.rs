@@ -7,7 +7,7 @@ use rf_types::{DiskKind, Enforcement, Fault, Limits, SandboxId, SandboxSpec, Sna
 use serde::{Deserialize, Serialize};
 
 /// The protocol's version; both sides refuse another.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest message, bytes.
 pub const MESSAGE_MAX: usize = 64 * 1024;
 
@@ -173,9 +173,12 @@ pub enum Reply {
     Snapshotted(Snapshot),
     /// Some of the snapshots.
     Snapshots {
-        /// At most [`SNAPSHOTS_MAX`].
+        /// Those that can be used, in the order of their ids.
         list: Vec<Snapshot>,
-        /// Whether there are more behind the last one.
+        /// Those that are there and of which the warden cannot read what they are, in the same order. Orders on one get
+        /// `store_unavailable`, but for the one to remove it. Both together at most [`SNAPSHOTS_MAX`].
+        set_aside: Vec<SnapshotId>,
+        /// Whether there are more behind the last one of both.
         more: bool,
     },
     /// What a sandbox uses.

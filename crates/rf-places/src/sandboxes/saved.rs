@@ -352,11 +352,16 @@ impl Sandboxes {
     }
 
     /// Compares the warden's snapshots with what is known: what nobody knows is removed, and what the warden has no more
-    /// is forgotten. Gives what the warden has.
+    /// is forgotten. One that the warden cannot read is neither: its row stays until its user removes it. Gives what the
+    /// warden has.
     pub(super) async fn compare_snapshots(&self) -> Result<HashSet<SnapshotId>, Fault> {
-        let there = self.inner.warden.snapshots().await?;
+        let (there, set_aside) = self.inner.warden.snapshots().await?;
         let own_files: HashSet<SnapshotId> = self.live().values().filter_map(|entry| entry.row.saved).collect();
-        let ids: HashSet<SnapshotId> = there.iter().map(|snapshot| snapshot.id).collect();
+        let ids: HashSet<SnapshotId> =
+            there.iter().map(|snapshot| snapshot.id).chain(set_aside.iter().copied()).collect();
+        for id in set_aside {
+            tracing::error!(snapshot = %id, "the warden cannot read what this snapshot is, and has set it aside");
+        }
         for snapshot in there {
             let is_listed = self.inner.snapshots.lock().owners.contains_key(&snapshot.id);
             if is_listed {

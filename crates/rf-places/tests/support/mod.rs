@@ -182,6 +182,8 @@ struct WardenState {
     /// What each began with.
     begun_with: HashMap<SandboxId, SnapshotId>,
     snapshots: BTreeMap<SnapshotId, Snapshot>,
+    /// Those of which it cannot read what they are.
+    set_aside: std::collections::BTreeSet<SnapshotId>,
     /// What the next orders of these kinds are refused with.
     refuse_pause: Option<Fault>,
     refuse_snapshot: Option<Fault>,
@@ -319,6 +321,12 @@ impl FakeWarden {
         self.state.lock().unwrap().snapshots.remove(&id);
     }
 
+    /// Cannot read any more what a snapshot is; or can again.
+    pub fn set_aside(&self, id: SnapshotId, bad: bool) {
+        let set_aside = &mut self.state.lock().unwrap().set_aside;
+        let _ = if bad { set_aside.insert(id) } else { set_aside.remove(&id) };
+    }
+
     pub fn alive(&self) -> Vec<SandboxId> {
         self.state.lock().unwrap().sandboxes.keys().copied().collect()
     }
@@ -353,6 +361,10 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
                 match from {
                     Some(from) if !state.snapshots.contains_key(&from) => {
                         answer(tag, Err(Fault::not_found("snapshot")), &[]);
+                        continue;
+                    }
+                    Some(from) if state.set_aside.contains(&from) => {
+                        answer(tag, Err(Fault::new(Code::StoreUnavailable, "it cannot be read", "")), &[]);
                         continue;
                     }
                     Some(from) => drop(state.begun_with.insert(id, from)),
@@ -458,12 +470,16 @@ fn serve(connection: &OwnedFd, state: &Mutex<WardenState>, created: &AtomicUsize
             }
             Order::Snapshots { after } => {
                 let state = state.lock().unwrap();
-                let behind = state.snapshots.values().filter(|snapshot| after.is_none_or(|after| snapshot.id > after));
+                let mut behind: Vec<_> =
+                    state.snapshots.values().filter(|snapshot| after.is_none_or(|after| snapshot.id > after)).collect();
                 // Two at a time, so that every server asks for the rest.
-                let mut list: Vec<_> = behind.cloned().collect();
-                let more = list.len() > 2;
-                list.truncate(2);
-                answer(tag, Ok(Reply::Snapshots { list, more }), &[]);
+                let more = behind.len() > 2;
+                behind.truncate(2);
+                let (bad, good): (Vec<_>, Vec<_>) =
+                    behind.into_iter().partition(|snapshot| state.set_aside.contains(&snapshot.id));
+                let list = good.into_iter().cloned().collect();
+                let set_aside = bad.into_iter().map(|snapshot| snapshot.id).collect();
+                answer(tag, Ok(Reply::Snapshots { list, set_aside, more }), &[]);
             }
             Order::Usage { .. } => answer(tag, Ok(Reply::Used(rf_wire::warden::Usage::default())), &[]),
             _ => answer(tag, Ok(Reply::Done {}), &[]),

@@ -565,8 +565,8 @@ impl Keeper {
     }
 
     pub(super) fn list_snapshots(&self, after: Option<SnapshotId>) -> Reply {
-        let (list, more) = self.snapshots.list(after);
-        Reply::Snapshots { list, more }
+        let (list, set_aside, more) = self.snapshots.list(after);
+        Reply::Snapshots { list, set_aside, more }
     }
 
     /// What the root of a sandbox of this spec is made from, and which layers of snapshots that is.

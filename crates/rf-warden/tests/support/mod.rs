@@ -107,6 +107,11 @@ impl Warden {
         self.dir.path().join("warden")
     }
 
+    /// What it said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
     /// Kills it as the kernel would, and starts the next on the same state.
     pub fn kill_and_restart(&mut self) {
         self.child.kill().unwrap();
@@ -264,8 +269,13 @@ impl Server {
     }
 
     pub fn snapshots(&mut self) -> Vec<Snapshot> {
+        self.all_snapshots().0
+    }
+
+    /// And those whose files were set aside.
+    pub fn all_snapshots(&mut self) -> (Vec<Snapshot>, Vec<SnapshotId>) {
         match self.ask(Order::Snapshots { after: None }) {
-            Ok(Reply::Snapshots { list, more: false }) => list,
+            Ok(Reply::Snapshots { list, set_aside, more: false }) => (list, set_aside),
             other => panic!("{other:?}"),
         }
     }
