@@ -22,7 +22,9 @@ use crate::{
     ahead,
     channel::{Answer, Channel, Fds, Listing, Received, Sent, receive},
     exec::{Context, Refused, Streams, at, start_exec},
-    file, kill, probe,
+    file, kill,
+    netlink::Netlink,
+    probe,
     sudo::{front, server::Sudo},
     table::{Exec, Phase, Table},
     users::{self, Rights},
@@ -40,8 +42,10 @@ const OWN_OOM: &[u8] = b"0";
 /// Most file operations at once; chosen: the limit on tasks of most sandboxes is reached earlier.
 const HELPERS_MAX: usize = 256;
 
-/// Descriptors that are always waited on: signals, warden, server, `sudo`'s listener.
-const FIXED: usize = 4;
+/// Descriptors that are always waited on: signals, warden, server, `sudo`'s listener, the filter's.
+const FIXED: usize = 5;
+/// The number of the filter's listener.
+const LISTENER: i32 = 8;
 /// Orders of the warden that are looked at before an exec is killed for its time; chosen: it sends one or two at once.
 const WARDEN_ORDERS_MAX: usize = 8;
 /// Names the first spare cgroup: not an id of the kind that the server makes, which are random.
@@ -75,6 +79,8 @@ struct Init {
     helpers: [i32; HELPERS_MAX],
     /// Where `sudo` asks; only where root may be had.
     sudo: Option<Sudo>,
+    /// Where calls for a netlink socket wait.
+    netlink: Option<Netlink>,
     /// An exec ended since the last look at cgroups.
     just_ended: bool,
     /// A forgotten exec left its cgroup behind.
@@ -107,12 +113,13 @@ fn run(args: Args) -> Result<(), Errno> {
     }
     set_signal_mask(u64::MAX)?;
     let flags = args.get(1).map_or(&b""[..], core::ffi::CStr::to_bytes).iter();
-    let (mut root, mut one_uid, mut has_cgroups) = (false, false, false);
+    let (mut root, mut one_uid, mut has_cgroups, mut has_listener) = (false, false, false, false);
     for flag in flags {
         match flag {
             b'r' => root = true,
             b'u' => one_uid = true,
             b'c' => has_cgroups = true,
+            b'n' => has_listener = true,
             _ => return Err(Errno::INVAL),
         }
     }
@@ -121,6 +128,7 @@ fn run(args: Args) -> Result<(), Errno> {
     let warden = inherited(3)?;
     let server = inherited(4).ok();
     let cgroups = if has_cgroups { Some(inherited(5)?) } else { None };
+    let listener = if has_listener { Some(inherited(LISTENER)?) } else { None };
     close_on_exec_from(3)?;
     let signals = signal_fd(1 << (libc::SIGCHLD - 1))?;
     // While it is still ours to open: what is not dumpable belongs to root of its user namespace (proc(5)), and there may
@@ -145,6 +153,7 @@ fn run(args: Args) -> Result<(), Errno> {
         untold: false,
         // Where there is nowhere to listen, nobody can ask.
         sudo: if root && !one_uid { Sudo::listen().ok() } else { None },
+        netlink: listener.map(Netlink::new),
         just_ended: false,
         helpers: [0; HELPERS_MAX],
         stale_cgroups: false,
@@ -180,7 +189,9 @@ impl Init {
             fds[1] = PollFd::from_borrowed_fd(warden, wait_for(&self.warden));
             fds[2] = PollFd::from_borrowed_fd(server.unwrap_or(warden), watched(server, wait_for(&self.server)));
             fds[3] = PollFd::from_borrowed_fd(asked.unwrap_or(warden), watched(asked, PollFlags::IN));
-            let is_sudo_watched = asked.is_some();
+            let netlink = self.netlink.as_ref().and_then(Netlink::watched);
+            fds[4] = PollFd::from_borrowed_fd(netlink.unwrap_or(warden), watched(netlink, PollFlags::IN));
+            let (is_sudo_watched, is_netlink_watched) = (asked.is_some(), netlink.is_some());
             let due = [self.table.nearest_deadline(), sudo.and_then(Sudo::rests_until)].into_iter().flatten().min();
             match poll(&mut fds, due.map(until).as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
@@ -200,7 +211,20 @@ impl Init {
             if is_sudo_watched && !events[3].is_empty() {
                 self.attend_sudo(buffer);
             }
+            if is_netlink_watched && !events[4].is_empty() {
+                self.attend_netlink();
+            }
         }
+    }
+
+    /// Has a process of its own answer calls for a netlink socket.
+    fn attend_netlink(&mut self) {
+        let Some(netlink) = self.netlink.as_mut() else { return };
+        let parent = self.cgroups.as_ref().map(AsFd::as_fd);
+        let cgroup = parent.map(|parent| kill::make_cgroup(parent, c"files")).transpose();
+        set_oom(self.oom.as_ref(), WORKLOAD_OOM);
+        netlink.attend(cgroup);
+        set_oom(self.oom.as_ref(), OWN_OOM);
     }
 
     /// Has a process of its own take and attend to a connection of `sudo`.
@@ -564,7 +588,9 @@ impl Init {
             *helper = 0;
             return;
         }
-        if self.sudo.as_mut().is_some_and(|sudo| sudo.ended(waited.pid)) {
+        if self.sudo.as_mut().is_some_and(|sudo| sudo.ended(waited.pid))
+            || self.netlink.as_mut().is_some_and(|netlink| netlink.ended(waited.pid))
+        {
             return;
         }
         let Some((_, exec)) = self.table.of_pid(waited.pid) else { return };

@@ -9,11 +9,12 @@
 //!
 //! | | |
 //! |---|---|
-//! | `argv[1]` | flags: `r` root may be had inside, `c` descriptor 5 is there, `u` one uid only (no change of ids) |
+//! | `argv[1]` | flags: `r` root may be had inside, `c` 5 is there, `u` one uid only (no change of ids), `n` 8 is there |
 //! | 0, 1, 2 | `/dev/null` |
 //! | 3 | socket of the warden; when it closes, the sandbox ends |
 //! | 4 | socket of the server; when it closes, init goes on without |
 //! | 5 | cgroup v2 directory, delegated; each exec gets a child named by its id in hex |
+//! | 8 | the listener of its filter, at which the workload's calls for a netlink socket wait |
 //!
 //! Under the name `sudo` the same program asks process 1 to start a command as another user, for set-user-id bits do
 //! nothing in a sandbox.
@@ -26,6 +27,7 @@ mod exec;
 mod file;
 mod init;
 mod kill;
+mod netlink;
 mod probe;
 mod sudo;
 mod table;

@@ -146,7 +146,7 @@ fn probe_layer(layer: Layer, hierarchies: &Hierarchies) -> Found {
         Layer::Time => namespace("clone3 with CLONE_NEWTIME", namespaces::TIME),
         Layer::Seccomp => Found::tried(
             "the filter of a sandbox",
-            trial(0, || rf_sys::seccomp::install(&seccomp::filter())),
+            trial(0, || rf_sys::seccomp::install_with_listener(&seccomp::filter()).map(drop)),
             "use a kernel with CONFIG_SECCOMP_FILTER",
         ),
         Layer::Landlock => match landlock::abi() {

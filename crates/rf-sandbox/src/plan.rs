@@ -285,7 +285,7 @@ impl Plan {
     /// The flags that init gets, see `rf-init`.
     #[must_use]
     pub fn init_flags(&self, exec_cgroups: bool) -> String {
-        let mut flags = String::new();
+        let mut flags = String::from("n");
         if self.root_allowed {
             flags.push('r');
         }

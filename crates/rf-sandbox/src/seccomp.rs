@@ -5,7 +5,7 @@
 //! what calls them from elsewhere than a probe of the host's.) The entries for 32-bit and x32 programs kill the process: their numbers mean other calls. Installed
 //! before init's first instruction; init adds [`rf_sys::guest`]'s small filter for each exec, which takes `clone3` away.
 
-use rf_sys::seccomp::Instruction;
+use rf_sys::{guest::OWN_NETLINK, seccomp::Instruction};
 
 pub mod table;
 
@@ -26,6 +26,7 @@ const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 // linux/seccomp.h.
 const ALLOW: u32 = 0x7fff_0000;
 const ERRNO: u32 = 0x0005_0000;
+const NOTIFY: u32 = 0x7fc0_0000;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const OFFSET_NUMBER: u32 = 0;
 const OFFSET_ARCH: u32 = 4;
@@ -109,8 +110,17 @@ fn by_argument(name: &str) -> Vec<Instruction> {
         // SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN, SIOCBRADDBR and SIOCBRDELBR (linux/sockios.h), before which the
         // kernel runs modprobe for anybody (net/socket.c, `sock_ioctl`).
         "ioctl" => refuse_values(1, &IOCTLS_REFUSED, EPERM),
-        // The command, argument 1: F_SETLEASE (linux/fcntl.h).
-        "fcntl" => refuse_values(1, &[1024], EPERM),
+        // The command, argument 1: F_SETLEASE; F_OFD_SETLK and F_OFD_SETLKW as on a kernel that has none: such a lock lives
+        // on in a descriptor that is on its way in a socket, where nobody can count it (linux/fcntl.h).
+        "fcntl" => vec![
+            op(LOAD, argument(1)),
+            jump(JUMP_EQUAL, 1024, 3, 0),
+            jump(JUMP_EQUAL, 37, 3, 0),
+            jump(JUMP_EQUAL, 38, 2, 0),
+            op(RETURN, ALLOW),
+            errno(EPERM),
+            errno(EINVAL),
+        ],
         // The option, argument 0: PR_SET_SECCOMP and PR_SCHED_CORE (linux/prctl.h).
         "prctl" => refuse_values(0, &[22, 62], EINVAL),
         // The flags, argument 3: MAP_HUGETLB (asm-generic/mman-common.h).
@@ -145,13 +155,17 @@ fn by_argument(name: &str) -> Vec<Instruction> {
         // refuses (net/ipv4/af_inet.c, `inet_create`).
         "socket" => vec![
             op(LOAD, argument(0)),
-            jump(JUMP_EQUAL, 1, 23, 0),  // AF_UNIX: allow
-            jump(JUMP_EQUAL, 2, 5, 0),   // AF_INET
-            jump(JUMP_EQUAL, 10, 10, 0), // AF_INET6
+            jump(JUMP_EQUAL, 1, 26, 0),  // AF_UNIX: allow
+            jump(JUMP_EQUAL, 2, 8, 0),   // AF_INET
+            jump(JUMP_EQUAL, 10, 13, 0), // AF_INET6
             jump(JUMP_EQUAL, 16, 1, 0),  // AF_NETLINK: check protocol
             errno(EAFNOSUPPORT),
             op(LOAD, argument(2)),
-            jump(JUMP_EQUAL, 0, 17, 19), // NETLINK_ROUTE: allow, else EPROTONOSUPPORT
+            jump(JUMP_EQUAL, 0, 0, 22), // NETLINK_ROUTE, else EPROTONOSUPPORT
+            // Answers that wait in such a socket are memory that counts for nobody, so init counts the sockets.
+            op(LOAD, argument(3)),
+            jump(JUMP_EQUAL, OWN_NETLINK, 18, 0), // init's own: allow
+            op(RETURN, NOTIFY),
             // AF_INET.
             op(LOAD, argument(1)),
             op(AND, 0xf),               // without SOCK_CLOEXEC and SOCK_NONBLOCK
@@ -346,13 +360,19 @@ mod tests {
     fn socket_families_types_and_protocols_are_by_list() {
         let socket = |family, kind, protocol| answer(number("socket"), [family, kind, protocol, 0, 0, 0]);
         for family in 0..64 {
-            let listed = [1, 2, 10, 16].contains(&family);
-            let expected = if listed { ALLOW } else { ERRNO | EAFNOSUPPORT };
+            let expected = match family {
+                1 | 2 | 10 => ALLOW,
+                16 => NOTIFY,
+                _ => ERRNO | EAFNOSUPPORT,
+            };
             assert_eq!(socket(family, 1, 0), expected, "family {family}");
         }
         for protocol in 0..300 {
             let expected = |ok: bool| if ok { ALLOW } else { ERRNO | EPROTONOSUPPORT };
-            assert_eq!(socket(16, 3, protocol), expected(protocol == 0), "netlink {protocol}");
+            let netlink = if protocol == 0 { NOTIFY } else { expected(false) };
+            assert_eq!(socket(16, 3, protocol), netlink, "netlink {protocol}");
+            let own = answer(number("socket"), [16, 3, protocol, u64::from(OWN_NETLINK), 0, 0]);
+            assert_eq!(own, expected(protocol == 0), "init's own netlink {protocol}");
             for (family, echo) in [(2, 1), (10, 58)] {
                 // Every other would have the host look for a module.
                 assert_eq!(socket(family, 1, protocol), expected([0, 6].contains(&protocol)), "stream {protocol}");
@@ -410,9 +430,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_on_a_file_is_refused() {
+    fn a_lease_on_a_file_and_locks_of_open_descriptions_are_refused() {
         let fcntl = |command| answer(number("fcntl"), [3, command, 0, 0, 0, 0]);
         assert_eq!((fcntl(1024), fcntl(1025), fcntl(3)), (ERRNO | EPERM, ALLOW, ALLOW));
+        // F_GETLK, F_SETLK, F_SETLKW; F_OFD_GETLK and those that set.
+        assert_eq!([5, 6, 7, 36].map(fcntl), [ALLOW; 4]);
+        assert_eq!([37, 38].map(fcntl), [ERRNO | EINVAL; 2]);
     }
 
     #[test]

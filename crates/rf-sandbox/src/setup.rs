@@ -6,7 +6,7 @@
 
 use std::{
     ffi::CString,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
 
@@ -132,6 +132,8 @@ pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
 
 /// Number that the reporting socket has once the descriptors are arranged.
 const REPORT: i32 = 7;
+/// Number of the filter's listener, see `rf-init`.
+const LISTENER: i32 = 8;
 
 /// Lays on the filters and becomes init. Returns only on failure, with the socket on which to tell it.
 pub(crate) fn become_init<'a>(
@@ -168,11 +170,20 @@ pub(crate) fn become_init<'a>(
     }
     let report = process::arranged(REPORT);
     // Last: from here on even this process can do no more than init.
-    let failed = match rf_sys::seccomp::install(filter).step("install the system call filter") {
-        Err(failed) => failed,
-        Ok(()) => Failed { step: "start init", errno: process::execveat(PROGRAM, &[c"rf-init", &flags]) },
+    let failed = match rf_sys::seccomp::install_with_listener(filter).and_then(keep_listener) {
+        Err(errno) => Failed { step: "install the system call filter", errno },
+        Ok(_listener) => Failed { step: "start init", errno: process::execveat(PROGRAM, &[c"rf-init", &flags]) },
     };
     (failed, report)
+}
+
+/// Has init inherit the listener of its filter, under the number that it knows: the first that is free.
+fn keep_listener(listener: OwnedFd) -> Result<OwnedFd, Errno> {
+    if listener.as_raw_fd() != LISTENER {
+        return Err(Errno::BADF);
+    }
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty())?;
+    Ok(listener)
 }
 
 pub(crate) fn bound_capabilities(keep: u64) -> Result<(), Failed> {

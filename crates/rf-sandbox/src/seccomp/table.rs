@@ -50,7 +50,7 @@ const R10: &str = "who am I; changing it needs the capabilities of `root` inside
 const R11: &str = "limits and scheduling; raising needs capabilities that nobody has";
 const R12: &str = "time; setting it needs a capability that nobody has";
 const R13: &str = "sockets that are open; the network namespace holds only lo";
-const R14: &str = "System V and POSIX queues, semaphores and memory of the own IPC namespace";
+const R14: &str = "System V queues, semaphores and memory of the own IPC namespace";
 const R15: &str = "facts";
 const R16: &str = "giving up more rights";
 
@@ -98,7 +98,7 @@ pub const CALLS: &[Call] = &[
     allowed(38, "setitimer", R12),
     allowed(39, "getpid", R10),
     allowed(40, "sendfile", R0),
-    treated(41, "socket", Treatment::ByArgument, "the families unix, inet, inet6 and route netlink; streams of TCP, datagrams of UDP and ICMP echo: for another pair of type and protocol the host would look for a module"),
+    treated(41, "socket", Treatment::ByArgument, "the families unix, inet, inet6 and route netlink, of which a sandbox has 64 at once; streams of TCP, datagrams of UDP and ICMP echo: for another pair of type and protocol the host would look for a module"),
     allowed(42, "connect", R13),
     allowed(43, "accept", R13),
     allowed(44, "sendto", R13),
@@ -129,7 +129,7 @@ pub const CALLS: &[Call] = &[
     allowed(69, "msgsnd", R14),
     allowed(70, "msgrcv", R14),
     allowed(71, "msgctl", R14),
-    treated(72, "fcntl", Treatment::ByArgument, "refused for F_SETLEASE, by which a file holds up for seconds whoever opens or runs it"),
+    treated(72, "fcntl", Treatment::ByArgument, "refused for F_SETLEASE, by which a file holds up for seconds whoever opens or runs it, and for locks of open file descriptions, which can be where nobody counts them"),
     allowed(73, "flock", R0),
     allowed(74, "fsync", R0),
     allowed(75, "fdatasync", R0),
@@ -250,12 +250,6 @@ pub const CALLS: &[Call] = &[
     allowed(235, "utimes", R1),
     allowed(238, "set_mempolicy", R5),
     allowed(239, "get_mempolicy", R5),
-    allowed(240, "mq_open", R14),
-    allowed(241, "mq_unlink", R14),
-    allowed(242, "mq_timedsend", R14),
-    allowed(243, "mq_timedreceive", R14),
-    allowed(244, "mq_notify", R14),
-    allowed(245, "mq_getsetattr", R14),
     allowed(247, "waitid", R8),
     allowed(251, "ioprio_set", R11),
     allowed(252, "ioprio_get", R11),

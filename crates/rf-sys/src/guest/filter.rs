@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::arch::call;
+use super::{OWN_NETLINK, arch::call};
 
 /// Calls that only init may make, with the errno that a workload gets instead, and why.
 ///
@@ -28,11 +28,23 @@ const fn op(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
-/// `load nr; for each: if equal return its errno; allow`. The architecture is the base filter's affair: it kills every
+/// Where the low half of a call's fourth argument is in struct seccomp_data (seccomp(2)).
+const FOURTH_ARGUMENT: u32 = 16 + 3 * 8;
+/// What follows the calls that are taken: init's own form of socket(2), and the answer to all else.
+const REST: [libc::sock_filter; 5] = [
+    op(JUMP_EQUAL, 0, 3, libc::SYS_socket as u32),
+    op(LOAD, 0, 0, FOURTH_ARGUMENT),
+    op(JUMP_EQUAL, 0, 1, OWN_NETLINK),
+    op(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+    op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+];
+const PROGRAM_LEN: usize = 1 + 2 * TAKEN_FROM_WORKLOAD.len() + REST.len();
+
+/// `load nr; for each: if equal return its errno; [`REST`]`. The architecture is the base filter's affair: it kills every
 /// other than the native one.
-const PROGRAM: [libc::sock_filter; 2 + 2 * TAKEN_FROM_WORKLOAD.len()] = {
+const PROGRAM: [libc::sock_filter; PROGRAM_LEN] = {
     // `nr` is the first field of struct seccomp_data (seccomp(2)).
-    let mut program = [op(LOAD, 0, 0, 0); 2 + 2 * TAKEN_FROM_WORKLOAD.len()];
+    let mut program = [op(LOAD, 0, 0, 0); PROGRAM_LEN];
     let mut index = 0;
     while index < TAKEN_FROM_WORKLOAD.len() {
         let (nr, errno, _) = TAKEN_FROM_WORKLOAD[index];
@@ -40,11 +52,15 @@ const PROGRAM: [libc::sock_filter; 2 + 2 * TAKEN_FROM_WORKLOAD.len()] = {
         program[2 + 2 * index] = op(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32);
         index += 1;
     }
-    program[1 + 2 * TAKEN_FROM_WORKLOAD.len()] = op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW);
+    let mut rest = 0;
+    while rest < REST.len() {
+        program[1 + 2 * TAKEN_FROM_WORKLOAD.len() + rest] = REST[rest];
+        rest += 1;
+    }
     program
 };
 
-/// Takes the calls of [`TAKEN_FROM_WORKLOAD`] from the calling thread and its children, for ever. See seccomp(2).
+/// Takes the calls of [`TAKEN_FROM_WORKLOAD`] and the form of [`OWN_NETLINK`] from the calling thread and its children, for ever. See seccomp(2).
 ///
 /// # Errors
 /// `EACCES` without `no_new_privs`; `ENOMEM`.

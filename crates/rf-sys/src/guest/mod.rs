@@ -14,6 +14,7 @@ mod cell;
 mod entry;
 mod filter;
 mod fork;
+mod listener;
 mod map;
 #[cfg(feature = "guest-entry")]
 mod memory;
@@ -26,6 +27,7 @@ pub use cell::{FdSlot, TakeCell};
 pub use entry::die;
 pub use filter::{TAKEN_FROM_WORKLOAD, install_workload_filter};
 pub use fork::{Fork, fork_into};
+pub use listener::{Asked, OWN_NETLINK};
 pub use map::Mapping;
 pub use spawn::{Failure, Identity, Plan, Pointers, Program, Step, spawn};
 pub use text::{Args, cstr};
