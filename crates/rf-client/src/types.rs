@@ -194,7 +194,7 @@ pub struct ExecRequest {
     pub program: Option<Program>,
     /// The environment on top of the place's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub env: BTreeMap<String, String>,
+    pub env: SandboxEnv,
     /// The working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
@@ -251,7 +251,7 @@ impl ExecRequest {
     pub fn new(program: impl Into<Option<Program>>) -> Self {
         Self {
             program: program.into(),
-            env: BTreeMap::new(),
+            env: SandboxEnv::default(),
             cwd: None,
             user: None,
             pty: None,

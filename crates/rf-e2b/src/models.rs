@@ -77,8 +77,8 @@ pub struct AutoResume {
     pub enabled: bool,
 }
 
-/// Identity of a workload.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// Identity of a workload. Has no `Debug`: its tokens are secrets.
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Iam {
     /// Tokens by name.

@@ -14,8 +14,8 @@ const ENTRY_BYTES_MAX: usize = 256;
 /// What a masked host has where the port is to stand.
 pub const PORT_PLACEHOLDER: &str = "${PORT}";
 
-/// The network that is asked for when a sandbox is made.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+/// The network that is asked for when a sandbox is made. Has no `Debug`: a proxy and rules may hold secrets.
+#[derive(Clone, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NetworkConfig {
     /// Destinations that may be reached.
@@ -44,8 +44,8 @@ pub struct NetworkConfig {
     pub https_ports: Option<Vec<u16>>,
 }
 
-/// The network that replaces the way out of a sandbox which is there.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// The network that replaces the way out of a sandbox which is there. Has no `Debug`, as [`NetworkConfig`].
+#[derive(Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NetworkUpdate {
     /// As in [`NetworkConfig`].
@@ -221,6 +221,27 @@ mod tests {
         assert_eq!(update(r#"{"allow_internet_access":false,"denyOut":["8.8.8.8"]}"#), Ok(()));
         assert!(update(r#"{"allow_internet_access":true}"#).unwrap_err().to_string().contains("allow_internet_access"));
         assert!(update(r#"{"allowOut":["1.1.1.1"]}"#).is_err());
+    }
+
+    #[test]
+    fn what_may_hold_secrets_cannot_be_printed() {
+        // Of the two the one that a type has itself counts, and it has that only where it has `Debug`.
+        struct Of<T>(std::marker::PhantomData<T>);
+        trait Prints {
+            const PRINTS: bool = false;
+        }
+        impl<T> Prints for Of<T> {}
+        impl<T: std::fmt::Debug> Of<T> {
+            const PRINTS: bool = true;
+        }
+        let printed = [
+            <Of<String>>::PRINTS,
+            <Of<NetworkConfig>>::PRINTS,
+            <Of<NetworkUpdate>>::PRINTS,
+            <Of<crate::models::NewSandbox>>::PRINTS,
+            <Of<crate::models::Iam>>::PRINTS,
+        ];
+        assert_eq!(printed, [true, false, false, false, false], "the first is the control");
     }
 
     #[test]

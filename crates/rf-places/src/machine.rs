@@ -78,8 +78,7 @@ impl HubConfig {
     }
 }
 
-/// A machine's first coming.
-#[derive(Debug)]
+/// A machine's first coming. Has no `Debug`: the token is a secret.
 pub struct Enrolment<'a> {
     /// The enrolment token: to be used up.
     pub token: &'a str,

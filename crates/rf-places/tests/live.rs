@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -203,7 +204,7 @@ fn the_next_server_takes_it_over_and_knows_what_was_said_of_it() {
     let noted = |exec: ExecId| field.dir.path().join(format!("spool/{exec}/about.json"));
     let said = LiveNote {
         tag: Some("kept".to_owned()),
-        env: [("A".to_owned(), "b".to_owned())].into(),
+        env: BTreeMap::from([("A".to_owned(), "b".to_owned())]).into(),
         cwd: Some("/tmp".to_owned()),
         servers_own: false,
     };

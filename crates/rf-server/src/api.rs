@@ -211,7 +211,8 @@ pub struct ExecAsk {
     pub shell: Option<String>,
     /// Environment on top of the place's own.
     #[serde(default)]
-    pub env: BTreeMap<String, String>,
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub env: SandboxEnv,
     /// Working directory; the user's home (a machine: the workspace) if not given.
     pub cwd: Option<String>,
     /// The user inside a sandbox: `user` if not given.
@@ -326,7 +327,7 @@ impl ExecAsk {
                 return Err(Fault::invalid("give either `argv` or `shell`"));
             }
         };
-        for (name, value) in &self.env {
+        for (name, value) in self.env.iter() {
             clean("env", name)?;
             clean("env", value)?;
             if name.is_empty() || name.contains('=') {
@@ -355,7 +356,7 @@ impl ExecAsk {
         };
         let spec = ExecSpec {
             program,
-            env: self.env,
+            env: self.env.into(),
             no_language: false,
             cwd: self.cwd,
             user: self.user,

@@ -1,6 +1,6 @@
 //! One command run in one place: what is asked, and what came of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,8 +44,9 @@ pub struct Rlimits {
     pub files_max: Option<u64>,
 }
 
-/// One command, complete.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+/// One command, complete. Its environment may hold secrets: `Debug` prints how many variables there are and nothing else
+/// of them.
+#[derive(Clone, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecSpec {
     /// What to run.
@@ -70,6 +71,24 @@ pub struct ExecSpec {
     pub timeout_ms: Option<u64>,
     /// Its own limits.
     pub rlimits: Rlimits,
+}
+
+impl fmt::Debug for ExecSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Taken apart, so that a field which comes later is not left out unseen.
+        let Self { program, env, no_language, cwd, user, pty, stdin, timeout_ms, rlimits } = self;
+        f.debug_struct("ExecSpec")
+            .field("program", program)
+            .field("env", &format_args!("{} variables", env.len()))
+            .field("no_language", no_language)
+            .field("cwd", cwd)
+            .field("user", user)
+            .field("pty", pty)
+            .field("stdin", stdin)
+            .field("timeout_ms", timeout_ms)
+            .field("rlimits", rlimits)
+            .finish()
+    }
 }
 
 /// What an exec used, as the kernel counted it.
@@ -146,4 +165,27 @@ pub enum SignalScope {
     Process,
     /// Every process that came from it, however it detached itself.
     Tree,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_of_a_command_is_not_printed() {
+        let spec = ExecSpec {
+            program: Program::Shell("true".to_owned()),
+            env: [("TOKEN".to_owned(), "hush".to_owned())].into(),
+            no_language: false,
+            cwd: None,
+            user: None,
+            pty: None,
+            stdin: false,
+            timeout_ms: None,
+            rlimits: Rlimits::default(),
+        };
+        let text = format!("{spec:?}");
+        assert!(!text.contains("hush") && !text.contains("TOKEN"), "{text}");
+        assert!(text.contains("1 variables") && text.contains("true"), "{text}");
+    }
 }

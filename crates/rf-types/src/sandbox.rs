@@ -59,8 +59,8 @@ impl PauseKind {
     }
 }
 
-/// The environment that every exec of a sandbox begins with, below the exec's own. It may hold secrets: `Debug` prints
-/// how many variables there are and nothing else.
+/// An environment, such as the one that every exec of a sandbox begins with, below the exec's own. It may hold secrets:
+/// `Debug` prints how many variables there are and nothing else.
 #[derive(Clone, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct SandboxEnv(BTreeMap<String, String>);
@@ -76,6 +76,12 @@ impl SandboxEnv {
 impl From<BTreeMap<String, String>> for SandboxEnv {
     fn from(variables: BTreeMap<String, String>) -> Self {
         Self(variables)
+    }
+}
+
+impl From<SandboxEnv> for BTreeMap<String, String> {
+    fn from(env: SandboxEnv) -> Self {
+        env.0
     }
 }
 

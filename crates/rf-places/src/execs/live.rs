@@ -11,7 +11,7 @@
 //! them over as execs in the background.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -26,7 +26,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use rf_policy::{Action, Permit};
-use rf_types::{Code, ExecId, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SignalScope, UserId};
+use rf_types::{Code, ExecId, ExecSpec, ExecState, ExitReport, Fault, PlaceRef, SandboxEnv, SignalScope, UserId};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncWriteExt as _,
@@ -62,7 +62,7 @@ pub struct LiveNote {
     /// The name that its starter gave it.
     pub tag: Option<String>,
     /// The part of its environment that its starter asked for.
-    pub env: BTreeMap<String, String>,
+    pub env: SandboxEnv,
     /// The directory that its starter asked for.
     pub cwd: Option<String>,
     /// It was started by the server itself, in its user's name; see [`Execs::servers_own`].

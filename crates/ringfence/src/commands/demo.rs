@@ -5,7 +5,7 @@
 //! that it stands for another computer.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
@@ -309,7 +309,7 @@ async fn leave(person: &Person) -> Result<Seen> {
 async fn ask(person: &Person, line: String, with_secret: bool) -> Result<Seen> {
     let mut request = ExecRequest::new(Program::Argv(vec!["/bin/bash".to_owned(), "-c".to_owned(), line]));
     if with_secret {
-        request.env.insert("MY_SECRET".to_owned(), person.secret.clone());
+        request.env = BTreeMap::from([("MY_SECRET".to_owned(), person.secret.clone())]).into();
     }
     request.place.clone_from(&person.place);
     request.timeout_ms = Some(15_000);

@@ -91,7 +91,7 @@ impl HowArgs {
             (_, false) => Some(Program::Argv(command.to_vec())),
         };
         Ok(ExecRequest {
-            env,
+            env: env.into(),
             cwd: self.cwd.clone(),
             user: if self.root { Some("root".to_owned()) } else { self.user.clone() },
             timeout_ms: self.timeout,

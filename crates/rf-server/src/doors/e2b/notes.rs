@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::target::TrafficRules;
 
 /// What is only ever told back to clients.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Notes {
     /// The network that was asked for, as far as it is held.

@@ -25,7 +25,7 @@ use rf_e2b::rpc::process::{
 };
 use rf_places::{ExecEvent, LiveEvents, LiveName, LiveNote, place::Place, sandbox::SandboxPlace};
 use rf_policy::Action;
-use rf_types::{Code, ExecId, ExecSpec, ExecState, ExitReport, Fault, Program, Pty, Rlimits};
+use rf_types::{Code, ExecId, ExecSpec, ExecState, ExitReport, Fault, Program, Pty, Rlimits, SandboxEnv};
 use tokio::sync::Mutex;
 
 use super::{
@@ -58,7 +58,7 @@ pub(super) async fn list(context: RequestContext, _: ListRequest) -> ServiceResu
         let config = ProcessConfig {
             cmd: argv.next().unwrap_or_default(),
             args: argv.collect(),
-            envs: info.note.env.into_iter().collect(),
+            envs: BTreeMap::from(info.note.env).into_iter().collect(),
             cwd: info.note.cwd,
         };
         ProcessInfo { config: MessageField::some(config), pid: info.pid, tag: info.note.tag }
@@ -104,7 +104,7 @@ fn spec(asked: &Asked, context: &RequestContext, request: &mut StartRequest) -> 
 /// What is listed of an exec: a long environment is not kept for that.
 fn note(spec: &ExecSpec, tag: Option<String>) -> LiveNote {
     let bytes: usize = spec.env.iter().map(|(name, value)| name.len() + value.len()).sum();
-    let env = if bytes <= LISTED_ENV_BYTES_MAX { spec.env.clone() } else { BTreeMap::new() };
+    let env = if bytes <= LISTED_ENV_BYTES_MAX { spec.env.clone().into() } else { SandboxEnv::default() };
     let tag = tag.map(|tag| tag.chars().take(LISTED_TAG_CHARS_MAX).collect());
     LiveNote { tag, env, cwd: spec.cwd.clone(), servers_own: false }
 }
