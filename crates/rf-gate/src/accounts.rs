@@ -123,7 +123,7 @@ impl Gate {
     ///
     /// # Errors
     /// `forbidden` for a scope that the maker has not; `invalid_request` for a life beyond the configured;
-    /// `limit_reached`.
+    /// `limit_reached`; `unauthenticated` when the key or session that begins it was ended meanwhile.
     pub fn session_begin(
         &self,
         permit: &Permit,
@@ -154,7 +154,8 @@ impl Gate {
                 }
             },
         };
-        Ok((self.0.store.session_begin(&who.scope, &new, now)?, secret))
+        let session = self.0.store.session_begin(&who.scope, &new, now)?.map_err(Denied::from)?;
+        Ok((session, secret))
     }
 
     /// Ends one of the user's sessions at once; also the one in use.

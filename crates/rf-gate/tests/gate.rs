@@ -111,6 +111,25 @@ fn a_session_is_no_api_key_and_ends() {
     }
 }
 
+/// The permit was made before the key was revoked, and is used after it.
+#[test]
+fn no_session_begins_with_a_key_that_was_revoked_meanwhile() {
+    let w = plain();
+    let ann = w.ann();
+    let (manage, keys) = (w.permit(&ann, Action::SessionManage), w.permit(&ann, Action::KeyManage));
+    let (key, secret) = w.gate.key_make(&keys, &ann, &asked("stolen"), NOW).unwrap();
+    let thief = w.bearer(secret.reveal(), NOW).unwrap();
+    let permit = w.permit(&thief, Action::SessionManage);
+    // Control: until then it begins one.
+    let (_, first) = w.gate.session_begin(&permit, &thief, None, HOUR, NOW).unwrap();
+    let child = w.bearer(first.reveal(), NOW).unwrap();
+    w.gate.key_revoke(&keys, &ann, key.id, NOW).unwrap();
+    for who in [&thief, &child] {
+        assert_eq!(code(w.gate.session_begin(&permit, who, None, HOUR, NOW)), Some(Code::Unauthenticated));
+    }
+    assert!(w.gate.session_begin(&manage, &ann, None, HOUR, NOW).is_ok());
+}
+
 /// As SECURITY.md says: a key is the user's own, whatever it was made with.
 #[test]
 fn a_key_outlives_the_session_that_made_it_and_only_the_scope_account_makes_one() {

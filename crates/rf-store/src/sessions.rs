@@ -1,11 +1,11 @@
 //! API keys and sessions: what a user proves themselves with. Only hashes are here.
 
 use rf_types::{KeyId, SessionId, units::UnixMs};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::Serialize;
 
 use crate::{
-    CredentialHash, Store, StoreError, UserScope,
+    CredentialHash, Refused, Store, StoreError, UserScope,
     lookup::session_of,
     users::{blob, id, int, millis, one, time, unique},
 };
@@ -181,11 +181,18 @@ impl Store {
         })
     }
 
-    /// Begins a session.
+    /// Begins a session, if what begins it still stands: its revocation came either before, and this is refused, or after,
+    /// and ends this session too.
     ///
     /// # Errors
-    /// [`StoreError::Invalid`] when the id is not of this user's name; [`StoreError::TooMany`].
-    pub fn session_begin(&self, scope: &UserScope, new: &NewSession<'_>, now: UnixMs) -> Result<Session, StoreError> {
+    /// [`StoreError::Invalid`] when the id is not of this user's name; [`StoreError::TooMany`]. A maker that no longer
+    /// stands is `Ok(Err(_))`.
+    pub fn session_begin(
+        &self,
+        scope: &UserScope,
+        new: &NewSession<'_>,
+        now: UnixMs,
+    ) -> Result<Result<Session, Refused>, StoreError> {
         // The id says whose it is, so that must be true.
         let named = new.id.as_str().rsplitn(3, '_').nth(2) == Some(scope.username().as_str());
         if !named {
@@ -199,28 +206,26 @@ impl Store {
                 now,
                 ("sessions", SESSIONS_MAX),
             )?;
-            let (key, session) = match new.maker {
-                SessionMaker::Key(key) => (Some(blob(key)), None),
-                SessionMaker::Session(session) => (None, Some(session.as_str())),
-                SessionMaker::Other => (None, None),
+            let key = match maker_key(transaction, new.maker)? {
+                Ok(key) => key,
+                Err(refused) => return Ok(Err(refused)),
             };
             let (id, user) = (new.id.as_str(), blob(scope.user()));
-            let values = params![id, user, new.hash.bytes(), new.scopes, int(now), int(new.expires), key, session];
+            let values = params![id, user, new.hash.bytes(), new.scopes, int(now), int(new.expires), key];
             transaction
                 .prepare_cached(
                     "INSERT INTO sessions (id, user, hash, scopes, created, expires, key)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, coalesce(?7, (SELECT key FROM sessions WHERE id = ?8)))",
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 )
                 .and_then(|mut statement| statement.execute(values))
                 .map_err(|error| unique(error, "begin a session", || "the session is there already".to_owned()))?;
-            Ok(())
-        })?;
-        Ok(Session {
-            id: new.id.clone(),
-            scopes: new.scopes.to_owned(),
-            created: now,
-            expires: new.expires,
-            ended: None,
+            Ok(Ok(Session {
+                id: new.id.clone(),
+                scopes: new.scopes.to_owned(),
+                created: now,
+                expires: new.expires,
+                ended: None,
+            }))
         })
     }
 
@@ -256,6 +261,43 @@ impl Store {
             one("session", changed)
         })
     }
+}
+
+/// The key that a session of this maker goes back to, if there is one; refused where it was revoked, or the session that
+/// begins another was ended.
+fn maker_key(
+    connection: &Connection,
+    maker: SessionMaker<'_>,
+) -> Result<Result<Option<[u8; 16]>, Refused>, StoreError> {
+    let at = StoreError::at("look at what begins a session");
+    let key = match maker {
+        SessionMaker::Other => None,
+        SessionMaker::Key(key) => Some(blob(key)),
+        SessionMaker::Session(session) => {
+            let found = connection
+                .prepare_cached("SELECT key, ended FROM sessions WHERE id = ?1")
+                .and_then(|mut statement| {
+                    let row = |row: &Row<'_>| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?));
+                    statement.query_row([session.as_str()], row).optional()
+                })
+                .map_err(&at)?;
+            match found {
+                None => return Ok(Err(Refused::Unknown)),
+                Some((_, Some(_))) => return Ok(Err(Refused::Revoked)),
+                Some((key, None)) => key,
+            }
+        }
+    };
+    let Some(key) = key else { return Ok(Ok(None)) };
+    let revoked = connection
+        .prepare_cached("SELECT revoked FROM api_keys WHERE id = ?1")
+        .and_then(|mut statement| statement.query_row([key], |row| row.get::<_, Option<i64>>(0)).optional())
+        .map_err(&at)?;
+    Ok(match revoked {
+        None => Err(Refused::Unknown),
+        Some(Some(_)) => Err(Refused::Revoked),
+        Some(None) => Ok(Some(key)),
+    })
 }
 
 fn key_of(row: &Row<'_>) -> rusqlite::Result<Key> {

@@ -632,11 +632,10 @@ fn a_revoked_key_takes_along_every_session_that_goes_back_to_it() {
     let begin = |text: &str, maker| {
         let id = SessionId::new(w.bob.scope.username(), NOW / 1_000);
         let new = NewSession { id: &id, hash: hash(text), scopes: "read", expires: NOW + HOUR, maker };
-        w.store.session_begin(&w.bob.scope, &new, NOW).unwrap();
-        id
+        w.store.session_begin(&w.bob.scope, &new, NOW).unwrap()
     };
-    begin("a session of a session", SessionMaker::Session(&w.bob.session));
-    begin("of a token", SessionMaker::Other);
+    begin("a session of a session", SessionMaker::Session(&w.bob.session)).unwrap();
+    begin("of a token", SessionMaker::Other).unwrap();
     let stands = |hash: &CredentialHash| w.store.scope_by_session(hash, NOW).unwrap().is_ok();
     assert!(stands(&w.bob.session_hash) && stands(&second));
     w.store.key_revoke(&w.bob.scope, w.bob.key, NOW).unwrap();
@@ -645,6 +644,12 @@ fn a_revoked_key_takes_along_every_session_that_goes_back_to_it() {
     assert!(w.store.standing(&w.bob.scope, proof, NOW).unwrap().is_err());
     // Controls: what goes back to something else stands, and so does another user's.
     assert!(stands(&hash("of a token")) && stands(&w.ann.session_hash));
+    // One that was judged before the revocation and comes to the store after it.
+    for maker in [SessionMaker::Key(w.bob.key), SessionMaker::Session(&w.bob.session)] {
+        assert_eq!(begin("too late", maker).unwrap_err(), Refused::Revoked);
+    }
+    assert!(!stands(&hash("too late")));
+    begin("too late", SessionMaker::Other).unwrap();
 }
 
 #[test]

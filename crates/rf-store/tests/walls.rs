@@ -57,7 +57,7 @@ const PROBES: &[(&str, Probe)] = &[
         let id = SessionId::new(who.username(), NOW / 1_000);
         let maker = SessionMaker::Other;
         let new = NewSession { id: &id, hash: hash("n"), scopes: "read", expires: NOW + HOUR, maker };
-        w.store.session_begin(who, &new, NOW).unwrap();
+        w.store.session_begin(who, &new, NOW).unwrap().unwrap();
         w.store.session_list(&w.bob.scope, NOW).unwrap().len() == 2
     }),
     ("session_list", |w, who| w.store.session_list(who, NOW).unwrap().iter().any(|s| s.id == w.bob.session)),

@@ -81,7 +81,7 @@ fn person(store: &Store, system: &SystemScope, operator: &OperatorScope, name: &
         expires: NOW + HOUR,
         maker: SessionMaker::Key(key),
     };
-    store.session_begin(&scope, &begin, NOW).unwrap();
+    store.session_begin(&scope, &begin, NOW).unwrap().unwrap();
     let joined = hash(&format!("{name}'s used token"));
     store.enrolment_token_make(&scope, &joined, NOW + HOUR, NOW).unwrap();
     let mut public_key = [0; 32];
