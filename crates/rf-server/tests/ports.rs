@@ -431,6 +431,29 @@ async fn bodies_of_every_kind_come_over_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answers_head_is_bounded() {
+    let world = World::new().await;
+    let head = |fields: &str| format!("CLOSE|HTTP/1.1 200 OK\r\n{fields}content-length: 5\r\n\r\nhello").leak() as &str;
+    let of = |bytes: usize| head(&format!("x-long: {}\r\n", "x".repeat(bytes)));
+    let many = |count: usize| head(&(0..count).map(|n| format!("x-{n}: 1\r\n")).collect::<String>());
+    // What never ends is no longer in memory than what is too long.
+    let endless = format!("HANG|HTTP/1.1 200 OK\r\nx-long: {}", "x".repeat(300_000)).leak() as &str;
+    for (answer, passes) in
+        [(of(100_000), true), (many(250), true), (of(140_000), false), (many(300), false), (endless, false)]
+    {
+        let program = Program::answering(answer).await;
+        let request = format!("GET / HTTP/1.1\r\n{}connection: close\r\n\r\n", world.to(program.port));
+        let got = world.talk(&request).await;
+        if passes {
+            assert!(got.starts_with("HTTP/1.1 200 ") && got.ends_with("hello"), "{}", got.len());
+        } else {
+            assert!(got.starts_with("HTTP/1.1 502 ") && got.contains("is longer than 128 KiB"), "{}", got.len());
+        }
+    }
+    world.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn http_2_leads_to_a_program_of_http_1() {
     let world = World::new().await;
     let program = Program::answering(HELLO).await;

@@ -195,6 +195,12 @@ pub(super) fn to_client(headers: &mut HeaderMap, switching: bool) -> bool {
     true
 }
 
+/// Bytes of the fields of a head as HTTP/1.1 writes them.
+pub(super) fn length(headers: &HeaderMap) -> usize {
+    const BETWEEN: usize = ": \r\n".len();
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + BETWEEN).sum()
+}
+
 /// A path as the program is asked for it: what is after `prefix`, beginning with a slash, with the query.
 pub(super) fn path(uri: &Uri, prefix: &str) -> Option<Uri> {
     let whole = uri.path_and_query().map_or("/", PathAndQuery::as_str);

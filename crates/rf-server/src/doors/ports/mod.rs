@@ -102,6 +102,10 @@ pub enum NotPassed {
     NoRoom(Fault),
 }
 
+/// Said of an answer whose head is past [`pool::HEAD_BYTES_MAX`] or [`pool::FIELDS_MAX`].
+const LONG_HEAD: &str = "the head of its answer is longer than 128 KiB, or has more than 256 fields";
+const _: () = assert!(pool::HEAD_BYTES_MAX == 128 << 10 && pool::FIELDS_MAX == 256, "as it is said");
+
 /// What a program answered, and the connection that it came over.
 struct Answered {
     response: Response<hyper::body::Incoming>,
@@ -146,6 +150,10 @@ impl Ports {
         let Visit { sandbox, port, permit, under_way } = visit;
         let to = To { place, sandbox, port, permit: &permit };
         let Answered { mut response, sender } = self.send(&to, request, switching).await?;
+        // What came in one piece with the rest of an answer is read past the bound at first.
+        if head::length(response.headers()) > pool::HEAD_BYTES_MAX {
+            return Err(NotPassed::NoAnswer(LONG_HEAD));
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let Some(client) = client else {
                 return Err(NotPassed::NoAnswer("it went over to another protocol that nobody asked for"));
@@ -264,7 +272,9 @@ fn goes_alone(request: &Request<Body>) -> bool {
 fn broken(place: &SandboxPlace, error: &hyper::Error) -> NotPassed {
     if place.is_lost() {
         NotPassed::Gone
-    } else if error.is_parse() || error.is_parse_too_large() {
+    } else if error.is_parse_too_large() {
+        NotPassed::NoAnswer(LONG_HEAD)
+    } else if error.is_parse() {
         NotPassed::NoAnswer("what it answered is not HTTP")
     } else {
         NotPassed::NoAnswer("it closed the connection without an answer")

@@ -39,9 +39,10 @@ const KEPT_MAX: usize = 64;
 const OPEN_MAX: usize = 1_024;
 /// Connections of all sandboxes at once. Chosen: a quarter of the descriptors that the server asks for at least.
 const OPEN_MAX_ALL: usize = 8_192;
-/// The longest head of an answer, bytes, and how many fields it may have. Chosen: what browsers take at most.
-const HEAD_BYTES_MAX: usize = 512 << 10;
-const FIELDS_MAX: usize = 256;
+/// The longest head of an answer, bytes, and how many fields it may have. Chosen: as much as a request's may be, for it is
+/// kept here as long, and what writes it is hostile.
+pub(super) const HEAD_BYTES_MAX: usize = 128 << 10;
+pub(super) const FIELDS_MAX: usize = 256;
 
 /// A connection to a port, ready for one request.
 #[derive(Debug)]
