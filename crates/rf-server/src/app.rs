@@ -354,30 +354,40 @@ impl App {
     }
 }
 
-/// The credential of a request: one, in one of two headers.
+/// The credential of a request: one, in one of two headers or the same in both. Two different ones are refused: who asks,
+/// and who is on the record for it, must not be a matter of which is read first.
 fn presented(headers: &HeaderMap) -> Result<Presented<'_>, Fault> {
+    let refused = |message: &str, hint: &str| Fault::new(Code::Unauthenticated, message, hint);
     let missing = || {
-        Fault::new(
-            Code::Unauthenticated,
-            "no valid credential",
-            "send `Authorization: Bearer` with an API key, a session or a provider's token",
-        )
+        let hint = "send `Authorization: Bearer` with an API key, a session or a provider's token";
+        refused("no valid credential", hint)
     };
-    let one = |name| {
+    let one = |name: &str| {
         let mut values = headers.get_all(name).iter();
         let value: Option<&HeaderValue> = values.next();
-        // Two of them: which one counts must not be a matter of who reads it.
-        if values.next().is_some() { Err(missing()) } else { Ok(value) }
-    };
-    match (one(header::AUTHORIZATION.as_str())?, one("x-api-key")?) {
-        (Some(value), None) => {
-            let text = value.to_str().map_err(|_| missing())?;
-            // The scheme's case does not matter (RFC 9110, section 11.1).
-            let (scheme, rest) = text.split_once(' ').ok_or_else(missing)?;
-            if scheme.eq_ignore_ascii_case("bearer") { Ok(Presented::Bearer(rest.trim())) } else { Err(missing()) }
+        match values.next() {
+            Some(_) => Err(refused(&format!("the header `{name}` is there more than once"), "send one credential")),
+            None => Ok(value),
         }
-        (None, Some(value)) => Ok(Presented::ApiKey(value.to_str().map_err(|_| missing())?.trim())),
-        (None, None) | (Some(_), Some(_)) => Err(missing()),
+    };
+    let (authorization, key) = (one(header::AUTHORIZATION.as_str())?, one("x-api-key")?);
+    let bearer = authorization.and_then(|value| {
+        // The scheme's case does not matter (RFC 9110, section 11.1).
+        let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| rest.trim())
+    });
+    let own = key.and_then(|value| value.to_str().ok()).map(str::trim);
+    match (authorization, key) {
+        (Some(_), None) => bearer.map(Presented::Bearer).ok_or_else(missing),
+        (None, Some(_)) => own.map(Presented::ApiKey).ok_or_else(missing),
+        (Some(_), Some(_)) => match bearer {
+            Some(text) if own == Some(text) => Ok(Presented::Bearer(text)),
+            Some(_) | None => Err(refused(
+                "`Authorization` and `X-API-Key` are both there and are not the same credential",
+                "send one of the two, or the same key in both",
+            )),
+        },
+        (None, None) => Err(missing()),
     }
 }
 
@@ -449,7 +459,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_credential_comes_in_one_header_once() {
+    fn a_credential_is_one_in_whichever_header() {
         let of = |pairs: &[(&'static str, &str)]| {
             let mut headers = HeaderMap::new();
             for (name, value) in pairs {
@@ -468,10 +478,32 @@ mod tests {
             &[("authorization", "x")],
             &[("authorization", "Basic x")],
             &[("authorization", "Bearer x"), ("authorization", "Bearer y")],
-            &[("authorization", "Bearer x"), ("x-api-key", "x")],
             &[("x-api-key", "x"), ("x-api-key", "x")],
         ] {
             assert_eq!(of(wrong).unwrap_err().code, Code::Unauthenticated, "{wrong:?}");
+        }
+        let repeated = of(&[("x-api-key", "x"), ("x-api-key", "x")]).unwrap_err();
+        assert!(repeated.message.contains("`x-api-key` is there more than once"), "{repeated}");
+    }
+
+    #[test]
+    fn two_headers_hold_the_same_credential_or_are_refused_by_name() {
+        let of = |authorization: &str, key: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("authorization", authorization.parse().unwrap());
+            headers.insert("x-api-key", key.parse().unwrap());
+            presented(&headers).map(|presented| match presented {
+                Presented::Bearer(text) => text.to_owned(),
+                Presented::ApiKey(text) => format!("key {text}"),
+            })
+        };
+        assert_eq!(of("Bearer rf_x", " rf_x ").unwrap(), "rf_x");
+        for (authorization, key) in [("Bearer rf_x", "rf_y"), ("Basic rf_x", "rf_x"), ("rf_x", "rf_x"), ("Bearer", "")]
+        {
+            let fault = of(authorization, key).unwrap_err();
+            assert_eq!(fault.code, Code::Unauthenticated);
+            assert!(fault.message.starts_with("`Authorization` and `X-API-Key` are both there"), "{fault}");
+            assert!(!fault.message.contains("rf_"), "{fault}");
         }
     }
 }
