@@ -594,16 +594,16 @@ impl Execs {
         Ok(())
     }
 
-    /// Closes a background exec's standard input.
+    /// Closes a background exec's standard input; on a terminal its end is typed ([`crate::type_end`]).
     ///
     /// # Errors
     /// `not_found`; `conflict` when it has none, or that is closed.
     pub async fn close_stdin(&self, permit: &Permit, exec: ExecId) -> Result<(), Fault> {
         permit.require(Action::ExecControl)?;
         let entry = self.find_for(permit, exec)?;
-        let mut writer = entry.kept()?.stdin.lock().await.take().ok_or_else(no_stdin)?;
-        // It is gone either way.
-        let _ = writer.shutdown().await;
+        let writer = entry.kept()?.stdin.lock().await.take().ok_or_else(no_stdin)?;
+        let pty = lock(&entry.info).pty;
+        crate::typed::end_stdin(writer, pty, entry.state.subscribe()).await;
         Ok(())
     }
 

@@ -38,6 +38,7 @@ pub mod sandbox;
 mod sandbox_files;
 pub mod sandboxes;
 mod spool;
+mod typed;
 pub mod warden;
 
 pub use execs::{
@@ -57,4 +58,5 @@ pub use rows::{
 pub use sandbox_files::action as file_action;
 pub use sandboxes::{Origin, Sandboxes};
 pub use spool::Which;
+pub use typed::type_end;
 pub use warden::WardenClient;

@@ -29,7 +29,7 @@ pub const EXIT: u8 = 3;
 pub const FAULT: u8 = 4;
 /// From the client: bytes for standard input.
 pub const STDIN: u8 = 16;
-/// From the client: standard input ends; no payload.
+/// From the client: standard input ends; no payload. On a terminal its end-of-file character is typed.
 pub const STDIN_END: u8 = 17;
 /// From the client: the terminal's size; JSON `{"rows":24,"cols":80}`.
 pub const RESIZE: u8 = 18;

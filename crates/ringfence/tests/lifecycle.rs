@@ -417,3 +417,40 @@ fn a_one_shot_that_asks_for_nothing_has_256_mib_and_one_cpu_and_is_held_to_its_t
     });
     system.stop();
 }
+
+/// As with `ssh -tt`: who types no more has typed the end.
+#[test]
+fn standard_input_that_ends_ends_on_a_terminal_too() {
+    let system = System::start();
+    let id = system.ok(&["create"]);
+    let fed = |args: &[&str], input: &str| Ran::of(system.command(args), input.as_bytes());
+    for (input, code) in [("", 0), ("exit 3\n", 3), ("false\n", 1), ("sleep 0.3\nexit 4\n", 4), ("exit 5", 5)] {
+        let ran = fed(&["shell", &id], input);
+        assert_eq!(ran.code, code, "{input:?}: {ran:?}");
+    }
+    let cat = ["exec", "-t", "-s", &id, "--", "cat"];
+    // The terminal echoes what is typed, and ends lines as terminals do.
+    for (input, said) in [("", ""), ("one\ntwo\n", "one\r\ntwo\r\n"), ("one\ncut", "one\r\ncut")] {
+        let ran = fed(&cat, input);
+        let text = String::from_utf8(ran.stdout.clone()).unwrap();
+        let said = said.len();
+        assert_eq!((ran.code, text.len()), (0, 2 * said), "{input:?}: {ran:?}");
+    }
+    // What has ended stays so, for the next that reads.
+    let twice = fed(&["exec", "-t", "-s", &id, "--sh", "cat; cat; read x || exit 9"], "");
+    assert_eq!(twice.code, 9, "{twice:?}");
+    // Without a stream as well, in the foreground and in the background.
+    let path = format!("/v1/sandboxes/{id}/exec");
+    let ask = |background: bool| {
+        let pty = json!({ "rows": 24, "cols": 80 });
+        let body = json!({ "argv": ["cat"], "pty": pty, "stdin": "line\n", "background": background });
+        call(&system, &admin(&system), "POST", &path, &body).1
+    };
+    let answer = ask(false);
+    assert_eq!((&answer["code"], &answer["stdout"]), (&0.into(), &"line\r\nline\r\n".into()), "{answer}");
+    let exec = ask(true)["id"].as_str().unwrap().to_owned();
+    let wait = format!("/v1/execs/{exec}/wait");
+    let ended = call(&system, &admin(&system), "GET", &wait, &Value::Null).1;
+    assert_eq!(ended["code"], 0, "{ended}");
+    system.stop();
+}

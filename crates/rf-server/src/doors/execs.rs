@@ -12,7 +12,7 @@ use futures::{
     stream::BoxStream,
 };
 use http_body_util::BodyExt as _;
-use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter};
+use rf_places::{ExecEvent, Foreground, Which, place::ByteWriter, type_end};
 use rf_policy::Action;
 use rf_types::{Code, ExecId, Fault, PlaceRef, Program, SignalScope};
 use rf_wire::frames;
@@ -228,15 +228,27 @@ pub(crate) fn is_root(spec: &rf_types::ExecSpec) -> bool {
     matches!(spec.user.as_deref(), Some("root" | "0"))
 }
 
-/// Gives an exec its standard input and closes it. Ends early when the program does not want it.
-pub async fn feed(writer: Option<ByteWriter>, stdin: Stdin, held: Share) {
-    // Any other is dropped, and so closed.
-    if let (Some(mut writer), Stdin::Bytes(bytes)) = (writer, stdin) {
+/// Gives an exec its standard input and ends it. Is over when the program does not want it; on a `terminal` only with the
+/// program.
+pub async fn feed(writer: Option<ByteWriter>, stdin: Stdin, held: Share, terminal: bool) {
+    let Some(mut writer) = writer else { return };
+    let mut cut = false;
+    if let Stdin::Bytes(bytes) = stdin {
+        cut = !is_line_end(bytes.last().copied());
         // A program that closes its input has its reasons.
         let _ = writer.write_all(&bytes).await;
-        let _ = writer.shutdown().await;
     }
     drop(held);
+    if terminal {
+        type_end(&mut writer, cut).await;
+    } else {
+        let _ = writer.shutdown().await;
+    }
+}
+
+/// Whether a line ends with this key, or none was begun.
+pub(super) fn is_line_end(last: Option<u8>) -> bool {
+    last.is_none_or(|last| matches!(last, b'\n' | b'\r'))
 }
 
 /// Whether a client asked for frames.
@@ -313,11 +325,11 @@ pub(super) async fn waited(running: Running, output_bytes_max: usize) -> Result<
     let started = running.started();
     let Running { mut operation, exec, place: _, stdin, held } = running;
     let room = operation.room();
-    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
+    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize, exit } = exec;
     let output = Output::new(stdout, stderr, exit);
     // Input goes in while output comes out, or both sides could wait for each other.
     let collecting = std::pin::pin!(output.collect(output_bytes_max, &room));
-    let feeding = std::pin::pin!(feed(writer, stdin, held));
+    let feeding = std::pin::pin!(feed(writer, stdin, held, resize.is_some()));
     let collecting = async {
         match select(collecting, feeding).await {
             Either::Left((collected, _)) => collected,

@@ -50,9 +50,9 @@ pub fn frames_of(
     }
     let started = Some(frame(frames::STARTED, &running.started()));
     let Running { operation, exec, place: _, stdin, held } = running;
-    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize: _, exit } = exec;
+    let Foreground { id: _, pid: _, stdin: writer, stdout, stderr, resize, exit } = exec;
     let output = Output::new(stdout, stderr, exit);
-    let feeding = Some(feed(writer, stdin, held).boxed());
+    let feeding = Some(feed(writer, stdin, held, resize.is_some()).boxed());
     let fallen = operation.fallen();
     let request = caller.request;
     let streaming = Streaming { started, operation: Some(operation), output, feeding, fallen, request, metrics };

@@ -3,7 +3,7 @@
 //! The first message is JSON, then one frame ([`rf_wire::frames`]) in each binary message, both ways. Output waits for
 //! the client and input for the program, each without holding the other up.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::Body,
@@ -18,12 +18,17 @@ use futures::{SinkExt as _, Stream, StreamExt as _, stream::BoxStream};
 use rf_places::{
     ExecEvent,
     place::{ByteWriter, Resize},
+    type_end,
 };
 use rf_policy::Action;
 use rf_types::{Code, ExecId, ExecState, Fault, RequestId};
 use rf_wire::frames;
 use serde::Deserialize;
-use tokio::{io::AsyncWriteExt as _, sync::mpsc, time::Instant};
+use tokio::{
+    io::AsyncWriteExt as _,
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -31,7 +36,7 @@ use crate::{
     api::{ExecAsk, ResizeAsk, SignalAsk, Started, Stdin},
     app::{App, Caller, Named, Where},
     doors::{
-        execs::Running,
+        execs::{Running, is_line_end},
         frames::{end_frame, frame, frame_of, frames_of},
     },
     input,
@@ -159,6 +164,7 @@ async fn serve(app: App, caller: Caller, at: Where, mut socket: WebSocket) {
             running.exec.stdin.take(),
             std::mem::replace(&mut running.stdin, Stdin::None),
             std::mem::replace(&mut running.held, app.intake().room().share()),
+            running.exec.resize.is_some(),
         ),
         resize: running.exec.resize.take(),
     };
@@ -237,34 +243,49 @@ enum Inputs {
 /// Standard input, written beside everything else.
 struct Writer {
     pieces: Option<mpsc::Sender<Bytes>>,
+    /// Gone with the connection.
+    _connected: oneshot::Sender<Infallible>,
 }
 
 impl Writer {
     /// Begins to write what came with the command and what comes then.
-    fn start(writer: Option<ByteWriter>, stdin: Stdin, held: Share) -> Option<Self> {
+    fn start(writer: Option<ByteWriter>, stdin: Stdin, held: Share, terminal: bool) -> Option<Self> {
         let mut writer = writer?;
         let (pieces, mut queue) = mpsc::channel::<Bytes>(INPUT_MAX);
+        let (connected, gone) = oneshot::channel();
         tokio::spawn(async move {
-            if let Stdin::Bytes(bytes) = stdin
-                && writer.write_all(&bytes).await.is_err()
-            {
-                return;
+            let mut last = None;
+            if let Stdin::Bytes(bytes) = stdin {
+                last = bytes.last().copied();
+                if writer.write_all(&bytes).await.is_err() {
+                    return;
+                }
             }
             drop(held);
             while let Some(piece) = queue.recv().await {
+                last = piece.last().copied();
                 // A program that closed its input takes no more.
                 if writer.write_all(&piece).await.is_err() {
                     return;
                 }
             }
-            let _ = writer.shutdown().await;
+            if terminal {
+                tokio::select! {
+                    () = type_end(&mut writer, !is_line_end(last)) => {}
+                    // The exec is over, or its client is not there.
+                    _ = gone => {}
+                }
+            } else {
+                let _ = writer.shutdown().await;
+            }
         });
-        Some(Self { pieces: Some(pieces) })
+        Some(Self { pieces: Some(pieces), _connected: connected })
     }
 
     /// Begins to write to an exec in the background.
     fn background(app: &App, operation: Operation, exec: ExecId) -> Self {
         let (pieces, mut queue) = mpsc::channel::<Bytes>(INPUT_MAX);
+        let (connected, _) = oneshot::channel();
         let app = app.clone();
         tokio::spawn(async move {
             let mut operation = operation;
@@ -285,7 +306,7 @@ impl Writer {
             operation.detail("bytes", taken);
             let _ = operation.finish(result).await;
         });
-        Self { pieces: Some(pieces) }
+        Self { pieces: Some(pieces), _connected: connected }
     }
 
     fn is_full(&self) -> bool {
@@ -493,7 +514,7 @@ async fn exec_attach(
             Ok(socket.on_upgrade(move |socket| async move { relay(&app, &caller, socket, frames_out, inputs).await }))
         }
         None => {
-            let mut response = Response::new(Body::from_stream(frames_out.map(Ok::<_, std::convert::Infallible>)));
+            let mut response = Response::new(Body::from_stream(frames_out.map(Ok::<_, Infallible>)));
             response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(frames::MEDIA_TYPE));
             Ok(response)
         }
