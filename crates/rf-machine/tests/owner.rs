@@ -326,6 +326,26 @@ async fn a_command_does_not_reach_the_owners_other_programs() {
     }
 }
 
+/// Attack: a command uses a descriptor that whoever started `ringfence join` left open in it.
+/// Held by: nothing but 0, 1 and 2 is open in a command.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_has_no_descriptor_of_the_programs() {
+    let joined = Joined::start(Level::Workspace).await;
+    let private = joined.directory.path().join("private");
+    std::fs::write(&private, "theirs").unwrap();
+    let file = std::fs::File::open(&private).unwrap();
+    rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+    let line = format!("cat /proc/self/fd/{0} || cat <&{0}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let control = std::process::Command::new("sh").args(["-c", &line]).output().unwrap();
+    assert_eq!(control.stdout, b"theirs", "control: a program that is started as usual has it");
+    let (code, printed) = run(&joined, &line).await.unwrap();
+    assert_ne!((code, printed.as_str()), (Some(0), "theirs"));
+    assert_eq!(printed, "");
+    // `ls` has the directory open that it lists.
+    assert_eq!(run(&joined, "ls /proc/self/fd").await.unwrap().1, "0\n1\n2\n3\n");
+    joined.stop().await;
+}
+
 /// Attack: the server asks for what the owner did not allow.
 /// Held by: the machine itself; the server's orders here are not checked by the server at all.
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,8 @@ impl Report {
 /// Arranges that `command` starts beneath a keeper and held to `hold`. The child that [`Command::spawn`] returns is the
 /// keeper: wait for it, so that it does not stay a zombie; it ends when no descendant of the command is left.
 ///
-/// The command gets a session of its own.
+/// The command gets a session of its own, and of the caller's descriptors 0, 1 and 2 alone (`CLOSE_RANGE_CLOEXEC`, Linux
+/// 5.11; on an older kernel only what is held to nothing is started).
 pub fn keep(command: &mut Command, hold: Hold) {
     let Hold { socket, mut landlock, filter, no_capabilities, terminal, rlimits } = hold;
     let before_exec = move || {
@@ -120,7 +121,15 @@ pub fn keep(command: &mut Command, hold: Hold) {
         for (resource, value) in &rlimits {
             limit(*resource, *value)?;
         }
-        if landlock.is_some() || !filter.is_empty() || no_capabilities {
+        let is_held = landlock.is_some() || !filter.is_empty() || no_capabilities;
+        // What the caller was itself started with and whoever did so left open, such as a socket of a session's: no rule
+        // on paths holds what is open already.
+        // SAFETY: integers only; marks descriptors of this process and closes none, so their owners are none the worse.
+        let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        if marked == -1 && is_held {
+            return Err(io::Error::last_os_error());
+        }
+        if is_held {
             // SAFETY: integers only; the unused arguments must be 0.
             if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } == -1 {
                 return Err(io::Error::last_os_error());
