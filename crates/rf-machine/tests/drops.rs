@@ -479,3 +479,23 @@ async fn a_signal_that_cannot_go_to_a_tree_is_refused_and_not_swallowed() {
     assert!(ended.code == Some(3) || ended.signal == Some(34), "{ended:?}");
     joined.stop().await;
 }
+
+/// The machine does what one session orders in its order, so a signal that took long would hold up all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_reaches_every_process_of_a_large_tree_at_once() {
+    let joined = Joined::start(Level::Workspace).await;
+    let place = joined.place().await;
+    let exec = ExecId::random();
+    let line = "for i in $(seq 600); do sleep 1000 & done; echo there; wait";
+    let mut spawned = spawn(&joined, &place, exec, &shell(line, false), false).await.unwrap();
+    let mut there = [0; 6];
+    within(spawned.stdout.read_exact(&mut there)).await.unwrap();
+    let began = std::time::Instant::now();
+    place.signal(&permit(joined.user, Action::ExecControl), exec, 15, SignalScope::Tree).await.unwrap();
+    // Looked through for each of them anew, the tree takes half a minute.
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    assert_eq!(within(spawned.exit).await.unwrap().signal, Some(15));
+    // Its output ends with the last of them.
+    within(spawned.stdout.read_to_end(&mut Vec::new())).await.unwrap();
+    joined.stop().await;
+}

@@ -1,6 +1,7 @@
 //! Starting a command as the owner's level allows, and the keeper that stays its parent.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     io::{Read, Write},
     os::{
@@ -222,13 +223,19 @@ fn limits(asked: &Rlimits) -> Vec<(u32, u64)> {
 /// Sends `signal` to every process below `keeper`. One that forks meanwhile may be missed; for SIGKILL the keeper
 /// itself kills until nobody is left.
 pub(crate) fn signal_tree(keeper: u32, signal: i32) {
+    /// Handles that are open at once. Chosen: well below what a program may have open, and few listings for a large tree.
+    const HANDLES_MAX: usize = 256;
     let Some(signal) = rustix::process::Signal::from_named_raw(signal) else { return };
-    for pid in descendants(keeper) {
-        let Some(handle) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { continue };
-        let Ok(handle) = rustix::process::pidfd_open(handle, rustix::process::PidfdFlags::empty()) else { continue };
-        // Between the listing and the handle the number may have gone to a stranger; now it cannot any more.
-        if descendants(keeper).contains(&pid) {
-            let _ = rustix::process::pidfd_send_signal(&handle, signal);
+    for some in descendants(keeper).chunks(HANDLES_MAX) {
+        let handle = |pid: &u32| {
+            let raw = rustix::process::Pid::from_raw(i32::try_from(*pid).ok()?)?;
+            Some((*pid, rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).ok()?))
+        };
+        let handles: Vec<_> = some.iter().filter_map(handle).collect();
+        // Between the listing and the handle a number may have gone to a stranger; from here on it cannot any more.
+        let still: HashSet<u32> = descendants(keeper).into_iter().collect();
+        for (_, handle) in handles.iter().filter(|(pid, _)| still.contains(pid)) {
+            let _ = rustix::process::pidfd_send_signal(handle, signal);
         }
     }
 }
@@ -236,13 +243,14 @@ pub(crate) fn signal_tree(keeper: u32, signal: i32) {
 /// All processes below `keeper`, parents first.
 fn descendants(keeper: u32) -> Vec<u32> {
     let mut found = Vec::new();
+    let mut known = HashSet::new();
     let mut left = vec![keeper];
     while let Some(parent) = left.pop() {
         let tasks = std::fs::read_dir(Path::new("/proc").join(parent.to_string()).join("task"));
         for task in tasks.into_iter().flatten().flatten() {
             let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
             let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok());
-            let children: Vec<_> = children.filter(|pid| !found.contains(pid)).collect();
+            let children: Vec<_> = children.filter(|pid| known.insert(*pid)).collect();
             found.extend(&children);
             left.extend(children);
         }
