@@ -27,6 +27,15 @@ use super::{
 /// Most directories below one watch.
 const DIRECTORIES_MAX: usize = 8192;
 
+/// What the kernel tells.
+struct Event {
+    watch: i32,
+    flags: inotify::ReadFlags,
+    /// The same in both halves of a rename.
+    cookie: u32,
+    name: Option<std::ffi::OsString>,
+}
+
 /// A running watch.
 pub(crate) struct Watching {
     inotify: AsyncFd<OwnedFd>,
@@ -103,6 +112,20 @@ impl Watching {
         below.into_iter().try_for_each(|path| self.add(path, depth + 1, found))
     }
 
+    /// Watches `path` and what is below no longer: it is now where nobody asked for it, and perhaps where the owner does not
+    /// allow it.
+    fn forget(&mut self, path: &Path) {
+        let inotify = self.inotify.get_ref();
+        self.paths.retain(|watch, below| {
+            let stays = !below.starts_with(path);
+            if !stays {
+                // One that is gone by itself has no watch any more.
+                let _ = inotify::remove_watch(inotify, *watch);
+            }
+            stays
+        });
+    }
+
     /// Waits for the next changes; none when what was watched is gone.
     pub(crate) async fn next(&mut self) -> Result<Vec<Change>, Fault> {
         loop {
@@ -118,7 +141,7 @@ impl Watching {
                 match reader.next() {
                     Ok(event) => {
                         let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
-                        events.push((event.wd(), event.events(), name));
+                        events.push(Event { watch: event.wd(), flags: event.events(), cookie: event.cookie(), name });
                         if reader.is_buffer_empty() {
                             break;
                         }
@@ -138,10 +161,11 @@ impl Watching {
         }
     }
 
-    fn read(&mut self, events: Vec<(i32, inotify::ReadFlags, Option<std::ffi::OsString>)>) -> Vec<Change> {
+    fn read(&mut self, events: Vec<Event>) -> Vec<Change> {
         use inotify::ReadFlags as R;
         let mut changes: Vec<Change> = Vec::new();
-        for (watch, flags, name) in events {
+        let mut events = events.into_iter().peekable();
+        while let Some(Event { watch, flags, cookie, name }) = events.next() {
             if flags.contains(R::QUEUE_OVERFLOW) {
                 changes.push(change(Path::new(""), ChangeKind::Overflow, false));
                 continue;
@@ -170,6 +194,11 @@ impl Watching {
                 continue;
             }
             changes.push(Change { path: path.to_string_lossy().into_owned(), kinds, directory });
+            // The two halves of a rename come one after the other; a directory whose second half does not come has left.
+            let stays = events.peek().is_some_and(|next| next.flags.contains(R::MOVED_TO) && next.cookie == cookie);
+            if directory && flags.contains(R::MOVED_FROM) && !stays {
+                self.forget(&path);
+            }
             if directory && self.recursive && flags.intersects(R::CREATE | R::MOVED_TO) {
                 let mut found = Vec::new();
                 if self.add(path, 0, &mut found).is_err() {
@@ -184,4 +213,44 @@ impl Watching {
 
 fn change(path: &Path, kind: ChangeKind, directory: bool) -> Change {
     Change { path: path.to_string_lossy().into_owned(), kinds: vec![kind], directory }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rf_wire::machine::Level;
+
+    use super::*;
+
+    /// Everything that is told until something is told of `last`.
+    async fn told(watching: &mut Watching, last: &str) -> Vec<String> {
+        let mut paths = Vec::new();
+        while !paths.iter().any(|path| path == last) {
+            let changes = tokio::time::timeout(Duration::from_secs(10), watching.next()).await.unwrap().unwrap();
+            paths.extend(changes.into_iter().map(|change| change.path));
+        }
+        paths
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_leaves_is_watched_no_longer_and_one_that_moves_within_still_is() {
+        let (inside, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let at = |path: &str| inside.path().join(path);
+        for directory in ["leaves/deep", "moves/deep"] {
+            std::fs::create_dir_all(at(directory)).unwrap();
+        }
+        let root = Root::open(inside.path(), Level::Workspace).unwrap();
+        let mut watching = Watching::start(&root, "", true).unwrap();
+        std::fs::write(at("leaves/deep/mine"), "").unwrap();
+        assert!(told(&mut watching, "leaves/deep/mine").await.len() >= 1, "control: until then it is told");
+        std::fs::rename(at("leaves"), outside.path().join("left")).unwrap();
+        std::fs::rename(at("moves"), at("moved")).unwrap();
+        told(&mut watching, "moved").await;
+        std::fs::write(outside.path().join("left/deep/private"), "").unwrap();
+        std::fs::write(outside.path().join("left/private"), "").unwrap();
+        std::fs::write(at("moved/deep/here"), "").unwrap();
+        let paths = told(&mut watching, "moved/deep/here").await;
+        assert!(!paths.iter().any(|path| path.contains("private")), "{paths:?}");
+    }
 }
