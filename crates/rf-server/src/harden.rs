@@ -22,6 +22,10 @@ fn judge(status: &str) -> Result<(), String> {
     if ids.contains(&"0") {
         return Err("this process has user or group 0".to_owned());
     }
+    let groups = field("Groups")?;
+    if !groups.is_empty() {
+        return Err(format!("this process has other groups beside its own: {groups}"));
+    }
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         let value = field(set)?;
         if value.is_empty() || value.bytes().any(|b| b != b'0') {
@@ -38,7 +42,7 @@ fn judge(status: &str) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "Name:\tx\nUid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nCapInh:\t0000000000000000\n\
+    const GOOD: &str = "Name:\tx\nUid:\t7\t7\t7\t7\nGid:\t7\t7\t7\t7\nGroups:\t \nCapInh:\t0000000000000000\n\
         CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t000001ffffffffff\n\
         CapAmb:\t0000000000000000\nNoNewPrivs:\t1\n";
 
@@ -48,6 +52,8 @@ mod tests {
         for (from, to) in [
             ("Uid:\t7\t7\t7\t7", "Uid:\t7\t0\t7\t7"),
             ("Gid:\t7\t7\t7\t7", "Gid:\t7\t7\t7\t0"),
+            ("Groups:\t ", "Groups:\t6 42 "),
+            ("Groups:\t ", ""),
             ("CapInh:\t0", "CapInh:\t1"),
             ("CapPrm:\t0", "CapPrm:\t1"),
             ("CapEff:\t0", "CapEff:\t2"),
