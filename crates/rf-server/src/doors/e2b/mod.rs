@@ -7,13 +7,14 @@ pub mod envd;
 pub mod errors;
 pub mod interpreter;
 pub mod notes;
+pub mod signers;
 pub mod target;
 pub mod tokens;
 pub mod traffic;
 
 use std::{io, path::Path};
 
-use self::{control::Meters, envd::watchers::Watchers, interpreter::Kernels, tokens::Tokens};
+use self::{control::Meters, envd::watchers::Watchers, interpreter::Kernels, signers::Signers, tokens::Tokens};
 
 /// What the door keeps for as long as the server lives.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub struct E2b {
     meters: Meters,
     watchers: Watchers,
     kernels: Kernels,
+    signers: Signers,
 }
 
 impl E2b {
@@ -31,7 +33,13 @@ impl E2b {
     /// When the key of the tokens cannot be read or made.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let tokens = Tokens::load_or_create(&state_dir.join("e2b.key"))?;
-        Ok(Self { tokens, meters: Meters::default(), watchers: Watchers::default(), kernels: Kernels::default() })
+        Ok(Self {
+            tokens,
+            meters: Meters::default(),
+            watchers: Watchers::default(),
+            kernels: Kernels::default(),
+            signers: Signers::default(),
+        })
     }
 
     /// What sandboxes used over time.
@@ -50,6 +58,12 @@ impl E2b {
     #[must_use]
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// Which sandboxes sign links.
+    #[must_use]
+    pub fn signers(&self) -> &Signers {
+        &self.signers
     }
 
     /// The tokens of sandboxes.

@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts},
 };
 use rf_e2b::{CODE_INTERPRETER_PORT, ENVD_PORT, signature};
-use rf_types::{Code, Fault, RequestId, SandboxId};
+use rf_types::{Code, RequestId, SandboxId};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -22,12 +22,6 @@ use crate::{
     input,
     refusal::{Refusal, to_json},
 };
-
-/// Sandboxes whose token is tried on a link without an id. Chosen: some milliseconds of work; where more live, such links
-/// need the sandbox's name in their host.
-const SIGNERS_MAX: usize = 4_096;
-/// Tokens tried before others get their turn.
-const SIGNERS_AT_ONCE: usize = 128;
 
 /// Answers a request for a sandbox; every other one is handed back.
 ///
@@ -153,20 +147,10 @@ async fn signer(app: &App, parts: &Parts, id: RequestId) -> Result<Address, Refu
     let signed =
         signature::Signed { path: &link.path, used, username: &link.username, expires: link.signature_expiration };
     app.places().sandboxes().known().await?;
-    let sandboxes = app.places().sandboxes().ids();
-    if sandboxes.len() > SIGNERS_MAX {
-        let fault = Fault::new(
-            Code::Unsupported,
-            format!("more than {SIGNERS_MAX} sandboxes live here, so a link must name its own"),
-            "use the sandbox's own host name, or the headers e2b-sandbox-id and e2b-sandbox-port",
-        );
-        return Err(fault.into());
-    }
-    for some in sandboxes.chunks(SIGNERS_AT_ONCE) {
-        if let Some(found) = some.iter().copied().find(|id| signs(app, *id, &signed, &link.signature)) {
-            return Ok(Address { text: rf_e2b::id::sandbox_text(found), port: ENVD_PORT });
-        }
-        tokio::task::yield_now().await;
+    let alive = app.places().sandboxes().ids();
+    let own = |id| signs(app, id, &signed, &link.signature);
+    if let Some(found) = app.e2b().signers().find(&alive, &link.signature, own).await? {
+        return Ok(Address { text: rf_e2b::id::sandbox_text(found), port: ENVD_PORT });
     }
     let denied = app.gate().sandbox_refused("a link that no sandbox signed", peer, app.now());
     let mut refusal = app.not_let_in(denied, id, peer).await;
