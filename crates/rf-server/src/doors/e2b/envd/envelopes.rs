@@ -5,14 +5,8 @@
 //! flags (1 byte) length (4 bytes, big-endian) message …      as all the protocols of the services frame them
 //! ```
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-};
-
 use axum::body::Body;
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use futures::StreamExt as _;
 
 use super::rpc::MESSAGE_BYTES_MAX;
 use crate::{
@@ -29,10 +23,13 @@ const RATIO_MAX: usize = 1_032;
 /// library's channel.
 const WAITING: usize = 2;
 
-/// The body.
-pub(super) struct Envelopes {
-    body: Body,
-    count: Count,
+/// The same body, which breaks off where there is no room for what has come.
+pub(super) fn counted(body: Body, room: &Room) -> Body {
+    let mut count = Count::new(room);
+    Body::from_stream(body.into_data_stream().map(move |data| {
+        let data = data?;
+        if count.take(&data) { Ok(data) } else { Err(axum::Error::new(input::no_room())) }
+    }))
 }
 
 /// How far it has come.
@@ -49,23 +46,12 @@ struct Count {
     before: [Option<Share>; WAITING],
 }
 
-impl Envelopes {
-    pub(super) fn new(body: Body, room: &Room) -> Self {
-        let now = room.share();
-        let count = Count {
-            room: room.clone(),
-            head: [0; HEAD_BYTES],
-            begun: 0,
-            left: 0,
-            length: 0,
-            now,
-            before: Default::default(),
-        };
-        Self { body, count }
-    }
-}
-
 impl Count {
+    fn new(room: &Room) -> Self {
+        let (now, room) = (room.share(), room.clone());
+        Self { room, head: [0; HEAD_BYTES], begun: 0, left: 0, length: 0, now, before: Default::default() }
+    }
+
     /// Whether there is room for what has come.
     fn take(&mut self, mut data: &[u8]) -> bool {
         while !data.is_empty() {
@@ -103,33 +89,6 @@ impl Count {
     }
 }
 
-impl HttpBody for Envelopes {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-            && !self.count.take(data)
-        {
-            return Poll::Ready(Some(Err(axum::Error::new(input::no_room()))));
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
@@ -147,7 +106,7 @@ mod tests {
     fn held(bytes: &[u8], piece: usize) -> usize {
         let room = Room::default();
         let free = room.free_kib();
-        let mut count = Envelopes::new(Body::empty(), &room).count;
+        let mut count = Count::new(&room);
         assert!(bytes.chunks(piece).all(|piece| count.take(piece)));
         free - room.free_kib()
     }
@@ -184,7 +143,7 @@ mod tests {
         let free = room.free_kib();
         let mut others = room.share();
         assert!(others.grow((free - 100) << 10));
-        let mut body = Envelopes::new(Body::from([message(0, 10), message(0, 1 << 20)].concat()), &room);
+        let mut body = counted(Body::from([message(0, 10), message(0, 1 << 20)].concat()), &room);
         assert!(body.frame().await.unwrap().is_err());
         drop((others, body));
         assert_eq!(room.free_kib(), free);

@@ -23,7 +23,7 @@ use rf_types::{Code, Fault};
 use tokio::time::{Sleep, sleep};
 use tower::Service as _;
 
-use super::{Asked, NOT_FOUND, envelopes::Envelopes, filesystem, process};
+use super::{Asked, NOT_FOUND, envelopes, filesystem, process};
 use crate::{input, refusal::Refusal, room::Share};
 
 /// The paths of the two services.
@@ -76,7 +76,7 @@ pub(super) async fn answer(asked: Asked, mut request: Request<Body>) -> Response
     let room = asked.app.intake().room();
     // A stream of input lasts as long as its client likes, and each of its messages has its own bound.
     request = if request.uri().path().ends_with("/StreamInput") {
-        request.map(|body| Body::new(Envelopes::new(body, room)))
+        request.map(|body| envelopes::counted(body, room))
     } else {
         let time = Duration::from_millis(asked.app.config().door.body_timeout_ms);
         let share = room.share();
