@@ -25,9 +25,7 @@ fn allowed(sandbox: &Sandbox) -> usize {
 fn a_heavy_sandbox_is_held_to_its_processors_until_it_is_light_again() {
     let all = processors().len();
     assert!(all > 1, "on one processor there is nothing to hold anybody to: run this with two");
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let heavy = server.create(&SandboxSpec::standard(600_000));
+    let (warden, mut server, heavy) = Warden::with(&SandboxSpec::standard(600_000));
     let light = server.create(&SandboxSpec::standard(600_000));
     // Control: nobody is held before.
     assert_eq!((allowed(&heavy), allowed(&light)), (all, all));

@@ -46,9 +46,7 @@ fn groups(id: SandboxId) -> Vec<PathBuf> {
 
 #[test]
 fn a_paused_sandbox_stands_still_and_goes_on_where_it_was() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(60_000));
+    let (warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(60_000));
     let id = sandbox.id();
     let busy = sandbox.start("i=0; while test ! -e /tmp/stop; do i=$((i+1)); done; echo $i");
     // Control: it does use the processor while it may.
@@ -79,9 +77,7 @@ fn a_paused_sandbox_stands_still_and_goes_on_where_it_was() {
 
 #[test]
 fn time_in_which_nothing_ran_does_not_count_against_an_exec() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(60_000));
+    let (warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(60_000));
     // Control: without a pause the time is held.
     let slow = sandbox.start_later("sleep 30", "", Some(300));
     let (exited, ..) = sandbox.wait(sandbox.started(slow));
@@ -100,9 +96,7 @@ fn time_in_which_nothing_ran_does_not_count_against_an_exec() {
 
 #[test]
 fn a_new_server_adopts_what_is_paused_as_often_as_it_comes() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(60_000));
+    let (warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(60_000));
     let id = sandbox.id();
     sandbox.sh("echo kept > /tmp/file");
     server.done(Order::Pause { id });
@@ -128,9 +122,7 @@ fn a_new_server_adopts_what_is_paused_as_often_as_it_comes() {
 
 #[test]
 fn a_frozen_sandbox_is_destroyed_like_any_other() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(60_000));
+    let (warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(60_000));
     let id = sandbox.id();
     drop(sandbox.start("sleep 1000 & sleep 1000"));
     assert!(!groups(id).is_empty());
@@ -144,9 +136,7 @@ fn a_frozen_sandbox_is_destroyed_like_any_other() {
 
 #[test]
 fn nothing_frozen_outlives_its_warden() {
-    let mut warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(60_000));
+    let (mut warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(60_000));
     drop(sandbox.start("sleep 1000"));
     server.done(Order::Pause { id: sandbox.id() });
     warden.kill_and_restart();
@@ -157,9 +147,7 @@ fn nothing_frozen_outlives_its_warden() {
 
 #[test]
 fn the_end_of_a_lease_pauses_where_the_spec_says_so() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let destroyed = server.create(&SandboxSpec::standard(1_000));
+    let (warden, mut server, destroyed) = Warden::with(&SandboxSpec::standard(1_000));
     let spec = SandboxSpec { on_lease_end: OnLeaseEnd::Pause, ..SandboxSpec::standard(1_000) };
     let paused = server.create(&spec);
     let id = paused.id();
@@ -195,10 +183,8 @@ fn the_end_of_a_lease_pauses_where_the_spec_says_so() {
 
 #[test]
 fn a_lease_ends_in_a_pause_without_a_server_too() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = SandboxSpec { on_lease_end: OnLeaseEnd::Pause, ..SandboxSpec::standard(1_000) };
-    let sandbox = server.create(&spec);
+    let (warden, server, sandbox) = Warden::with(&spec);
     drop(server);
     std::thread::sleep(Duration::from_millis(1_300));
     let mut server = warden.connect();
@@ -209,9 +195,7 @@ fn a_lease_ends_in_a_pause_without_a_server_too() {
 
 #[test]
 fn a_resumed_lease_has_what_was_left_of_it() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(20_000));
+    let (warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(20_000));
     server.done(Order::Pause { id: sandbox.id() });
     std::thread::sleep(Duration::from_millis(1_500));
     let until = server.resume(sandbox.id(), None);

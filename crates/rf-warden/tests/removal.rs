@@ -204,9 +204,7 @@ fn a_launch_that_fails_leaves_nothing_behind_when_it_is_told() {
 
 #[test]
 fn a_process_that_takes_no_sigkill_keeps_the_warden_from_nothing() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&SandboxSpec::standard(600_000));
+    let (warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(600_000));
     sandbox.sh("mkdir ~/d; cd ~/d; seq 20000 | xargs touch");
     drop(sandbox.start("sleep 1000"));
     let snapshot = server.send(Order::Snapshot { id: sandbox.id(), snapshot: SnapshotId::random() });

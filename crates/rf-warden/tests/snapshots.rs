@@ -27,10 +27,8 @@ fn kept(warden: &Warden) -> Vec<PathBuf> {
 }
 
 fn forks_have_the_files_of_one_instant(disk: DiskKind) {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(disk);
-    let source = server.create(&spec);
+    let (warden, mut server, source) = Warden::with(&spec);
     let id = source.id();
     let make = "set -e; cd ~; echo one > file; mkdir -p a/b; echo deep > a/b/c; ln -s file link; ln file other; \
         chmod 640 file; touch -d @1000000000 a/b/c; mkfifo fifo; truncate -s 50M holes; echo end >> holes; \
@@ -125,10 +123,8 @@ fn forks_have_the_files_of_one_instant_from_an_image() {
 #[test]
 fn directories_that_are_empty_in_all_layers_are_written_without_the_overlay() {
     for disk in [DiskKind::Memory, DiskKind::Image] {
-        let warden = Warden::start();
-        let mut server = warden.connect();
         let spec = spec(disk);
-        let source = server.create(&spec);
+        let (warden, mut server, source) = Warden::with(&spec);
         let file_system = source.sh("stat -fc %T / ~ /tmp /dev/shm | xargs");
         let direct = |sandbox: &support::Sandbox| {
             sandbox.sh("for dir in ~ /tmp; do test $(stat -c %d $dir) = $(stat -c %d /dev/shm) && echo direct || echo root; done | xargs")
@@ -162,10 +158,8 @@ fn directories_that_are_empty_in_all_layers_are_written_without_the_overlay() {
 
 #[test]
 fn what_running_programs_hold_is_copied_and_stays_theirs() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(DiskKind::Memory);
-    let source = server.create(&spec);
+    let (warden, mut server, source) = Warden::with(&spec);
     let id = source.id();
     source.sh("echo before > ~/file");
     // It stands in a directory, and writes through a descriptor that it opened before.
@@ -190,10 +184,8 @@ fn what_running_programs_hold_is_copied_and_stays_theirs() {
 
 #[test]
 fn what_the_server_writes_meanwhile_is_not_lost() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(DiskKind::Memory);
-    let source = server.create(&spec);
+    let (warden, mut server, source) = Warden::with(&spec);
     let upload = source.open_for_writing("/home/user/upload");
     rustix::io::write(&upload, b"one ").unwrap();
     let during = server.snapshot(source.id());
@@ -215,9 +207,7 @@ fn what_the_server_writes_meanwhile_is_not_lost() {
 
 #[test]
 fn what_cannot_be_copied_is_refused_and_changes_nothing() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&spec(DiskKind::Memory));
+    let (warden, mut server, sandbox) = Warden::with(&spec(DiskKind::Memory));
     // Deeper than any path is long, made step by step.
     let deep = "cd ~; for n in $(seq 300); do mkdir d; cd d; done; cd ~; sleep 1000";
     drop(sandbox.start(deep));
@@ -270,9 +260,7 @@ fn what_was_pushed_counts_against_the_disk() {
 
 #[test]
 fn a_layer_holds_on_the_new_root_what_it_held_on_the_old() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&spec(DiskKind::Memory));
+    let (warden, mut server, sandbox) = Warden::with(&spec(DiskKind::Memory));
     // Landlock lets nobody make devices, user or root, and lets everything else be done that the owner may do.
     let probe = "cd /tmp; mknod dev c 1 3 2>&1 | tail -n 1; rm -rf x y; mkdir x y && echo a > x/f && mv x/f y/g && \
         ln y/g x/h && cat x/h && cd / && ls /.. | wc -l && ls / | wc -l";
@@ -293,10 +281,8 @@ fn a_layer_holds_on_the_new_root_what_it_held_on_the_old() {
 
 #[test]
 fn many_snapshots_are_put_together_into_few_layers() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(DiskKind::Memory);
-    let sandbox = server.create(&spec);
+    let (warden, mut server, sandbox) = Warden::with(&spec);
     let mut last = None;
     for n in 0..40 {
         sandbox.sh(&format!(
@@ -325,10 +311,8 @@ fn many_snapshots_are_put_together_into_few_layers() {
 
 #[test]
 fn a_sandbox_comes_back_under_its_own_id() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(DiskKind::Memory);
-    let sandbox = server.create(&spec);
+    let (warden, mut server, sandbox) = Warden::with(&spec);
     let id = sandbox.id();
     sandbox.sh("echo kept > ~/file");
     let snapshot = server.snapshot(id).id;
@@ -348,10 +332,8 @@ fn a_sandbox_comes_back_under_its_own_id() {
 
 #[test]
 fn a_paused_sandbox_is_saved_and_stays_paused() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(DiskKind::Memory);
-    let sandbox = server.create(&spec);
+    let (warden, mut server, sandbox) = Warden::with(&spec);
     let id = sandbox.id();
     sandbox.sh("echo kept > ~/file");
     server.done(Order::Pause { id });
@@ -373,10 +355,8 @@ fn a_paused_sandbox_is_saved_and_stays_paused() {
 
 #[test]
 fn layers_go_with_the_last_that_names_them() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
     let spec = spec(DiskKind::Memory);
-    let sandbox = server.create(&spec);
+    let (warden, mut server, sandbox) = Warden::with(&spec);
     sandbox.sh("echo 1 > ~/file");
     let first = server.snapshot(sandbox.id()).id;
     sandbox.sh("echo 2 > ~/file");
@@ -446,9 +426,7 @@ fn a_warden_that_is_killed_leaves_no_half_snapshot() {
 
 #[test]
 fn names_are_taken_once_and_orders_are_checked() {
-    let warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&spec(DiskKind::Memory));
+    let (warden, mut server, sandbox) = Warden::with(&spec(DiskKind::Memory));
     let snapshot = server.snapshot(sandbox.id()).id;
     assert_eq!(server.refused(Order::Snapshot { id: sandbox.id(), snapshot }), Code::Conflict);
     let other = SandboxId::random();
@@ -571,9 +549,7 @@ fn orders_in_whatever_order_leave_nothing_behind() {
 /// What stays when a snapshot is removed, because another one stands on it, counts as that one's.
 #[test]
 fn a_layer_counts_as_the_oldest_snapshots_that_stands_on_it() {
-    let mut warden = Warden::start();
-    let mut server = warden.connect();
-    let sandbox = server.create(&spec(DiskKind::Memory));
+    let (mut warden, mut server, sandbox) = Warden::with(&spec(DiskKind::Memory));
     let next = |server: &mut support::Server, line: &str| {
         sandbox.sh(line);
         let snapshot = server.snapshot(sandbox.id());

@@ -73,6 +73,14 @@ impl Warden {
         Self::start_on(tempfile::tempdir().unwrap(), args)
     }
 
+    /// With a server and one sandbox, from which most tests go on.
+    pub fn with(spec: &SandboxSpec) -> (Self, Server, Sandbox) {
+        let warden = Self::start();
+        let mut server = warden.connect();
+        let sandbox = server.create(spec);
+        (warden, server, sandbox)
+    }
+
     /// With what is in its state directory.
     pub fn start_on(dir: tempfile::TempDir, args: &[&str]) -> Self {
         assert!(rustix::process::geteuid().is_root(), "run this as root");
