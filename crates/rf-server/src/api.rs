@@ -217,12 +217,13 @@ pub struct ExecAsk {
     pub cwd: Option<String>,
     /// The user inside a sandbox: `user` if not given.
     pub user: Option<String>,
-    /// Standard input; nothing if not given.
+    /// Standard input; nothing if not given. Into a terminal it is typed, and its end as `^D`.
     pub stdin: Option<StdinAsk>,
     /// A terminal of this size instead of three pipes.
     #[schema(value_type = Option<PtySchema>)]
     pub pty: Option<Pty>,
-    /// Killed with its whole tree after so many milliseconds.
+    /// Killed with its whole tree after so many milliseconds. What it leaves running when it ends before that goes on
+    /// without it: until the sandbox ends, on a machine until it is done.
     pub timeout_ms: Option<u64>,
     /// Goes on after this request, and is answered with its id at once.
     #[serde(default)]

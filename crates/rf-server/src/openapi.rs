@@ -53,7 +53,7 @@ pub fn finish(api: utoipa::openapi::OpenApi) -> String {
     }
     document["components"]["securitySchemes"] = json!({
         "bearer": { "type": "http", "scheme": "bearer", "description": "An API key, a session or a provider's JWT." },
-        "api_key": { "type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key." },
+        "api_key": { "type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key. With `Authorization` as well it must be the same key." },
     });
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
     text.push('\n');
