@@ -113,3 +113,85 @@ fn a_boot_id_stays_over_a_pause_and_a_fork_has_another() {
     system.ok(&["rm", "--all"]);
     system.stop();
 }
+
+/// Runs its arguments at a terminal of 33 lines, which becomes one of 50 once its size was told.
+const AT_A_TERMINAL: &str = r"
+import fcntl, os, pty, select, struct, sys, termios, time
+master, slave = pty.openpty()
+def size(rows, cols):
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack('HHHH', rows, cols, 0, 0))
+size(33, 101)
+pid = os.fork()
+if pid == 0:
+    os.setsid()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    for fd in (0, 1, 2):
+        os.dup2(slave, fd)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.close(slave)
+end, said = time.monotonic() + 60, b''
+def told(text):
+    global said
+    while text not in said:
+        assert time.monotonic() < end, said
+        os.write(master, b'stty size\n')
+        pause = time.monotonic() + 0.5
+        while text not in said and (left := pause - time.monotonic()) > 0:
+            if select.select([master], [], [], left)[0]:
+                said += os.read(master, 65536)
+told(b'33 101')
+size(50, 132)
+told(b'50 132')
+os.write(master, b'exit 7\n')
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+
+#[test]
+fn a_shell_is_as_large_as_its_terminal_and_grows_with_it() {
+    let system = System::start();
+    let id = system.ok(&["create"]);
+    let shell = system.command(&["shell", &id]);
+    let mut python = Command::new("python3");
+    python.args(["-c", AT_A_TERMINAL]).arg(shell.get_program()).args(shell.get_args());
+    python.envs(shell.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    Ran::of(python, b"").expect(7);
+    system.ok(&["rm", &id]);
+    system.stop();
+}
+
+#[test]
+fn what_is_done_is_told_to_programs_in_json() {
+    let system = System::start();
+    let id = system.json(&["create"])["id"].as_str().unwrap().to_owned();
+    let here = system.dir().join("here");
+    fs::write(&here, "five!").unwrap();
+    assert_eq!(system.json(&["cp", here.to_str().unwrap(), &format!("{id}:there")])["bytes"], 5);
+    let exec = system.json(&["exec", "-d", "-s", &id, "--", "cat", "there"])["id"].as_str().unwrap().to_owned();
+    let logs = system.json(&["logs", "-f", &exec]);
+    assert_eq!((logs["stdout"].as_str(), logs["exit"]["code"].as_i64()), (Some("five!"), Some(0)), "{logs}");
+    assert_eq!((&logs["id"], &logs["place"]["id"]), (&exec.as_str().into(), &id.as_str().into()), "{logs}");
+    let shell = Ran::of(system.command(&["--json", "shell", &id]), b"echo a $((2 + 3)); exit 4\n");
+    assert_eq!(shell.code, 4, "{shell:?}");
+    let shell: serde_json::Value = serde_json::from_slice(&shell.stdout).unwrap();
+    assert!(shell["stdout"].as_str().unwrap().contains("a 5"), "{shell}");
+    let snapshot = system.json(&["snapshot", &id]);
+    assert!(snapshot["id"].as_str().unwrap().starts_with("snp_"), "{snapshot}");
+    assert_eq!(system.json(&["rm", &id])["removed"][0], id.as_str());
+
+    let token = system.json(&["machine", "token"])["token"].as_str().unwrap().to_owned();
+    let home = system.dir().join("owner");
+    fs::create_dir_all(home.join("work")).unwrap();
+    let mut join = ringfence(&home)
+        .args(["--json", "join", &system.url, "--token", &token, "--workspace"])
+        .arg(home.join("work"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(join.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let told: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&told["event"], &told["resumed"]), (&"connected".into(), &false.into()), "{told}");
+    signal(join.id(), "TERM");
+    assert!(join.wait().unwrap().success());
+    system.stop();
+}

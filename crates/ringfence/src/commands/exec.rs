@@ -253,6 +253,7 @@ pub(crate) fn logs(global: &Global, args: &LogsArgs, out: &Output) -> Result<Exi
             }
         }
         let exec = if args.follow { client.exec_wait(args.exec).await? } else { client.exec_info(args.exec).await? };
+        printer.started = Some(Started { id: exec.id, place: exec.place, pid: exec.pid });
         match exec.state {
             ExecState::Exited(report) if args.follow => printer.end(Some(report)),
             ExecState::Lost if args.follow => bail!(Fault::new(
