@@ -32,7 +32,7 @@ impl<'a> Joined<'a> {
         let home = system.dir().join(user);
         let workspace = home.join("work");
         fs::create_dir_all(&workspace).unwrap();
-        let token = Self::command_of(system, &key, &["--json", "machine", "token"]).expect(0);
+        let token = Ran::of(Self::command_of(system, &key, &["--json", "machine", "token"]), b"").expect(0);
         let token: Value = serde_json::from_str(&token).unwrap();
         let joined = |token: Option<&str>| Self::join(system, &home, &workspace, level, token);
         let child = joined(token["token"].as_str());
@@ -51,14 +51,29 @@ impl<'a> Joined<'a> {
         command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
 
-    fn command_of(system: &System, key: &str, args: &[&str]) -> Ran {
+    /// Ends the machine's program as its owner does.
+    fn end(&mut self) {
+        signal(self.child.id(), "TERM");
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    /// Starts it again, without a token.
+    fn again(&mut self, workspace: &Path, level: &str) {
+        self.child = Self::join(self.system, &self.home, workspace, level, None);
+    }
+
+    fn command_of(system: &System, key: &str, args: &[&str]) -> Command {
         let mut command = system.command(args);
         command.env("RINGFENCE_KEY", key).env("RINGFENCE_URL", &system.url);
-        Ran::of(command, b"")
+        command
     }
 
     fn run(&self, args: &[&str]) -> Ran {
-        Self::command_of(self.system, &self.key, args)
+        Ran::of(Self::command_of(self.system, &self.key, args), b"")
+    }
+
+    fn id(&self) -> String {
+        self.machines()[0]["id"].as_str().unwrap().to_owned()
     }
 
     fn machines(&self) -> Vec<Value> {
@@ -107,16 +122,15 @@ fn commands_go_to_the_machine_while_it_is_there_and_nowhere_else_unasked() {
 
     // Another user's call does not reach it.
     let ben = system.json(&["user", "add", "ben"])["key"].as_str().unwrap().to_owned();
-    let id = ann.machines()[0]["id"].as_str().unwrap().to_owned();
-    Joined::command_of(&system, &ben, &["exec", "-m", &id, "--", "true"]).expect(125);
+    let id = ann.id();
+    Ran::of(Joined::command_of(&system, &ben, &["exec", "-m", &id, "--", "true"]), b"").expect(125);
 
     // The server dies and comes back: the machine dials again by itself.
     signal(system.child("server"), "KILL");
     eventually("the machine serves again", || ann.run(&["exec", "-m", &id, "--", "true"]).code == 0);
 
     // Gone: preferred alone there is no place; else the sandbox.
-    signal(ann.child.id(), "TERM");
-    assert!(ann.child.wait().unwrap().success());
+    ann.end();
     ann.wait_until(false);
     let alone = ann.run(&["exec", "--place", "machine", "--", "true"]);
     alone.expect(125);
@@ -125,7 +139,7 @@ fn commands_go_to_the_machine_while_it_is_there_and_nowhere_else_unasked() {
     assert_eq!(serde_json::from_str::<Value>(&there).unwrap()["place"]["kind"], "sandbox");
 
     // It comes back with its own key, without a token.
-    ann.child = Joined::join(&system, &ann.home, &ann.workspace, "full", None);
+    ann.again(&ann.workspace.clone(), "full");
     ann.wait_until(true);
     assert_eq!(ann.machines().len(), 1);
     drop(ann);
@@ -193,14 +207,16 @@ fn the_installer_brings_the_same_program() {
 fn what_a_background_command_prints_is_kept_to_the_byte_while_the_server_is_killed() {
     let system = System::start();
     let ann = Joined::start(&system, "ann", "workspace");
-    let id = ann.machines()[0]["id"].as_str().unwrap().to_owned();
-    // Both outputs, faster than they are written away, with the end known before the last bytes are.
-    let line = "for n in $(seq 1 40); do seq $((n * 10000)) $((n * 10000 + 9999)); \
-                seq $((n * 1000)) $((n * 1000 + 999)) >&2; sleep 0.05; done";
+    let id = ann.id();
+    // Both outputs, faster than they are written away, with the end known before the last bytes are: a third before each
+    // time that the server is killed.
+    let line = "for n in $(seq 1 40); do until test -e go$((n / 14)); do sleep 0.05; done; \
+                seq $((n * 10000)) $((n * 10000 + 9999)); seq $((n * 1000)) $((n * 1000 + 999)) >&2; sleep 0.05; done";
     let exec = ann.run(&["exec", "-d", "-m", &id, "--sh", line]).expect(0);
-    for _ in 0..3 {
+    for third in 0..3 {
         let printed = || ann.run(&["logs", &exec]).stdout.len();
         let before = printed();
+        fs::write(ann.workspace.join(format!("go{third}")), "").unwrap();
         eventually("some more is printed", || printed() != before);
         signal(system.child("server"), "KILL");
         eventually("the machine serves again", || ann.run(&["exec", "-m", &id, "--", "true"]).code == 0);
@@ -248,9 +264,8 @@ fn what_a_machine_announces_is_what_the_api_shows() {
     // What its owner changes is announced anew, by the same machine.
     let other = ann.home.join("other");
     fs::create_dir(&other).unwrap();
-    signal(ann.child.id(), "TERM");
-    assert!(ann.child.wait().unwrap().success());
-    ann.child = Joined::join(&system, &ann.home, &other, "read-only", None);
+    ann.end();
+    ann.again(&other, "read-only");
     eventually("the new facts are there", || api_of(&system, &ann.key)["level"] == "read-only");
     let again = api_of(&system, &ann.key);
     assert_eq!((&again["id"], &again["facts"]["workspace"]), (&machine["id"], &canonical(&other).into()));
@@ -263,9 +278,9 @@ fn what_a_machine_announces_is_what_the_api_shows() {
 fn a_machine_that_falls_silent_is_offline_and_its_calls_end() {
     let system = System::start();
     let ann = Joined::start(&system, "ann", "full");
-    let id = ann.machines()[0]["id"].as_str().unwrap().to_owned();
-    let mut command = system.command(&["--json", "exec", "-m", &id, "--sh", "echo runs > mark; exec sleep 1000"]);
-    command.env("RINGFENCE_KEY", &ann.key).env("RINGFENCE_URL", &system.url);
+    let id = ann.id();
+    let args = ["--json", "exec", "-m", &id, "--sh", "echo runs > mark; exec sleep 1000"];
+    let command = Joined::command_of(&system, &ann.key, &args);
     let calling = std::thread::spawn(move || Ran::of(command, b""));
     eventually("the command runs", || ann.workspace.join("mark").exists());
     let silent = Instant::now();
