@@ -12,6 +12,8 @@ mod http;
 mod hung;
 #[path = "faults/making.rs"]
 mod making;
+#[path = "faults/memory.rs"]
+mod memory;
 #[path = "faults/point.rs"]
 mod point;
 #[path = "faults/scarce.rs"]

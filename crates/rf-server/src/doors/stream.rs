@@ -3,7 +3,7 @@
 //! The first message is JSON, then one frame ([`rf_wire::frames`]) in each binary message, both ways. Output waits for
 //! the client and input for the program, each without holding the other up.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -26,7 +26,7 @@ use rf_wire::frames;
 use serde::Deserialize;
 use tokio::{
     io::AsyncWriteExt as _,
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::Instant,
 };
 use utoipa::IntoParams;
@@ -47,13 +47,19 @@ use crate::{
 
 /// Longest message from a client, bytes: one frame. Chosen: larger ones would only wait here.
 const MESSAGE_MAX: usize = (1 << 20) + frames::HEADER_LEN;
-/// Messages of standard input that wait for the program. Chosen: with `MESSAGE_MAX` 8 MiB of one client at most.
+/// Standard input that waits for the program, messages and bytes: past one of them no more is read from the client. Chosen:
+/// as much as keeps a program busy, and with one more message of `MESSAGE_MAX` little enough for as many clients as there
+/// may be.
 const INPUT_MAX: usize = 8;
+const INPUT_BYTES: usize = 512 << 10;
 /// How long a client may take to its first message.
 const FIRST_WITHIN: Duration = Duration::from_secs(15);
 /// How often a silent client is asked whether it is there, and how long it may stay silent. Chosen.
 const PING_PERIOD: Duration = Duration::from_secs(20);
 const SILENCE_MAX: Duration = Duration::from_secs(70);
+/// How often a client is asked from which nothing is read, as its program takes nothing: that it has gone is seen only by
+/// what is sent to it then. Chosen: two of them, and its command ends.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
 /// How long a client that still sends is heard out after the end was told. Chosen: a slow line's round trip, twice.
 const LINGER: Duration = Duration::from_secs(2);
 /// After how long without a message it is taken to have nothing more to say. Chosen: whoever waits for the end of a lost
@@ -242,16 +248,24 @@ enum Inputs {
 
 /// Standard input, written beside everything else.
 struct Writer {
-    pieces: Option<mpsc::Sender<Bytes>>,
+    pieces: Option<mpsc::Sender<Piece>>,
+    /// Bytes that may wait as well.
+    room: Arc<Semaphore>,
     /// Gone with the connection.
     _connected: oneshot::Sender<Infallible>,
+}
+
+/// What a client sent, and its share of what may wait.
+struct Piece {
+    bytes: Bytes,
+    _held: Option<OwnedSemaphorePermit>,
 }
 
 impl Writer {
     /// Begins to write what came with the command and what comes then.
     fn start(writer: Option<ByteWriter>, stdin: Stdin, held: Share, terminal: bool) -> Option<Self> {
         let mut writer = writer?;
-        let (pieces, mut queue) = mpsc::channel::<Bytes>(INPUT_MAX);
+        let (pieces, mut queue) = mpsc::channel::<Piece>(INPUT_MAX);
         let (connected, gone) = oneshot::channel();
         tokio::spawn(async move {
             let mut last = None;
@@ -263,9 +277,9 @@ impl Writer {
             }
             drop(held);
             while let Some(piece) = queue.recv().await {
-                last = piece.last().copied();
+                last = piece.bytes.last().copied();
                 // A program that closed its input takes no more.
-                if writer.write_all(&piece).await.is_err() {
+                if writer.write_all(&piece.bytes).await.is_err() {
                     return;
                 }
             }
@@ -279,12 +293,12 @@ impl Writer {
                 let _ = writer.shutdown().await;
             }
         });
-        Some(Self { pieces: Some(pieces), _connected: connected })
+        Some(Self { pieces: Some(pieces), room: Arc::new(Semaphore::new(INPUT_BYTES)), _connected: connected })
     }
 
     /// Begins to write to an exec in the background.
     fn background(app: &App, operation: Operation, exec: ExecId) -> Self {
-        let (pieces, mut queue) = mpsc::channel::<Bytes>(INPUT_MAX);
+        let (pieces, mut queue) = mpsc::channel::<Piece>(INPUT_MAX);
         let (connected, _) = oneshot::channel();
         let app = app.clone();
         tokio::spawn(async move {
@@ -293,33 +307,51 @@ impl Writer {
             let mut result = Ok(());
             while let Some(piece) = queue.recv().await {
                 // An empty piece is the end.
-                result = if piece.is_empty() {
+                result = if piece.bytes.is_empty() {
                     app.places().execs().close_stdin(operation.permit(), exec).await
                 } else {
-                    app.places().execs().write_stdin(operation.permit(), exec, &piece).await
+                    app.places().execs().write_stdin(operation.permit(), exec, &piece.bytes).await
                 };
-                if result.is_err() || piece.is_empty() {
+                if result.is_err() || piece.bytes.is_empty() {
                     break;
                 }
-                taken += piece.len() as u64;
+                taken += piece.bytes.len() as u64;
             }
             operation.detail("bytes", taken);
             let _ = operation.finish(result).await;
         });
-        Self { pieces: Some(pieces), _connected: connected }
+        Self { pieces: Some(pieces), room: Arc::new(Semaphore::new(INPUT_BYTES)), _connected: connected }
     }
 
     fn is_full(&self) -> bool {
-        self.pieces.as_ref().is_some_and(|pieces| pieces.capacity() == 0)
+        let is_full = |pieces: &mpsc::Sender<Piece>| pieces.capacity() == 0 || self.room.available_permits() == 0;
+        self.pieces.as_ref().is_some_and(is_full)
+    }
+
+    /// Has a piece written. There is room, or it would not have been read; where nobody wants it, it is dropped.
+    fn put(&self, bytes: Bytes) {
+        let Some(pieces) = &self.pieces else { return };
+        // Of the last one that fits only a part may: it is read already, so all of it waits.
+        let length = bytes.len().min(self.room.available_permits());
+        let held = u32::try_from(length).ok().and_then(|length| {
+            let room = Arc::clone(&self.room);
+            room.try_acquire_many_owned(length).ok()
+        });
+        let _ = pieces.try_send(Piece { bytes, _held: held });
     }
 }
 
 /// Resolves when there is room for another piece.
 async fn room(inputs: &Inputs) {
     let (Inputs::Own { stdin, .. } | Inputs::Background { stdin, .. }) = inputs;
-    if let Some(pieces) = stdin.as_ref().and_then(|writer| writer.pieces.as_ref()) {
+    if let Some(writer) = stdin.as_ref()
+        && let Some(pieces) = &writer.pieces
+    {
         // Closed: what comes is dropped, so there is room.
-        drop(pieces.reserve().await);
+        if pieces.reserve().await.is_ok() {
+            // Nobody closes it.
+            drop(writer.room.acquire().await);
+        }
     }
 }
 
@@ -358,6 +390,13 @@ async fn relay(
                 }
             },
             () = room(&inputs), if full => {}
+            // Anew at every turn: while output goes out, that tells it as well.
+            () = tokio::time::sleep(PROBE_PERIOD), if full => {
+                match tokio::time::timeout(SILENCE_MAX, to_client.send(Message::Ping(Bytes::new()))).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return,
+                }
+            }
             message = from_client.next(), if !full => {
                 heard = Instant::now();
                 let wrong = match message {
@@ -377,8 +416,9 @@ async fn relay(
                 if heard.elapsed() > SILENCE_MAX && !full {
                     return;
                 }
-                if tokio::time::timeout(SILENCE_MAX, to_client.send(Message::Ping(Bytes::new()))).await.is_err() {
-                    return;
+                match tokio::time::timeout(SILENCE_MAX, to_client.send(Message::Ping(Bytes::new()))).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) | Err(_) => return,
                 }
             }
         }
@@ -403,9 +443,8 @@ async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) 
                 *stdin = Some(Writer::background(app, operation, *exec));
             }
             let (Inputs::Own { stdin, .. } | Inputs::Background { stdin, .. }) = inputs;
-            if let Some(pieces) = stdin.as_ref().and_then(|writer| writer.pieces.as_ref()) {
-                // There is room, or this message would not have been read; closed means that nobody wants it.
-                let _ = pieces.try_send(payload);
+            if let Some(writer) = stdin {
+                writer.put(payload);
             }
         }
         frames::STDIN_END => match inputs {
@@ -421,8 +460,8 @@ async fn take(app: &App, caller: &Caller, inputs: &mut Inputs, message: &Bytes) 
                     let operation = app.begin(caller, ask).await.map_err(|refusal| refusal.fault)?;
                     *stdin = Some(Writer::background(app, operation, *exec));
                 }
-                if let Some(pieces) = stdin.as_ref().and_then(|writer| writer.pieces.as_ref()) {
-                    let _ = pieces.try_send(Bytes::new());
+                if let Some(writer) = stdin {
+                    writer.put(Bytes::new());
                 }
             }
         },

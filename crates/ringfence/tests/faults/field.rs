@@ -44,6 +44,11 @@ pub fn kill(pid: u32) {
     until("a killed process ends", || is_dead(pid)).unwrap();
 }
 
+/// Whether a process is the first of a sandbox; one that is just being made has no other name yet.
+fn is_init(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "rf-init")
+}
+
 /// Whether a process runs no more, reaped or not.
 pub fn is_dead(pid: u32) -> bool {
     matches!(state(pid), None | Some('Z' | 'X'))
@@ -223,11 +228,13 @@ impl Field {
         self.system.child("warden")
     }
 
-    /// The warden's live children: process 1 of each sandbox.
+    /// Process 1 of each sandbox: the warden's live children of that name.
     pub fn inits(&self) -> Vec<u32> {
         let warden = self.warden();
         let children = fs::read_to_string(format!("/proc/{warden}/task/{warden}/children")).unwrap_or_default();
-        children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| !is_dead(*pid)).collect()
+        let all = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+        // It may have others, which work for it.
+        all.filter(|pid| !is_dead(*pid) && is_init(*pid)).collect()
     }
 
     /// Process 1 of a sandbox.
