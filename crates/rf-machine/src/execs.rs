@@ -20,7 +20,7 @@ use rf_wire::machine::{EXECS_MAX, Held, KeptExec, ToServer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, unix::AsyncFd},
     net::{UnixStream, unix::pipe},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, mpsc::error::TrySendError, oneshot},
     time::sleep,
 };
 
@@ -407,27 +407,33 @@ impl Exec {
     fn hand_over(&self, streams: Streams, held: Held) -> impl Future<Output = Held> + Send + use<> {
         let Streams { stdin, stdout, stderr } = streams;
         // A pump that is at its end has gone: dropping the stream tells the other side.
-        if let (Some(slot), Some(stdin)) = (&self.slots.stdin, stdin) {
-            let _ = slot.try_send(stdin);
-        }
+        let stdin = self.slots.stdin.as_ref().zip(stdin).map(|(slot, stdin)| hand_in(slot, stdin));
         let hand = |slot: &mpsc::Sender<Handed>, out, held| {
             let (from, told) = oneshot::channel();
-            if let Err(gone) = slot.try_send(Handed { out, held, from }) {
-                gone.into_inner().out.end();
+            let handed = hand_in(slot, Handed { out, held, from });
+            async move {
+                if let Err(gone) = handed.await {
+                    gone.out.end();
+                }
+                // Of a pump that has gone the server took all.
+                told.await.unwrap_or(held)
             }
-            // Of a pump that has gone the server took all.
-            async move { told.await.unwrap_or(held) }
         };
         let stdout = hand(&self.slots.stdout, stdout, held.stdout);
         let stderr = self.slots.stderr.as_ref().zip(stderr).map(|(slot, stderr)| hand(slot, stderr, held.stderr));
         async move {
+            let stdin = async {
+                if let Some(stdin) = stdin {
+                    drop(stdin.await);
+                }
+            };
             let stderr = async {
                 match stderr {
                     Some(from) => from.await,
                     None => held.stderr,
                 }
             };
-            let (stdout, stderr) = futures::future::join(stdout, stderr).await;
+            let ((), stdout, stderr) = futures::future::join3(stdin, stdout, stderr).await;
             Held { stdout, stderr }
         }
     }
@@ -448,6 +454,22 @@ where
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(pump(receiver));
     sender
+}
+
+/// Hands a pump a stream of a new session: at once, or where it has not seen the one of a session before yet, once what
+/// this returns is awaited, which gives the stream back when the pump has gone.
+fn hand_in<T: Send + 'static>(
+    slot: &mpsc::Sender<T>,
+    stream: T,
+) -> impl Future<Output = Result<(), T>> + Send + use<T> {
+    let (slot, handed) = (slot.clone(), slot.try_send(stream));
+    async move {
+        match handed {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(stream)) => Err(stream),
+            Err(TrySendError::Full(stream)) => slot.send(stream).await.map_err(|gone| gone.0),
+        }
+    }
 }
 
 /// Moves a command's output into the streams of one session after the other, losing and repeating nothing: each stream
@@ -562,5 +584,21 @@ impl AsyncWrite for Terminal {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn sessions_that_come_faster_than_a_pump_sees_their_ends_are_all_handed_to_it() {
+        let (slot, mut sessions) = mpsc::channel(1);
+        let handed: Vec<_> = (0..3).map(|session| hand_in(&slot, session)).collect();
+        let pump = async { [sessions.recv().await, sessions.recv().await, sessions.recv().await] };
+        let (handed, seen) = futures::future::join(futures::future::join_all(handed), pump).await;
+        assert_eq!((handed, seen), (vec![Ok(()); 3], [Some(0), Some(1), Some(2)]));
+        drop(sessions);
+        assert_eq!(hand_in(&slot, 3).await, Err(3), "of a pump that has gone it comes back");
     }
 }
