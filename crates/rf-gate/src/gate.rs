@@ -57,10 +57,11 @@ impl Denied {
         Self { fault, reason }
     }
 
-    pub(crate) fn rate(per_second: u32, wait_ms: u64, reason: &'static str) -> Self {
+    /// More of `what` than its rate.
+    pub(crate) fn rate(what: &str, per_second: u32, wait_ms: u64, reason: &'static str) -> Self {
         let fault = Fault::new(
             Code::RateLimited,
-            format!("more than {per_second} requests a second"),
+            format!("more than {per_second} {what} a second"),
             format!("try again in {wait_ms} ms"),
         );
         Self { fault, reason }
@@ -292,14 +293,14 @@ impl Gate {
     pub fn rate(&self, who: &Authenticated, now: UnixMs) -> Result<(), Denied> {
         // An operator's work for a user is the operator's.
         let payer = who.acted_by().unwrap_or(&who.scope).user();
-        self.0
-            .requests
-            .take(payer, now)
-            .map_err(|wait_ms| Denied::rate(self.0.config.requests.per_second, wait_ms, "too many requests"))
+        self.0.requests.take(payer, now).map_err(|wait_ms| {
+            Denied::rate("requests", self.0.config.requests.per_second, wait_ms, "too many requests")
+        })
     }
 
     pub(crate) fn too_many_failures(&self, wait_ms: u64) -> Denied {
-        Denied::rate(self.0.config.failures.per_second, wait_ms, "too many failed credentials from this peer")
+        let what = "wrong credentials from your address";
+        Denied::rate(what, self.0.config.failures.per_second, wait_ms, "too many failed credentials from this peer")
     }
 
     fn by_key(&self, text: &str, now: UnixMs) -> Result<Authenticated, Denied> {

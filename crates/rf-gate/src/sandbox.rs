@@ -73,7 +73,7 @@ impl Gate {
         let sandbox = owner.sandbox();
         let rate = self.0.config.requests;
         (self.0.visits.take(sandbox, now))
-            .map_err(|wait_ms| Denied::rate(rate.per_second, wait_ms, "too many visits of a sandbox"))?;
+            .map_err(|wait_ms| Denied::rate("requests", rate.per_second, wait_ms, "too many visits of a sandbox"))?;
         Ok(authenticated(owner.0, Credential::Visitor { sandbox }, vec![Scope::Run]))
     }
 

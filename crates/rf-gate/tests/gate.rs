@@ -396,7 +396,9 @@ fn a_peer_that_fails_too_often_is_slowed_and_its_neighbours_with_good_keys_are_n
         assert_eq!(ask(bad.reveal(), peer).unwrap_err().fault.code, Code::Unauthenticated);
     }
     for text in [bad.reveal(), "", "a.b.c"] {
-        assert_eq!(ask(text, peer).unwrap_err().fault.code, Code::RateLimited);
+        let fault = ask(text, peer).unwrap_err().fault;
+        assert_eq!(fault.code, Code::RateLimited);
+        assert_eq!(fault.message, "more than 1 wrong credentials from your address a second");
     }
     assert_eq!(ask(bad.reveal(), other).unwrap_err().fault.code, Code::Unauthenticated);
     assert!(ask(w.first_key.reveal(), peer).is_ok());
