@@ -2,6 +2,7 @@
 
     steps.py first PID...   holds the first program that one of these starts, before its first instruction
     steps.py launch PID     holds the next child of PID at its birth, at every system call it makes, and at its exec
+    steps.py each PID       holds every child of PID in that way, from now on
 
 It says READY, and then a line wherever it holds somebody: `EXEC pid`, `CALL number pid`, `END pid`. It goes on when it gets a
 line: `go`; `kill`, which kills whom it holds at a system call, and ends; `slay`, which kills and goes on; `await`, which
@@ -86,19 +87,19 @@ def main():
 
     def go_on(pid):
         # Who is launched is followed from call to call, everybody else runs.
-        return SYSCALL if mode == "launch" and pid in watched else CONT
+        return SYSCALL if mode != "first" and pid in watched else CONT
 
     while True:
         pid, status = os.waitpid(-1, ALL)
         if not os.WIFSTOPPED(status):
-            if mode == "launch" and pid in watched:
+            if mode != "first" and pid in watched:
                 hold("END", pid)
             continue
         event, number = status >> 16, os.WSTOPSIG(status)
         if event in FORKS:
             child = new_child(pid)
             known.add(child)
-            if pid in roots and (mode == "first" or not watched):
+            if pid in roots and (mode != "launch" or not watched):
                 watched.add(child)
             if child in born:
                 resume(go_on(child), child)

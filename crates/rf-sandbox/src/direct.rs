@@ -10,7 +10,10 @@
 //! inside can uncover it, and its parent cannot be renamed away, being of a lower layer (without `redirect_dir` that is
 //! refused with `EXDEV`) or the root.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+};
 
 use rustix::{
     fs::{Dir, Mode, OFlags, ResolveFlags},
@@ -56,7 +59,7 @@ fn empty(root: &OwnedFd, place: &str) -> Option<OwnedFd> {
 }
 
 /// Those that [`lay`] has mounted in `root`, which writes on the file system that `disk` is of.
-pub(crate) fn laid(root: &OwnedFd, disk: &OwnedFd) -> Result<Vec<OwnedFd>, Errno> {
+pub(crate) fn laid(root: &OwnedFd, disk: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Errno> {
     let device = rustix::fs::fstat(disk)?.st_dev;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

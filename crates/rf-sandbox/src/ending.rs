@@ -11,6 +11,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{Pid, Signal, WaitId, WaitIdOptions},
 };
 
@@ -41,6 +42,20 @@ pub(crate) fn kill_and_wait(pidfd: BorrowedFd<'_>) -> bool {
         }
         // Interrupted, or refused: the time above bounds how often.
         let _ = poll(&mut [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)], Some(&wait));
+    }
+}
+
+/// Waits up to [`DROP_TIME`] until a descriptor is readable.
+pub(crate) fn wait(fd: BorrowedFd<'_>) {
+    let begun = Instant::now();
+    loop {
+        let left = DROP_TIME.saturating_sub(begun.elapsed());
+        let Ok(wait) = Timespec::try_from(left) else { return };
+        // Interrupted it is asked again; refused for any other reason there is nothing to wait for.
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&wait)) {
+            Err(Errno::INTR) if !left.is_zero() => {}
+            Ok(_) | Err(_) => return,
+        }
     }
 }
 

@@ -15,7 +15,8 @@
 //! writing, as one may be by the server, which is not frozen: then nothing is pushed. The file system is the same, so its size holds what was pushed as well as what comes.
 //!
 //! It is done by a process of its own that is `root` of the sandbox's user namespace and nothing on the host, as a launch
-//! is, and everything that can fail is done before the root is changed.
+//! is, and everything that can fail is done before the root is changed. Should it be killed at its work, by the kernel for
+//! want of memory for one, another such process takes the sandbox back to its old root or on to the new one ([`Mend`]).
 
 mod inside;
 
@@ -34,7 +35,7 @@ use rustix::{
     process::Signal,
 };
 
-use self::inside::Given;
+use self::inside::{Given, Torn};
 use crate::{
     ending,
     launch::{self, LaunchError, Sandbox, Step as _},
@@ -105,11 +106,33 @@ impl Sandbox {
     }
 }
 
+/// What came of a push.
+#[derive(Debug)]
+pub enum Pushed {
+    /// What was written is a layer now.
+    Done,
+    /// Why it is none; the sandbox is as it was.
+    NotDone(LaunchError),
+    /// The process ended without a word: killed at whatever it was doing. The sandbox may have either root, one of them on
+    /// the other, and neither writable, until [`Mend`] is done.
+    CutOff,
+}
+
 /// A push under way. Dropped, it is cut off.
 #[derive(Debug)]
 pub struct Push {
     helper: Helper,
     report: OwnedFd,
+    before: Option<u64>,
+}
+
+/// A sandbox being made whole whose push was cut off: what was not finished is undone, what was is finished. Dropped, it is
+/// cut off itself.
+#[derive(Debug)]
+pub struct Mend {
+    helper: Helper,
+    report: OwnedFd,
+    /// The device of the root that it had before the push.
     before: Option<u64>,
 }
 
@@ -202,34 +225,96 @@ impl Push {
         self.report.as_fd()
     }
 
-    /// Whether it is done: `None` while it is not. After an error the sandbox is as it was.
+    /// What came of it: `None` while it is at work.
     ///
     /// The helper that is left ends by itself, once the kernel has put away the old root.
-    pub fn advance(&self, sandbox: &mut Sandbox) -> Option<Result<(), LaunchError>> {
+    pub fn advance(&self, sandbox: &mut Sandbox) -> Option<Pushed> {
         let mut buffer = [0; 256];
-        let result = match packet::receive(&self.report, &mut buffer, false) {
-            Err(Errno::AGAIN) => return None,
-            Ok((len, _)) if &buffer[..len] == b"K" => Ok(()),
-            // Killed in between, it may have done it all the same.
-            _ if self.before.is_some() && sandbox.root_device().is_some_and(|now| Some(now) != self.before) => Ok(()),
-            Ok((len, _)) => match launch::failed_step(&String::from_utf8_lossy(&buffer[..len])) {
-                Some((step, errno)) => Err(LaunchError::Inside { step, errno }),
-                None => Err(LaunchError::Died),
-            },
-            Err(_) => Err(LaunchError::Died),
-        };
-        if result.is_ok() {
-            sandbox.pushed += 1;
+        match packet::receive(&self.report, &mut buffer, false) {
+            Err(Errno::AGAIN) => None,
+            Ok((len, _)) if &buffer[..len] == b"K" => {
+                sandbox.pushed += 1;
+                Some(Pushed::Done)
+            }
+            Ok((len, _)) => Some(match launch::failed_step(&String::from_utf8_lossy(&buffer[..len])) {
+                Some((step, errno)) => Pushed::NotDone(LaunchError::Inside { step, errno }),
+                None => Pushed::CutOff,
+            }),
+            Err(_) => Some(Pushed::CutOff),
         }
-        Some(result)
     }
 
-    /// Kills it at its work, and waits for its end, though not for long. [`Push::advance`] finds out what it did.
+    /// Kills it at its work, and waits for its end, though not for long.
     pub fn cut_off(&self) {
         ending::kill_and_wait(self.helper.ended());
     }
 
     /// The process that is left.
+    #[must_use]
+    pub fn into_helper(self) -> Helper {
+        self.helper
+    }
+}
+
+impl Mend {
+    /// Begins, once `push` has ended. The sandbox must be frozen as for [`Push::begin`], and stay so.
+    ///
+    /// # Errors
+    /// The step that failed; the sandbox is as the push left it.
+    pub fn begin(sandbox: &Sandbox, push: &Push) -> Result<Self, LaunchError> {
+        let child = sandbox.cleanup.child.as_ref().ok_or(LaunchError::Died)?;
+        let disk = sandbox.disk().ok_or(Errno::NOTSUP).step("find the sandbox's disk")?;
+        // Whichever it has now, and nothing that lies on it.
+        let root = format!("/proc/{}/root", child.pid.as_raw_pid());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(root, flags, Mode::empty()).step("open the sandbox's root")?;
+        let (report, report_child) = packet::pair().step("make a socket")?;
+        let torn = Torn { plan: &sandbox.plan, disk, root };
+        match process::fork_into(0, None).step("clone a process that makes a sandbox whole")? {
+            Forked::Child => {
+                drop(report);
+                inside::run_mend(&torn, child.pidfd.as_fd(), report_child.as_fd())
+            }
+            Forked::Parent { pidfd, .. } => Ok(Self { helper: Helper::new(pidfd), report, before: push.before }),
+        }
+    }
+
+    /// Readable when [`Self::advance`] has something to do.
+    #[must_use]
+    pub fn watched(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+
+    /// Waits for it, though not for long: for who cannot watch it.
+    pub fn wait(&self) {
+        ending::wait(self.report.as_fd());
+    }
+
+    /// Whether what was written is a layer now, and the sandbox has its new root; if not, it is as it was before the push.
+    /// `None` while that is not known.
+    ///
+    /// # Errors
+    /// The step that failed: the sandbox is of no use any more.
+    pub fn advance(&self, sandbox: &mut Sandbox) -> Option<Result<bool, LaunchError>> {
+        let mut buffer = [0; 256];
+        match packet::receive(&self.report, &mut buffer, false) {
+            Err(Errno::AGAIN) => None,
+            Ok((len, _)) if &buffer[..len] == b"K" => match (self.before, sandbox.root_device()) {
+                (Some(before), Some(now)) => {
+                    sandbox.pushed += u32::from(before != now);
+                    Some(Ok(before != now))
+                }
+                (None, _) | (_, None) => Some(Err(LaunchError::Died)),
+            },
+            Ok((len, _)) => Some(Err(match launch::failed_step(&String::from_utf8_lossy(&buffer[..len])) {
+                Some((step, errno)) => LaunchError::Inside { step, errno },
+                None => LaunchError::Died,
+            })),
+            Err(_) => Some(Err(LaunchError::Died)),
+        }
+    }
+
+    /// The process that is left, which ends by itself.
     #[must_use]
     pub fn into_helper(self) -> Helper {
         self.helper

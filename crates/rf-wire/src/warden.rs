@@ -282,6 +282,8 @@ pub enum GoneWhy {
     Lease,
     /// Its process 1 died (killed from outside, or by the kernel for want of memory).
     InitDied,
+    /// What saved its files was killed at it, and so was what should have made it whole again.
+    Broken,
 }
 
 /// What a sandbox uses, as its cgroups and its file system say.

@@ -82,6 +82,7 @@ impl Sandboxes {
                         let why = match why {
                             GoneWhy::Lease => EndedWhy::Lease,
                             GoneWhy::InitDied => EndedWhy::InitDied,
+                            GoneWhy::Broken => EndedWhy::Broken,
                         };
                         if let Some(user) = self.user_of(id, said) {
                             self.event(user, id, Event::WardenSaysGone, why);

@@ -35,15 +35,31 @@ pub(super) struct Given<'a> {
     pub(super) sources: Vec<OwnedFd>,
 }
 
+/// What is needed to make a sandbox whole again.
+pub(super) struct Torn<'a> {
+    pub(super) plan: &'a Plan,
+    /// Its file system.
+    pub(super) disk: BorrowedFd<'a>,
+    /// The root that it has.
+    pub(super) root: OwnedFd,
+}
+
+/// Most mounts that lie on the root of a sandbox after a push that was cut off: the new root, or the old one.
+const STACKED_MAX: usize = 2;
+
+/// Closes what is the warden's own, copied: what it closes is to be closed, and what it has is not ours.
+fn close_all_but(needed: &[BorrowedFd<'_>], report: BorrowedFd<'_>) {
+    if let Err(errno) = process::close_all_but(needed) {
+        launch::tell(report, &Failed { step: "close what is the warden's", errno });
+        process::exit(1);
+    }
+}
+
 /// Does it, says so, and ends.
 pub(super) fn run(given: &Given<'_>, sandbox: BorrowedFd<'_>, report: BorrowedFd<'_>) -> ! {
     let mut needed = vec![given.disk.as_fd(), sandbox, report];
     needed.extend(given.sources.iter().map(AsFd::as_fd));
-    // The warden's own, copied: what it closes is to be closed, and what it has is not ours.
-    if let Err(errno) = process::close_all_but(&needed) {
-        launch::tell(report, &Failed { step: "close what is the warden's", errno });
-        process::exit(1);
-    }
+    close_all_but(&needed, report);
     match push(given, sandbox) {
         Ok(old) => {
             // Whoever hears it thaws the sandbox.
@@ -60,13 +76,60 @@ pub(super) fn run(given: &Given<'_>, sandbox: BorrowedFd<'_>, report: BorrowedFd
     }
 }
 
-/// Puts the new root together and in the place of the old; gives what was written of the old.
-fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Failed> {
+/// Makes a sandbox whole, says so, and ends.
+pub(super) fn run_mend(torn: &Torn<'_>, sandbox: BorrowedFd<'_>, report: BorrowedFd<'_>) -> ! {
+    close_all_but(&[torn.disk, torn.root.as_fd(), sandbox, report], report);
+    match mend(torn, sandbox) {
+        Ok(()) => process::exit(i32::from(packet::send(report, b"K", &[]).is_err())),
+        Err(failed) => {
+            launch::tell(report, &failed);
+            process::exit(1)
+        }
+    }
+}
+
+/// Takes away what lies on the root that the sandbox has, and makes what it writes there writable.
+fn mend(torn: &Torn<'_>, sandbox: BorrowedFd<'_>) -> Result<(), Failed> {
+    become_root(sandbox)?;
+    move_into_thread_name_spaces(sandbox, ThreadNameSpaceType::MOUNT).step("enter the mount namespace")?;
+    let own = rustix::fs::fstat(&torn.root).step("look at the root")?.st_dev;
+    for _ in 0..=STACKED_MAX {
+        // Whichever is uppermost.
+        rustix::process::chdir("/root").step("enter the root")?;
+        if rustix::fs::stat(".").step("look at what is on the root")?.st_dev == own {
+            for mount in written_in(&torn.root, torn.disk, torn.plan)?.iter().chain([&torn.root]) {
+                clear_attributes(mount.as_fd(), attribute::RDONLY).step("make the root writable")?;
+            }
+            return Ok(());
+        }
+        unmount(".", UnmountFlags::DETACH).step("take away what lies on the root")?;
+    }
+    Err(Failed { step: "find the root", errno: Errno::NOENT })
+}
+
+/// Becomes `root` of the sandbox's user namespace, and ends with the warden.
+fn become_root(sandbox: BorrowedFd<'_>) -> Result<(), Failed> {
     move_into_thread_name_spaces(sandbox, ThreadNameSpaceType::USER).step("enter the user namespace")?;
     rustix::thread::set_thread_groups(&[]).step("give up the groups")?;
     rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step("take the group")?;
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step("take the user")?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("tie to the warden")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).step("tie to the warden")
+}
+
+/// What is written in a root beside the root itself: without its overlay, and through overlays of its binds.
+fn written_in(root: &OwnedFd, disk: BorrowedFd<'_>, plan: &Plan) -> Result<Vec<OwnedFd>, Failed> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut written = direct::laid(root, disk).step("find what is written without the root")?;
+    for bind in plan.source.binds.iter().filter(|bind| bind.overlay) {
+        let bind = rustix::fs::openat(root, below_root(&bind.to), flags, Mode::empty());
+        written.push(bind.step("open an overlay of the root")?);
+    }
+    Ok(written)
+}
+
+/// Puts the new root together and in the place of the old; gives what was written of the old.
+fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Failed> {
+    become_root(sandbox)?;
     process::unshare(namespaces::MOUNT).step("unshare")?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).step("make mounts private")?;
     setup::attach(&given.disk, Path::new(SCRATCH)).step("attach the writable file system")?;
@@ -78,21 +141,24 @@ fn push(given: &Given<'_>, sandbox: BorrowedFd<'_>) -> Result<Vec<OwnedFd>, Fail
     rustix::process::chdir("/").step("enter the old root")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let old = rustix::fs::open("/", flags, Mode::empty()).step("open the old root")?;
-    let mut written = direct::laid(&old, &given.disk).step("find what is written without the old root")?;
+    let mut written = written_in(&old, given.disk.as_fd(), given.plan)?;
     written.push(old);
-    for bind in given.plan.source.binds.iter().filter(|bind| bind.overlay) {
-        let path = Path::new("/").join(below_root(&bind.to));
-        written.push(rustix::fs::open(path, flags | OFlags::NOFOLLOW, Mode::empty()).step("open an old overlay")?);
-    }
     let changed = hold_still(&written).and_then(|()| change_root(&root));
     if let Err(failed) = changed {
         for mount in &written {
             // Of one that was not changed nothing is taken.
-            let _ = clear_attributes(mount.as_fd(), attribute::RDONLY);
+            if clear_attributes(mount.as_fd(), attribute::RDONLY).is_err() {
+                end_torn();
+            }
         }
         return Err(failed);
     }
     Ok(written)
+}
+
+/// Ends without a word, so that another process makes the sandbox whole.
+fn end_torn() -> ! {
+    process::exit(1)
 }
 
 /// Makes the old overlays and what is written without them read-only, so that nothing is written into what becomes a layer, whoever holds what: the
@@ -118,11 +184,16 @@ fn change_root(root: &OwnedFd) -> Result<(), Failed> {
     })();
     if let Err(failed) = changed {
         // Nobody stands in it: what the sandbox has is the old one.
-        let _ = rustix::process::fchdir(root).and_then(|()| unmount(".", UnmountFlags::DETACH));
+        if rustix::process::fchdir(root).and_then(|()| unmount(".", UnmountFlags::DETACH)).is_err() {
+            end_torn();
+        }
         return Err(failed);
     }
     // As at a launch: the old root lies on the new one.
-    unmount(".", UnmountFlags::DETACH).step("detach the old root")
+    if unmount(".", UnmountFlags::DETACH).is_err() {
+        end_torn();
+    }
+    Ok(())
 }
 
 /// The new root with its overlays and binds, detached.

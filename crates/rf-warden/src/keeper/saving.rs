@@ -5,6 +5,9 @@
 //!                                 └ others, or a file open for writing ─▶ copying to disk ─▶ answered, thawed
 //! ```
 //!
+//! A push whose process is killed is undone or finished by another one (mending); should that not be possible either, the
+//! sandbox is ended.
+//!
 //! See [`rf_sandbox::push`] for why only process 1 may be there when the written layer is made a read-only one.
 
 use std::{
@@ -16,11 +19,12 @@ use std::{
 
 use rf_sandbox::{
     keep::{Keeping, Kept},
+    launch::LaunchError,
     plan::RootSource,
-    push::{Helper, PUSHES_MAX, Push, is_being_written, release},
+    push::{Helper, Mend, PUSHES_MAX, Push, Pushed, is_being_written, release},
 };
 use rf_types::{Code, Fault, SandboxId, SandboxSpec, SnapshotId};
-use rf_wire::warden::{Reply, Snapshot, SnapshotWay};
+use rf_wire::warden::{GoneWhy, Reply, Snapshot, SnapshotWay};
 
 use super::{Asker, Keeper, Live, Source, fault, no_sandbox, now_ms, watch, watch_changes};
 use rustix::{
@@ -61,6 +65,11 @@ enum Step {
     Pushing {
         push: Push,
         /// The sandbox's file system, until the layer has it: once it is one, nothing may be missing for it.
+        disk: Option<OwnedFd>,
+        token: u64,
+    },
+    Mending {
+        mend: Mend,
         disk: Option<OwnedFd>,
         token: u64,
     },
@@ -184,13 +193,55 @@ impl Keeper {
         let push = Push::begin(&live.sandbox, &source).map_err(|error| fault(&error))?;
         let token = self.token(Source::Saving(id));
         if watch_changes(&self.epoll, push.watched(), token).is_err() {
-            // What it did until then is found out below.
+            // What it did until then is undone or finished.
             push.cut_off();
         }
         self.step(id, Step::Pushing { push, disk: Some(disk), token });
         // It may have spoken before it was watched.
         self.advance_saving(id);
         Ok(())
+    }
+
+    /// A push was cut off.
+    fn begin_mend(&mut self, id: SandboxId) {
+        let Some(live) = self.live.get_mut(&id) else { return };
+        let step = live.rest.saving.as_mut().map(|saving| std::mem::replace(&mut saving.step, Step::Freezing));
+        let Some(Step::Pushing { push, disk, token }) = step else { return };
+        self.sources.remove(&token);
+        let begun = Mend::begin(&live.sandbox, &push);
+        self.leave(push.into_helper());
+        let mend = match begun {
+            Ok(mend) => mend,
+            Err(error) => {
+                self.let_go(disk.into_iter().collect());
+                return self.broken(id, &error);
+            }
+        };
+        let token = self.token(Source::Saving(id));
+        let watched = watch_changes(&self.epoll, mend.watched(), token);
+        if watched.is_err() {
+            mend.wait();
+        }
+        self.step(id, Step::Mending { mend, disk, token });
+        self.advance_saving(id);
+        let is_mending = |live: &Live| matches!(&live.rest.saving, Some(Saving { step: Step::Mending { .. }, .. }));
+        if watched.is_err() && self.live.get(&id).is_some_and(is_mending) {
+            // Nobody would hear of its end.
+            self.broken(id, &LaunchError::Died);
+        }
+    }
+
+    /// A sandbox whose push was cut off cannot be made whole.
+    fn broken(&mut self, id: SandboxId, why: &LaunchError) {
+        let saving = self.live.get_mut(&id).and_then(|live| live.rest.saving.take());
+        self.destroy(id, None);
+        self.news(Reply::Gone { id, why: GoneWhy::Broken });
+        if let Some(Saving { asker, step, .. }) = saving {
+            let message =
+                format!("what saved the sandbox was killed, and it could not be made whole: {}", fault(why).message);
+            self.answer(asker, Err(Fault::new(Code::PlaceLost, message, "make a new sandbox")));
+            self.end_step(step);
+        }
     }
 
     fn begin_copy(&mut self, id: SandboxId) -> Result<(), Fault> {
@@ -248,15 +299,26 @@ impl Keeper {
             None | Some(Step::Freezing) => return,
             Some(Step::Pushing { push, .. }) => match push.advance(&mut live.sandbox) {
                 None => return,
-                Some(Ok(())) => self.pushed(id, written),
-                Some(Err(error)) if is_being_written(&error) => {
+                Some(Pushed::Done) => self.pushed(id, written),
+                Some(Pushed::CutOff) => return self.begin_mend(id),
+                Some(Pushed::NotDone(error)) if is_being_written(&error) => {
                     self.drop_step(id);
                     match self.begin_copy(id) {
                         Ok(()) => return,
                         Err(fault) => Err(fault),
                     }
                 }
-                Some(Err(error)) => Err(fault(&error)),
+                Some(Pushed::NotDone(error)) => Err(fault(&error)),
+            },
+            Some(Step::Mending { mend, .. }) => match mend.advance(&mut live.sandbox) {
+                None => return,
+                // It was all done but for the word of it.
+                Some(Ok(true)) => self.pushed(id, written),
+                Some(Ok(false)) => {
+                    let message = "what saved the sandbox was killed; the sandbox is as it was";
+                    Err(Fault::new(Code::ServerBusy, message, "try again"))
+                }
+                Some(Err(error)) => return self.broken(id, &error),
             },
             Some(Step::Copying { keeping, layer, .. }) => match (keeping.advance(), *layer) {
                 (Ok(kept), layer) => self.copied(id, layer, kept),
@@ -275,7 +337,9 @@ impl Keeper {
         let layer = LayerId::random();
         let size = Kept { bytes: now.0.saturating_sub(before.0), files: now.1.saturating_sub(before.1) };
         let origin = match live.rest.saving.as_mut().map(|saving| &mut saving.step) {
-            Some(Step::Pushing { disk, .. }) => disk.take().map(|disk| Origin { owner: id, disk, written }),
+            Some(Step::Pushing { disk, .. } | Step::Mending { disk, .. }) => {
+                disk.take().map(|disk| Origin { owner: id, disk, written })
+            }
             _ => None,
         };
         // It has one from its beginning.
@@ -333,6 +397,10 @@ impl Keeper {
                 // The sandbox may have ended, and this be the last of it.
                 self.let_go(disk.into_iter().collect());
                 (push.into_helper(), token)
+            }
+            Step::Mending { mend, disk, token } => {
+                self.let_go(disk.into_iter().collect());
+                (mend.into_helper(), token)
             }
             Step::Copying { keeping, layer, token } => {
                 if !self.snapshots.has(layer) {
