@@ -16,7 +16,7 @@ const ANSWER_MAX: usize = 64 * 1024 * 1024;
 /// Most pages of a list, of 1,000 items each. Chosen: a server that never ends its list does not fill our memory.
 const PAGES_MAX: usize = 1_000;
 /// How long a connection may take to open. Chosen.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A credential's secret text. `Debug` prints nothing of it.
 #[derive(Clone)]

@@ -3,6 +3,7 @@
 use reqwest::Method;
 use rf_types::{ExecId, SandboxId, SignalScope};
 use rf_wire::frames;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     Connector,
     tungstenite::{
@@ -13,7 +14,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    client::{Client, FaultBody, query},
+    client::{CONNECT_TIMEOUT, Client, FaultBody, query},
     error::ClientError,
     files::ByteStream,
     stream::{Events, ExecStream},
@@ -77,11 +78,28 @@ impl Client {
             request.headers_mut().insert(AUTHORIZATION, value);
         }
         let tls = self.url().starts_with("https://").then(|| Connector::Rustls(self.tls()));
-        match tokio_tungstenite::connect_async_tls_with_config(request, None, true, tls).await {
+        let stream = self.connect().await?;
+        match tokio_tungstenite::client_async_tls_with_config(request, stream, None, tls).await {
             Ok((socket, _)) => Ok(ExecStream::new(self.url(), socket)),
             Err(tungstenite::Error::Http(answer)) => Err(refused(path, &answer)),
-            Err(source) => Err(ClientError::Unreachable { url: self.url().to_owned(), source: Box::new(source) }),
+            Err(source) => Err(self.unreached(source)),
         }
+    }
+
+    /// A connection to the server, by no proxy.
+    async fn connect(&self) -> Result<TcpStream, ClientError> {
+        let unusable = || ClientError::Unusable(format!("`{}` is no address", self.url()));
+        let url = reqwest::Url::parse(self.url()).map_err(|_| unusable())?;
+        let (host, port) = url.host_str().zip(url.port_or_known_default()).ok_or_else(unusable)?;
+        let address = (host.trim_matches(['[', ']']), port);
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+        let stream = connected.unwrap_or_else(|late| Err(late.into())).map_err(|error| self.unreached(error))?;
+        stream.set_nodelay(true).map_err(|error| self.unreached(error))?;
+        Ok(stream)
+    }
+
+    fn unreached(&self, source: impl std::error::Error + Send + Sync + 'static) -> ClientError {
+        ClientError::Unreachable { url: self.url().to_owned(), source: Box::new(source) }
     }
 
     /// The user's execs, running and recent.
@@ -136,5 +154,32 @@ fn refused(path: &str, answer: &tungstenite::http::Response<Option<Vec<u8>>>) ->
     match answer.body().as_deref().map(serde_json::from_slice::<FaultBody>) {
         Some(Ok(body)) => ClientError::Refused { fault: body.fault, status, request_id: body.request_id },
         _ => ClientError::Garbled { path: path.to_owned(), why: format!("status {status} and no reason") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpSocket;
+
+    use super::*;
+    use crate::client::Options;
+
+    #[tokio::test]
+    async fn a_host_that_says_nothing_is_not_waited_for_without_end() {
+        // Its queue is full, so it drops what would be one more connection.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(1).unwrap();
+        let address = silent.local_addr().unwrap();
+        let connect = || std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200));
+        let queue: Vec<_> = std::iter::from_fn(|| connect().ok()).take(16).collect();
+        assert!(queue.len() < 16);
+
+        let options = Options { url: format!("http://{address}"), key: None, certificate: None };
+        let client = Client::new(options).unwrap();
+        let socket = timeout(2 * CONNECT_TIMEOUT, client.socket("/v1/exec/stream")).await.unwrap();
+        assert!(matches!(socket, Err(ClientError::Unreachable { .. })));
     }
 }
