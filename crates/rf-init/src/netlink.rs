@@ -1,9 +1,10 @@
 //! Netlink sockets of the workload, made and counted by init.
 //!
-//! What the kernel answers to a question about interfaces and routes waits in the socket that asked, up to twice
-//! `net.core.rmem_max`, and is charged to no control group (net/netlink/af_netlink.c, `netlink_dump`). Nothing else
-//! bounds how many such sockets there are than memory that is charged, which is good for a hundred thousand of them. So
-//! the filter lets init make them (seccomp_unotify(2)), and it makes no more than [`SOCKETS_MAX`] at once.
+//! What the kernel answers to a question about interfaces and routes waits in the socket that asked, up to
+//! `net.core.rmem_default` (the filter lets nobody set `SO_RCVBUF`), and is charged to no control group
+//! (net/netlink/af_netlink.c, `netlink_dump`). Nothing else bounds how many such sockets there are than memory that is
+//! charged, which is good for a hundred thousand of them. So the filter lets init make them (seccomp_unotify(2)), and it
+//! makes no more than [`SOCKETS_MAX`] at once.
 //!
 //! Handing over a descriptor waits until the other has run, and a workload may see to it that it does not. So a process
 //! of its own does it, started when the first one asks, and gone when none has asked for a while.
@@ -18,7 +19,7 @@ use rustix::{
 };
 
 /// Most netlink sockets at once. Chosen: programs have one for as long as it takes to ask, or to listen for changes; with
-/// what waits in them these are at most 29 MiB where `net.core.rmem_max` is the kernel's own.
+/// what waits in them these are 16 MiB at most where `net.core.rmem_default` is the kernel's own.
 const SOCKETS_MAX: u32 = 64;
 /// How long nobody asked before the process ends. Chosen: a name that is looked up asks several times.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };

@@ -211,7 +211,11 @@ fn by_argument(name: &str) -> Vec<Instruction> {
                 // (linux/in6.h).
                 (41, &[20, 27, 32, 42, 46, 48]),
             ];
-            let blocks = refused.map(|(level, options)| (level, refuse_values(2, options, ENOPROTOOPT)));
+            let mut blocks = refused.map(|(level, options)| (level, refuse_values(2, options, ENOPROTOOPT)));
+            // SO_RCVBUF changes nothing, as where the most that may be asked for is what there is (socket(7)): what waits in
+            // a netlink socket counts for nobody.
+            let (_, of_sockets) = &mut blocks[2];
+            of_sockets.splice(1..1, [jump(JUMP_EQUAL, 8, 0, 1), errno(0)]);
             let mut block = vec![op(LOAD, argument(1))];
             let mut before = 0;
             for ((level, own), left) in blocks.iter().zip((1..=blocks.len()).rev()) {
@@ -412,10 +416,11 @@ mod tests {
             assert_eq!(option(level, name), ERRNO | ENOPROTOOPT, "{level} {name}");
         }
         for (level, name) in
-            [(6, 1), (6, 13), (6, 41), (17, 103), (1, 2), (1, 31), (0, 31), (0, 20), (41, 26), (41, 35), (17, 26)]
+            [(6, 1), (6, 13), (6, 41), (17, 103), (1, 2), (1, 7), (1, 31), (0, 31), (0, 20), (0, 8), (41, 26), (41, 35)]
         {
             assert_eq!(option(level, name), ALLOW, "{level} {name}");
         }
+        assert_eq!(option(1, 8), ERRNO, "what waits in a socket stays as bounded as it is");
         let ioctl = |request| answer(number("ioctl"), [0, request, 0, 0, 0, 0]);
         assert_eq!(ioctl(0x5412), ERRNO | EPERM);
         assert_eq!(ioctl(0xffff_ffff_0000_5412), ERRNO | EPERM);

@@ -111,7 +111,7 @@ pub const CALLS: &[Call] = &[
     allowed(51, "getsockname", R13),
     allowed(52, "getpeername", R13),
     treated(53, "socketpair", Treatment::ByArgument, "unix only"),
-    treated(54, "setsockopt", Treatment::ByArgument, "refused for TCP_ULP, TCP_MD5SIG, TCP_AO, UDP_ENCAP and socket filters, which load or run kernel code of rare paths, and for multicast groups and flow labels, whose memory counts for nobody"),
+    treated(54, "setsockopt", Treatment::ByArgument, "refused for TCP_ULP, TCP_MD5SIG, TCP_AO, UDP_ENCAP and socket filters, which load or run kernel code of rare paths, and for multicast groups and flow labels, whose memory counts for nobody; SO_RCVBUF changes nothing"),
     allowed(55, "getsockopt", R13),
     treated(56, "clone", Treatment::ByArgument, "refused with any flag for a new namespace, and for a child that is a sibling"),
     allowed(57, "fork", R8),
