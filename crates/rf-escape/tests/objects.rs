@@ -20,11 +20,10 @@ use field::Field;
 use http::Said;
 use serde_json::{Value, json};
 
-use Bound::{Count, Host, Memory, Nothing, Uncounted};
+use Bound::{Count, Host, Killed, Memory, Nothing};
 
 const OBJECTS: &str = include_str!("../probes/objects.py");
 const INSIDE: &str = "/tmp/objects.py";
-const SECURITY: &str = include_str!("../../../docs/SECURITY.md");
 /// What a neighbour and the host make beside it.
 const MORE: u64 = 5;
 const MIB: u64 = 1 << 20;
@@ -42,9 +41,8 @@ enum Bound {
     Memory(u64),
     /// There is none to be made.
     Nothing,
-    /// The kernel counts it for nobody, so what is promised is that SECURITY.md says so: under this kind's name. This
-    /// many are made.
-    Uncounted(u64),
+    /// All processes of who makes more are killed; at this number at the latest.
+    Killed(u64),
 }
 
 /// A kind of object, by its function in `probes/objects.py`.
@@ -73,7 +71,8 @@ const KINDS: &[(&str, Bound)] = &[
     ("udp_sockets", Count(8_192)),
     ("tcp_listeners", Count(8_192)),
     ("unix_sockets", Count(8_192)),
-    ("netlink_sockets", Count(8_192)),
+    // Made by process 1, which counts them.
+    ("netlink_sockets", Count(64)),
     ("descriptors_in_flight", Count(8_193)),
     // The mount of its terminals.
     ("terminals", Count(128)),
@@ -81,7 +80,9 @@ const KINDS: &[(&str, Bound)] = &[
     ("inotify_instances", Host("fs/inotify/max_user_instances")),
     ("inotify_watches", Host("fs/inotify/max_user_watches")),
     ("epoll_items", Memory(8_000_000)),
-    ("file_locks", Uncounted(300_000)),
+    // The warden counts them, four times a second.
+    ("file_locks", Killed(1_500_000)),
+    ("file_locks_of_the_dead", Killed(1_500_000)),
     ("mappings", Host("vm/max_map_count")),
     ("memory_policies", Nothing),
     // The disk's inodes.
@@ -97,7 +98,7 @@ const KINDS: &[(&str, Bound)] = &[
     // What lies in sockets, MiB.
     ("unix_bytes", Memory(1_000)),
     ("udp_bytes", Memory(1_000)),
-    ("netlink_bytes", Uncounted(100)),
+    ("netlink_bytes", Count(32)),
     // Memberships are memory of the kernel's that counts for nobody.
     ("ipv6_groups", Nothing),
     ("ipv4_groups", Nothing),
@@ -200,11 +201,11 @@ fn hold(field: &Field, neighbour: &str, name: &str, bound: Bound) -> Result<Stri
     let most = match bound {
         Count(count) => count,
         Host(path) => setting(path),
-        Memory(most) | Uncounted(most) => most,
+        Memory(most) | Killed(most) => most,
         Nothing => 0,
     };
     // Past the bound, so that it is the kernel that ends it.
-    let tried = if matches!(bound, Memory(_) | Uncounted(_)) { most } else { most + 2_000 };
+    let tried = if matches!(bound, Memory(_)) { most } else { most + 2_000 };
     let greedy = armed(field);
     let before = kernel_bytes();
     let exec = begin(field, &greedy, name, tried, true);
@@ -230,13 +231,13 @@ fn hold(field: &Field, neighbour: &str, name: &str, bound: Bound) -> Result<Stri
     let held = match bound {
         Count(_) | Host(_) | Nothing => refused && made.count <= most,
         Memory(_) => true,
-        Uncounted(_) => made.count >= most && SECURITY.contains(&format!("`{name}`")),
+        Killed(_) => made.ended.is_none() && made.count <= most,
     };
     if !held {
         wrong.push(format!("{made:?}, and the bound is {bound:?}"));
     }
     let limit = rf_types::Limits::STANDARD.memory_bytes_max;
-    if peak > limit + KERNEL_SLACK && !matches!(bound, Nothing | Uncounted(_)) {
+    if peak > limit + KERNEL_SLACK && !matches!(bound, Nothing) {
         wrong.push(format!("{} MiB of the kernel's memory, in a sandbox of {}", peak / MIB, limit / MIB));
     }
     // While it holds what it has.
@@ -283,6 +284,34 @@ fn every_kernel_object_has_a_bound_and_others_can_still_make_it() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    field.must("DELETE", &format!("/v1/sandboxes/{neighbour}"), &Value::Null);
+    field.settle().unwrap();
+    field.end();
+}
+
+#[test]
+fn who_makes_too_many_locks_again_and_again_is_ended_and_nobody_else() {
+    let field = Field::start();
+    let neighbour = armed(&field);
+    let greedy = armed(&field);
+    let lives = |id: &str| field.send("GET", &format!("/v1/sandboxes/{id}"), b"").is_done();
+    let mut killed = 0;
+    while lives(&greedy) {
+        // It may end meanwhile.
+        let argv = json!({ "argv": ["python3", INSIDE, "file_locks", "3000000"], "timeout_ms": 60_000 });
+        let Said::Answer { status, body, .. } =
+            field.send("POST", &format!("/v1/sandboxes/{greedy}/exec"), argv.to_string().as_bytes())
+        else {
+            panic!("no answer")
+        };
+        let result: Value = serde_json::from_slice(&body).unwrap();
+        assert!(status != 200 || result["signal"] == 9, "{result}");
+        killed += u32::from(status == 200);
+        assert!(killed < 20, "never ended");
+    }
+    // The first time only its processes are killed.
+    assert!(killed >= 1, "{killed}");
+    assert!(lives(&neighbour));
     field.must("DELETE", &format!("/v1/sandboxes/{neighbour}"), &Value::Null);
     field.settle().unwrap();
     field.end();

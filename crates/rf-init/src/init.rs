@@ -2,7 +2,7 @@
 
 use rf_sys::guest::{
     Args, FdSlot, Fork, Mapping, TakeCell, Waited, as_file_owner, close_on_exec_from, default_signal, exit, fork_into,
-    inherited, monotonic_us, set_signal_mask, signal_fd, wait,
+    inherited, kill_all, monotonic_us, set_signal_mask, signal_fd, wait,
 };
 use rf_wire::init::{
     EXECS_MAX, File, HEADER_LEN, IN_MEMFD, INLINE_MAX, MEMFD_MAX, Reader, Spawn, UNLIMITED, answer, file_op, order,
@@ -370,6 +370,11 @@ impl Init {
                     }
                 }
                 done()
+            }
+            order::KILL_ALL if from == From::Warden => {
+                // There may be none.
+                let _ = kill_all();
+                Ok(None)
             }
             order::THAWED if from == From::Warden => {
                 let us = reader.u64().map_err(malformed)?;

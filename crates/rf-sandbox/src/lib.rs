@@ -14,6 +14,7 @@ pub mod freeze;
 pub mod host;
 pub mod keep;
 pub mod launch;
+pub mod locks;
 pub mod packet;
 pub mod plan;
 pub mod processors;

@@ -1,5 +1,7 @@
 //! The warden's loop: sandboxes starting, prepared, claimed and dying, and the one server that they are kept for.
 
+mod blanks;
+mod counting;
 mod ending;
 mod pause;
 mod removing;
@@ -29,12 +31,13 @@ use rustix::{
 };
 
 use self::{
+    blanks::Blanks,
     pause::Rest,
     removing::Removing,
     saving::{Background, Layers, Waiting},
 };
 use crate::{
-    WardenConfig, WardenError, door, door::Connection, gone::Gone, pool::Pool, snapshots::Snapshots,
+    WardenConfig, WardenError, door, door::Connection, gone::Gone, locks::Locks, pool::Pool, snapshots::Snapshots,
     templates::Templates, unpack::Unpacking, weights::Weights,
 };
 
@@ -72,6 +75,8 @@ enum Source {
     Removing,
     Helper(u64),
     Unpacking(u64),
+    Blank,
+    Locks,
 }
 
 /// Whose answer something is: connection and tag.
@@ -129,6 +134,7 @@ struct Keeper {
     ranges: VecDeque<u32>,
     templates: Templates,
     unpacking: HashMap<u64, (Unpacking, Asker)>,
+    blanks: Blanks,
     snapshots: Snapshots,
     /// Sandboxes that are being frozen.
     freezing: BTreeSet<SandboxId>,
@@ -143,6 +149,7 @@ struct Keeper {
     /// Processes that end by themselves.
     helpers: HashMap<u64, Helper>,
     weights: Weights,
+    locks: Locks,
 }
 
 /// Runs the warden until SIGTERM or SIGINT; then every sandbox is destroyed and nothing is left.
@@ -199,6 +206,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
         ranges,
         templates,
         unpacking: HashMap::new(),
+        blanks: Blanks::default(),
         snapshots,
         freezing: BTreeSet::new(),
         keeping: HashMap::new(),
@@ -208,6 +216,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
         orphans: HashMap::new(),
         helpers: HashMap::new(),
         weights: Weights::new(),
+        locks: Locks::default(),
     };
     keeper.collect();
     keeper.remove_on();
@@ -293,6 +302,8 @@ impl Keeper {
                     Some(Source::Removing) => self.removed(token),
                     Some(Source::Helper(id)) => self.helper_ended(id, token),
                     Some(Source::Unpacking(id)) => self.unpacked(id, token),
+                    Some(Source::Blank) => self.blank_ended(token),
+                    Some(Source::Locks) => self.locks_counted(token),
                     None => {}
                 }
             }
@@ -311,11 +322,12 @@ impl Keeper {
         let refill = (self.wants_refill() && self.starting.is_empty())
             .then(|| self.quiet().saturating_sub(self.asked.elapsed()));
         let freezing = (!self.freezing.is_empty()).then_some(AGAIN);
-        let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due());
+        let weigh = (self.live.len() > self.pool.len()).then(|| self.weights.due().min(self.locks.due()));
         let failed = self.dying.values().filter(|dying| dying.failed.is_some());
         let failed = failed.map(|dying| FAILED_TIME.saturating_sub(dying.since.elapsed())).min();
         let all = [lease, start, again, behind, refill, freezing, weigh, failed];
-        let work = [self.until_kept(), self.until_waited(), self.until_removed(), self.until_unpacked()];
+        let work =
+            [self.until_kept(), self.until_waited(), self.until_removed(), self.until_unpacked(), self.until_blank()];
         let wait = all.into_iter().chain(work).flatten().min()?;
         // Rounded up, so that a lease is over when it is looked at.
         Timespec::try_from(wait + Duration::from_millis(1)).ok()
@@ -324,6 +336,7 @@ impl Keeper {
     fn act_on_time(&mut self) {
         let claimed = self.live.iter().filter(|(_, live)| live.lease_until > 0);
         self.weights.look(&self.launcher.host().hierarchies, claimed.map(|(id, live)| (*id, &live.sandbox)));
+        self.count_locks();
         let now = now_ms();
         while let Some((at, id)) = self.leases.first().copied() {
             if at > now {
@@ -350,6 +363,7 @@ impl Keeper {
         }
         self.tell_failed();
         self.end_slow_unpacking();
+        self.end_slow_blanks();
         let behind: Vec<u64> = self.connections.iter().filter(|(_, c)| c.behind()).map(|(id, _)| *id).collect();
         for id in behind {
             if self.connections.get_mut(&id).is_some_and(|connection| connection.flush().is_err()) {
@@ -596,6 +610,9 @@ impl Keeper {
             }
             other => Fault::invalid(other.to_string()),
         })?;
+        if let Some(size) = self.lacks_blank(&plan) {
+            return self.wait_for_blank(size, spec, asker, from, Some(id));
+        }
         let starting = self.launcher.begin(plan).map_err(|error| fault(&error))?;
         if host.rooted {
             self.ranges.pop_front();
@@ -656,7 +673,7 @@ impl Keeper {
     }
 
     fn wants_refill(&self) -> bool {
-        self.pool.wants().is_some()
+        self.pool.wants().is_some() && !self.blanks.is_preparing()
     }
 
     /// How long nothing must have been asked for before the next one is prepared.
@@ -667,6 +684,7 @@ impl Keeper {
     /// Prepares the next sandbox when nothing more urgent is under way: one at a time.
     fn refill(&mut self) {
         if self.starting.is_empty()
+            && !self.blanks.is_preparing()
             && self.asked.elapsed() >= self.quiet()
             && let Some(spec) = self.pool.wants().cloned()
             && self.begin(spec.clone(), None).is_err()

@@ -14,6 +14,7 @@
 mod door;
 mod gone;
 mod keeper;
+mod locks;
 mod pool;
 mod snapshots;
 mod templates;

@@ -59,6 +59,8 @@ pub mod order {
     /// Only from the warden: all processes were frozen for `us: u64` and run again, `flags: u32` (see
     /// [`super::thawed`]). Deadlines are put off by as much. No answer.
     pub const THAWED: u16 = 9;
+    /// Only from the warden: kill every process of the sandbox but process 1. No answer.
+    pub const KILL_ALL: u16 = 10;
 }
 
 /// Bits of the flags of [`order::THAWED`].

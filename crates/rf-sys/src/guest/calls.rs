@@ -306,6 +306,15 @@ pub fn forbidden_calls() -> (Option<Errno>, Option<Errno>) {
     unsafe { (call(156, [0; 6]).err(), call(libc::SYS_add_key, [0; 6]).err()) }
 }
 
+/// Kills every process that the caller may signal, but itself and process 1 of its pid namespace. See kill(2).
+///
+/// # Errors
+/// `ESRCH` when there is none.
+pub fn kill_all() -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    unsafe { call(libc::SYS_kill, [usize::MAX, libc::SIGKILL as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// Ends the program, running nothing more. See exit_group(2).
 pub fn exit(code: i32) -> ! {
     loop {
