@@ -131,6 +131,8 @@ pub struct Launcher {
     images: Images,
     filter: Vec<Instruction>,
     own: OwnNamespaces,
+    /// Whether this process is less likely than others to be chosen when memory runs out, which is passed on.
+    is_spared: bool,
     /// Where a new process finds its descriptors.
     reserve: Reserve,
 }
@@ -172,6 +174,7 @@ impl Launcher {
             images: Images::new(images),
             filter: seccomp::filter(),
             own: OwnNamespaces::look(),
+            is_spared: fs::read_to_string("/proc/self/oom_score_adj").is_ok_and(|adjusted| adjusted.starts_with('-')),
             reserve: Reserve::new(null.as_fd()).step("reserve descriptors")?,
             null,
         })
@@ -217,6 +220,12 @@ impl Launcher {
         &self.host
     }
 
+    /// What makes disks on images. [`Launcher::begin`] needs a blank image of the size that its plan has.
+    #[must_use]
+    pub const fn images(&self) -> &Images {
+        &self.images
+    }
+
     pub(crate) fn null(&self) -> BorrowedFd<'_> {
         self.null.as_fd()
     }
@@ -239,7 +248,7 @@ impl Launcher {
         let group = Cleanup::new(group);
         let image = match plan.disk {
             DiskKind::Memory => None,
-            DiskKind::Image => Some(self.images.make(plan.limits.disk_bytes_max, plan.limits.inodes_max)?),
+            DiskKind::Image => Some(self.images.make(disk::Size::of(&plan.limits))?),
         };
         let device = image.as_ref().filter(|_| plan.holds(Layer::Io)).map(|image| image.device.clone());
         let disk = match (image, plan.ids) {
@@ -326,6 +335,10 @@ impl Launcher {
                 fs::write(proc("uid_map"), format!("{USER_ID} {uid} 1")).step("map the user")?;
                 fs::write(proc("gid_map"), format!("{USER_ID} {gid} 1")).step("map the group")?;
             }
+        }
+        if self.is_spared {
+            // With CAP_SYS_RESOURCE, so that nobody inside sets it any lower (fs/proc/base.c, `__set_oom_adj`).
+            fs::write(proc("oom_score_adj"), "0").step("spare the sandbox no more than others")?;
         }
         let mut mounts = Vec::new();
         if matches!(plan.ids, Ids::Range { .. }) {
