@@ -12,7 +12,7 @@ use std::{
     fs,
     io::{self, Read as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -204,25 +204,34 @@ fn are_few(mut list: impl io::Read) -> io::Result<bool> {
     }
 }
 
-/// Whether these processes hold more locks than a sandbox may, or more descriptors than can be looked at.
+/// Whether these processes hold more locks than a sandbox may, or more descriptors than can be looked at, or any that
+/// cannot.
 fn has_too_many(processes: &[u32]) -> bool {
     let begun = Instant::now();
     let mut locks = 0;
     let mut text = Vec::new();
-    for pid in processes {
-        // Gone meanwhile.
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fdinfo")) else { continue };
-        for entry in descriptors.flatten() {
-            text.clear();
-            if fs::File::open(entry.path()).and_then(|mut file| file.read_to_end(&mut text)).is_ok() {
-                locks += count(&text);
-            }
-            if locks > LOCKS_MAX || begun.elapsed() > PATIENCE {
-                return true;
+    let mut look = |path: &Path| -> io::Result<bool> {
+        text.clear();
+        fs::File::open(path)?.read_to_end(&mut text)?;
+        locks += count(&text);
+        Ok(locks > LOCKS_MAX || begun.elapsed() > PATIENCE)
+    };
+    let mut all = |pid: &u32| -> io::Result<bool> {
+        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+            match look(&entry?.path()) {
+                Ok(false) => {}
+                Err(error) if is_gone(&error) => {}
+                ended => return ended,
             }
         }
-    }
-    false
+        Ok(false)
+    };
+    processes.iter().any(|pid| all(pid).unwrap_or_else(|error| !is_gone(&error)))
+}
+
+/// Whether the process, or the descriptor, is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || Errno::from_io_error(error) == Some(Errno::SRCH)
 }
 
 /// How many lines of a text tell of such a lock, held or waited for: `1: POSIX  ADVISORY  WRITE ...` in the list of all,
@@ -282,6 +291,8 @@ mod tests {
         fcntl_lock(&file, FlockOperation::LockExclusive).unwrap();
         assert_eq!(held(), before + 1);
         assert!(!has_too_many(&[own]));
+        // Nobody has this number: one that has ended holds nothing.
+        assert!(!has_too_many(&[u32::MAX]));
     }
 
     #[test]
