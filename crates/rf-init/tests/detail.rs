@@ -230,6 +230,32 @@ fn a_recursive_watch_sees_what_is_written_below_a_directory_just_made() {
 }
 
 #[test]
+fn a_directory_that_leaves_is_watched_no_longer_and_one_that_moves_within_still_is() {
+    let field = Field::start();
+    let at = |path: &str| field.dir.path().join(path);
+    for directory in ["w/leaves/deep", "w/leaves-not", "w/moves/deep"] {
+        fs::create_dir_all(at(directory)).unwrap();
+    }
+    let reply = watching(&field, &field.path("w"), 1);
+    let told = || changes(&reply).into_iter().map(|(_, path, _)| path).collect::<Vec<_>>();
+    fs::write(at("w/leaves/deep/mine"), "").unwrap();
+    assert!(told().contains(&"leaves/deep/mine".to_owned()));
+    fs::rename(at("w/leaves"), at("left")).unwrap();
+    fs::rename(at("w/moves"), at("w/moved")).unwrap();
+    told();
+    for file in ["left/away", "left/deep/away", "w/leaves-not/here", "w/moved/deep/here"] {
+        fs::write(at(file), "").unwrap();
+    }
+    let mut told = told();
+    told.dedup();
+    assert_eq!(told, ["leaves-not/here", "moved/deep/here"]);
+    fs::rename(at("left"), at("w/back")).unwrap();
+    fs::write(at("w/back/deep/here"), "").unwrap();
+    let reply = changes(&reply);
+    assert!(reply.iter().any(|(_, path, _)| path == "back/deep/here"), "{reply:?}");
+}
+
+#[test]
 fn only_directories_are_watched_in_detail() {
     let field = Field::start();
     fs::write(field.dir.path().join("f"), "x").unwrap();

@@ -87,6 +87,18 @@ impl Watches {
         }
     }
 
+    /// Forgets `path` and what is below it, and has the kernel watch that no longer.
+    fn forget_below(&mut self, queue: &OwnedFd, path: &[u8]) {
+        for watched in &mut self.list[..self.count] {
+            let own = &self.paths[watched.at as usize..(watched.at + watched.len) as usize];
+            if watched.wd != 0 && own.strip_prefix(path).is_some_and(|rest| matches!(rest, [] | [b'/', ..])) {
+                // One that is gone by itself has no watch any more.
+                let _ = inotify::remove_watch(queue, watched.wd);
+                watched.wd = 0;
+            }
+        }
+    }
+
     /// Closes the gaps of what is forgotten. Paths lie in the order of the list, so each moves down.
     fn compact(&mut self) {
         let (mut count, mut used) = (0, 0);
@@ -393,8 +405,20 @@ impl Watch<'_> {
     fn read_events(&mut self, buffer: &mut [MaybeUninit<u8>]) -> Result<bool, Errno> {
         let queue = rustix::io::dup(&self.queue)?;
         let mut events = inotify::Reader::new(&queue, buffer);
+        // A directory that was moved from where it is watched, and the rename's number.
+        let (mut left, mut left_len, mut rename) = ([0; 4096], 0, 0);
         loop {
-            let event = match events.next() {
+            let event = events.next();
+            // The other half of a rename comes next. Where it does not, what left is watched no longer; should it come
+            // later all the same, it is watched anew.
+            let stays = event
+                .as_ref()
+                .is_ok_and(|event| event.events().contains(ReadFlags::MOVED_TO) && event.cookie() == rename);
+            if left_len > 0 && !stays {
+                self.watches.forget_below(&self.queue, &left[..left_len]);
+            }
+            left_len = 0;
+            let event = match event {
                 Ok(event) => event,
                 Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
                 Err(errno) => return Err(errno),
@@ -429,6 +453,10 @@ impl Watch<'_> {
             }
             if mask & !change::DIRECTORY != 0 && !self.tell(mask, path)? {
                 return Ok(false);
+            }
+            if self.recursive && flags.contains(ReadFlags::MOVED_FROM | ReadFlags::ISDIR) {
+                left[..len].copy_from_slice(path);
+                (left_len, rename) = (len, event.cookie());
             }
             let came = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
             if self.recursive && came && flags.contains(ReadFlags::ISDIR) {
