@@ -1,6 +1,7 @@
 //! A disk of its own for a sandbox: an ext4 file system on a loop device, whose size is the quota.
 //!
-//! The image is a sparse copy of a blank one of the same size, made once; it has no name while it is in use, so it is
+//! The image is a sparse copy of a blank one of the same size, made once, by a process that is waited for like everything
+//! that takes time; it has no name while it is in use, so it is
 //! gone with its last user, whatever happens to the warden. Its file system is only ever written by this kernel, never
 //! by a user's bytes directly.
 
@@ -8,7 +9,7 @@ use std::{
     fs::{self, File},
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::{FileExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
@@ -16,11 +17,15 @@ use std::{
     time::SystemTime,
 };
 
+use rf_types::Limits;
 use rustix::{
     fs::{Mode, OFlags, SeekFrom},
     io::Errno,
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen},
+    process::{Pid, PidfdFlags, pidfd_open},
 };
+
+use crate::push::Helper;
 
 /// Smallest image: below it ext4's own tables leave no room to speak of.
 const BYTES_MIN: u64 = 8 << 20;
@@ -79,6 +84,52 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     }
 }
 
+/// How large an image is, and how many inodes it has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Size {
+    bytes: u64,
+    inodes: u64,
+}
+
+impl Size {
+    /// Of a sandbox with these limits.
+    #[must_use]
+    pub fn of(limits: &Limits) -> Self {
+        Self { bytes: limits.disk_bytes_max.max(BYTES_MIN), inodes: limits.inodes_max }
+    }
+}
+
+/// A blank image being made by a process. Dropped, that is killed, and waited for, though not for long.
+#[derive(Debug)]
+pub struct Blank {
+    helper: Helper,
+    size: Size,
+    part: PathBuf,
+    path: PathBuf,
+}
+
+impl Blank {
+    /// Of which size.
+    #[must_use]
+    pub const fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Readable when [`Images::finish_blank`] has something to do.
+    #[must_use]
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.helper.ended()
+    }
+
+    /// The process, killed.
+    #[must_use]
+    pub fn cut_off(self) -> Helper {
+        self.helper.kill();
+        let _ = fs::remove_file(&self.part);
+        self.helper
+    }
+}
+
 /// Makes disks in a directory that only the warden can reach.
 #[derive(Debug)]
 pub struct Images {
@@ -92,14 +143,12 @@ impl Images {
         Self { dir }
     }
 
-    /// A fresh file system of `bytes` with `inodes`.
+    /// A fresh file system of this size, of which there is a blank image.
     ///
     /// # Errors
     /// The step that failed; nothing of it is left.
-    pub fn make(&self, bytes: u64, inodes: u64) -> Result<Image, DiskError> {
-        let bytes = bytes.max(BYTES_MIN);
-        let blank = self.blank(bytes, inodes)?;
-        let file = self.copy(&blank, bytes)?;
+    pub fn make(&self, size: Size) -> Result<Image, DiskError> {
+        let file = self.copy(&self.path(size), size.bytes)?;
         // Open until it is mounted: a loop device with no user clears itself.
         let (device, path) = attach(&file)?;
         let rdev = device.metadata().step("look at a loop device")?.rdev();
@@ -112,36 +161,65 @@ impl Images {
         Ok(Image { mount, device: number })
     }
 
-    /// The blank image of this size, made at first use.
-    fn blank(&self, bytes: u64, inodes: u64) -> Result<PathBuf, DiskError> {
-        let path = self.dir.join(format!("blank-{bytes}-{inodes}"));
-        if path.exists() {
-            // The one that was used longest ago goes first; without the note it is the one that was made first.
-            let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-            return Ok(path);
-        }
+    fn path(&self, Size { bytes, inodes }: Size) -> PathBuf {
+        self.dir.join(format!("blank-{bytes}-{inodes}"))
+    }
+
+    /// Whether there is a blank image of this size; it is about to be used.
+    #[must_use]
+    pub fn has_blank(&self, size: Size) -> bool {
+        let path = self.path(size);
+        // The one that was used longest ago goes first; without the note it is the one that was made first.
+        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        path.exists()
+    }
+
+    /// Begins to make the blank image of this size. No other may be under way.
+    ///
+    /// # Errors
+    /// The step that failed; nothing is left running.
+    pub fn begin_blank(&self, size: Size) -> Result<Blank, DiskError> {
+        let path = self.path(size);
         let mkfs = mkfs().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).step("find mkfs.ext4")?;
-        let part = self.dir.join(format!("blank-{bytes}-{inodes}.part"));
-        File::create(&part).and_then(|file| file.set_len(bytes)).step("make a blank image")?;
+        let part = path.with_added_extension("part");
+        // Another file than the one that a killed warden's may still be writing to.
+        match fs::remove_file(&part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).step("make a blank image"),
+            Ok(()) | Err(_) => {}
+        }
+        File::create_new(&part).and_then(|file| file.set_len(size.bytes)).step("make a blank image")?;
         // No journal: what is lost in a crash of the host is a sandbox that is lost with it. Nothing is reserved for
         // root, whose id is the user's here.
-        let run = Command::new(mkfs)
+        let child = Command::new(mkfs)
             .args(["-q", "-F", "-O", "^has_journal,^resize_inode", "-m", "0", "-E", "nodiscard,root_owner=0:0", "-N"])
-            .arg(inodes.to_string())
+            .arg(size.inodes.to_string())
             .arg(&part)
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .status()
+            .spawn()
             .step("run mkfs.ext4")?;
-        if !run.success() {
-            let error = io::Error::other(format!("mkfs.ext4 ended with {run} for {bytes} bytes and {inodes} inodes"));
-            return Err(error).step("make a blank image");
+        let pid = Pid::from_raw(child.id().cast_signed()).ok_or(Errno::SRCH).step("run mkfs.ext4")?;
+        // It has ended or not, and nobody has taken its end: the number is its own.
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).step("watch mkfs.ext4")?;
+        Ok(Blank { helper: Helper::new(pidfd), size, part, path })
+    }
+
+    /// Whether a blank image is there now, once its process has ended; `None` until then.
+    pub fn finish_blank(&self, blank: &mut Blank) -> Option<Result<(), DiskError>> {
+        let status = blank.helper.try_status()?;
+        if status != Some(0) {
+            let Size { bytes, inodes } = blank.size;
+            let how = status.map_or_else(|| "was killed".to_owned(), |status| format!("ended with {status}"));
+            let error = io::Error::other(format!("mkfs.ext4 {how} for {bytes} bytes and {inodes} inodes"));
+            // What stays is removed with the next of this size, or as one that nobody uses.
+            let _ = fs::remove_file(&blank.part);
+            return Some(Err(error).step("make a blank image"));
         }
-        fs::rename(&part, &path).step("name a blank image")?;
-        self.forget_old(&path);
-        Ok(path)
+        let named = fs::rename(&blank.part, &blank.path).step("name a blank image");
+        self.forget_old(&blank.path);
+        Some(named)
     }
 
     /// Removes the blank images that were used longest ago, and what was made of one when a warden was killed, but for
@@ -226,8 +304,8 @@ mod tests {
         }
         File::create(dir.path().join("other")).unwrap();
         let images = Images::new(dir.path().to_owned());
-        // It is there already, and was used just now.
-        assert_eq!(images.blank(3, 256).unwrap(), blank(3));
+        // It is there, and about to be used.
+        assert!(images.has_blank(Size { bytes: 3, inodes: 256 }));
         images.forget_old(&blank(0));
         let left: Vec<usize> = (0..40).filter(|size| blank(*size).exists()).collect();
         let mut expected = vec![0, 3];

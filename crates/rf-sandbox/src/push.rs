@@ -32,7 +32,7 @@ use rf_sys::{
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
-    process::Signal,
+    process::{Signal, WaitId, WaitIdOptions},
 };
 
 use self::inside::{Given, Torn};
@@ -158,6 +158,19 @@ impl Helper {
     pub fn kill(&self) {
         // An error says that it has ended already.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
+    /// Takes its end, if it has ended, and with what; nothing of one that was killed. Once.
+    pub(crate) fn try_status(&mut self) -> Option<Option<i32>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let ended = rustix::io::retry_on_intr(|| rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options));
+        match ended {
+            Ok(None) => None,
+            ended => {
+                self.ended = true;
+                Some(ended.ok().flatten().and_then(|status| status.exit_status()))
+            }
+        }
     }
 
     /// Takes its end, if it has ended.

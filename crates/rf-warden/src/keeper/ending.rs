@@ -97,6 +97,7 @@ impl Keeper {
             self.dying.insert(id, Dying::new(start.starting.end(), None));
         }
         self.unpacking.clear();
+        self.stop_blanks();
         self.save_what_waits();
         self.stop_saving();
         drop(self.stop_removing());
