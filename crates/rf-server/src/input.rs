@@ -172,13 +172,26 @@ fn source<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::err
 
 /// Takes the names of our types out of a message: they mean nothing to a client.
 fn without_types(text: &str) -> String {
-    match text.split_once("expected struct ") {
-        None => text.to_owned(),
-        Some((before, after)) => {
-            let rest = after.find(" at line").map_or("", |at| &after[at..]);
-            format!("{before}expected an object{rest}")
-        }
-    }
+    // What the client wrote may come before it; what was expected is ours, and last.
+    let Some((before, expected)) = text.rsplit_once("expected ") else {
+        return text.replace("invalid digit found in string", "it is no whole number");
+    };
+    let (expected, rest) = expected.split_at(expected.find(" at line").unwrap_or(expected.len()));
+    let expected = match expected {
+        "u64" | "u32" | "u16" | "u8" | "usize" => "a whole number from 0",
+        "i64" | "i32" | "i16" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a boolean" => "`true` or `false`",
+        name if name.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{before}expected {expected}{rest}").replacen("invalid type: sequence", "invalid type: list", 1).replacen(
+        "invalid type: map",
+        "invalid type: object",
+        1,
+    )
 }
 
 fn malformed(what: &str, why: &dyn std::fmt::Display) -> Fault {
@@ -237,6 +250,36 @@ mod tests {
         drop(all);
         assert!(intake.bytes(&HeaderMap::new(), body()).await.is_ok());
         assert_eq!(intake.room.free_kib(), free);
+    }
+
+    #[test]
+    fn what_is_expected_is_said_in_words_of_json() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Asked {
+            #[serde(rename = "count")]
+            _count: Option<u64>,
+            #[serde(rename = "list")]
+            _list: Option<Vec<String>>,
+            #[serde(rename = "map")]
+            _map: Option<std::collections::BTreeMap<String, String>>,
+            #[serde(rename = "flag")]
+            _flag: Option<bool>,
+        }
+        for (wrong, said) in [
+            (r#"{"count":"1"}"#, "invalid type: string \"1\", expected a whole number from 0 at line"),
+            (r#"{"count":-1}"#, "invalid value: integer `-1`, expected a whole number from 0 at line"),
+            (r#"{"list":"x"}"#, "expected a list at line"),
+            (r#"{"map":[]}"#, "invalid type: list, expected an object at line"),
+            (r#"{"flag":7}"#, "expected `true` or `false` at line"),
+            (r#"{"flag":"expected u64"}"#, "string \"expected u64\", expected `true` or `false` at line"),
+        ] {
+            let fault = parse::<Asked>(wrong.as_bytes()).unwrap_err();
+            assert!(fault.message.contains(said), "{wrong}: {}", fault.message);
+        }
+        let uri = "/x?count=x".parse().unwrap();
+        let fault = query::<Asked>(&uri).unwrap_err();
+        assert!(fault.message.ends_with("count: it is no whole number"), "{}", fault.message);
     }
 
     #[test]

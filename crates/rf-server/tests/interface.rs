@@ -577,6 +577,9 @@ async fn an_operator_acts_for_a_user_only_on_the_record() {
     for name in ["ann", "bob", "nobody"] {
         assert_eq!(as_ann(&world.bob, name).await.0, StatusCode::FORBIDDEN, "{name}");
     }
+    // As every other list calls it.
+    let one = world.get("/v1/audit?order=oldest&items_max=1", &world.ann).await.1;
+    assert_eq!(one["items"].as_array().map(Vec::len), Some(1), "{one}");
     let records = world.get("/v1/audit?order=oldest&limit=1000", &world.ann).await.1;
     let acted: Vec<_> = (records["items"].as_array().unwrap().iter())
         .filter(|record| record["action"] == "act_for" || record["details"]["acted_by"] == "admin")

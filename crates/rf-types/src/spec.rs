@@ -198,7 +198,7 @@ impl SandboxSpec {
 
 /// A number of a spec that is out of its range.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{field}` is {value}, but must be {min} to {max}")]
+#[error("`{field}` is {value}, but must be {min} to {max}{}", in_units(field, *min, *max))]
 pub struct SpecError {
     /// Which field.
     pub field: &'static str,
@@ -208,6 +208,24 @@ pub struct SpecError {
     pub min: u64,
     /// Most allowed.
     pub max: u64,
+}
+
+/// The range of a field in the units that people think in, where it has such.
+fn in_units(field: &str, min: u64, max: u64) -> String {
+    let units: &[(u64, &str)] = if field.contains("_bytes") {
+        &[(1024 * GIB, "TiB"), (GIB, "GiB"), (MIB, "MiB")]
+    } else if field.ends_with("_ms") {
+        &[(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1_000, "s")]
+    } else if field.contains("cpu_milli") {
+        &[(1_000, "CPUs"), (10, "hundredths of a CPU")]
+    } else {
+        return String::new();
+    };
+    let told = |value: u64| {
+        let fits = units.iter().find(|(unit, _)| value >= *unit && value.is_multiple_of(*unit));
+        fits.map_or_else(|| value.to_string(), |(unit, name)| format!("{} {name}", value / unit))
+    };
+    format!(" ({} to {})", told(min), told(max))
 }
 
 /// How much one user may have at once, over all their sandboxes.

@@ -52,6 +52,7 @@ struct AuditQuery {
     /// The `next` of the page before.
     after: Option<u64>,
     /// Most records, 1 to 1,000; 100 if not given.
+    #[serde(alias = "items_max")]
     limit: Option<usize>,
 }
 

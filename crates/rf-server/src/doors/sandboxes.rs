@@ -235,6 +235,7 @@ fn key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
 /// What is wrong with it; what the gate says of the snapshot that it names.
 pub async fn wanted(app: &App, caller: &Caller, ask: &SandboxAsk) -> Result<(SandboxSpec, Making), Refusal> {
     let default = ask.name.as_deref() == Some(DEFAULT_NAME);
+    ask.name.as_deref().map_or(Ok(()), check_name)?;
     let about = ask.about()?;
     let limits = caller.who.limits();
     let (spec, from) = match &ask.from_snapshot {
@@ -245,6 +246,20 @@ pub async fn wanted(app: &App, caller: &Caller, ask: &SandboxAsk) -> Result<(San
         }
     };
     Ok((spec, Making { name: ask.name.clone(), default, about, from, repeat: None }))
+}
+
+/// Refuses a name that could not be used wherever an id can: it would be taken for an id, an option, a path, or the end of
+/// one in `name:path`. How long it is the store says.
+fn check_name(name: &str) -> Result<(), Fault> {
+    const BEGINNINGS: [&str; 6] = ["-", ".", "sbx_", "snp_", "mch_", "exe_"];
+    let taken = BEGINNINGS.iter().any(|beginning| name.starts_with(beginning));
+    if taken || name.contains([':', '/']) || name.trim() != name {
+        return Err(Fault::invalid(format!(
+            "a sandbox's name has no `:` and no `/`, no space at its ends, and does not begin with {}",
+            BEGINNINGS.map(|beginning| format!("`{beginning}`")).join(", "),
+        )));
+    }
+    Ok(())
 }
 
 /// What is asked and recorded of the making of a sandbox.
@@ -428,6 +443,16 @@ pub async fn destroy(app: &App, caller: &Caller, id: SandboxId) -> Result<(), Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_none_that_would_be_taken_for_something_else() {
+        for good in ["web", "a b", "user@host", "x-1.2_3", "Größe", "sbx", "default"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["sbx_x", "snp_1", "mch_", "exe_0", "-f", "--all", "..", ".", "a:b", "a/b", " a", "a ", "\u{a0}a"] {
+            assert_eq!(check_name(bad).unwrap_err().code, Code::InvalidRequest, "{bad}");
+        }
+    }
 
     #[test]
     fn pages_go_on_after_the_last_item() {
