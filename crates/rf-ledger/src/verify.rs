@@ -140,7 +140,10 @@ pub fn verify_with_archive(
         Fault::new(
             Code::LedgerUnavailable,
             format!("cannot read the ledger in `{}`: {error}", dir.display()),
-            "run it as the ledger's owner or as root",
+            match error.kind() {
+                io::ErrorKind::NotFound => "name the directory that it is in",
+                _ => "run it as the ledger's owner or as root",
+            },
         )
     })
 }

@@ -48,9 +48,19 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
     let state = State::locate(global.state.as_deref()).ok();
     let local = state.as_ref().and_then(State::running);
     // The file's key goes to the server that stands beside it only; alone, it is for whichever is asked.
-    let elsewhere = |url: &String| global.url.as_ref().is_some_and(|named| !same(named, url));
+    let elsewhere = |url: &String| global.url.as_ref().is_some_and(|named| !named.is_empty() && !same(named, url));
     let of_the_file = config.key.filter(|_| !config.url.as_ref().is_some_and(elsewhere));
-    let named = global.url.clone().or(config.url);
+    // A variable that is set to nothing is none.
+    let of_the_line = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let named = of_the_line(&global.url).or(config.url);
+    if let Some(url) = named.as_ref().filter(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+        let message = format!("`{url}` is no server's address");
+        bail!(Fault::new(
+            Code::InvalidRequest,
+            message,
+            "it begins with https:// or http://, as in http://127.0.0.1:7070"
+        ));
+    }
     // The local server's key goes to the local server only, whoever names it.
     let is_local = named.as_ref().is_none_or(|url| local.as_ref().is_some_and(|local| same(url, &local.url)));
     let Some(url) = named.or_else(|| local.map(|local| local.url)) else {
@@ -61,7 +71,7 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
         ));
     };
     let own = || state.as_ref().filter(|_| is_local).and_then(State::first_key);
-    let Some(key) = global.key.clone().or(of_the_file).or_else(own) else {
+    let Some(key) = of_the_line(&global.key).or(of_the_file).or_else(own) else {
         bail!(Fault::new(
             Code::Unauthenticated,
             format!("no key for `{url}` is known"),

@@ -99,10 +99,8 @@ impl Output {
         let mut code = "failed".to_owned();
         let mut hint = String::new();
         let mut request = None;
-        let mut ours = false;
         let theirs = error.chain().any(|cause| cause.is::<ClientError>());
         for cause in error.chain() {
-            ours |= cause.is::<Fault>();
             let fault = cause.downcast_ref::<Fault>().or_else(|| match cause.downcast_ref::<ClientError>() {
                 Some(ClientError::Refused { fault, request_id, .. }) => {
                     request = request_id.clone();
@@ -115,16 +113,18 @@ impl Output {
                     .ok()
                     .and_then(|value| value.as_str().map(str::to_owned))
                     .unwrap_or(code);
-                hint.clone_from(&fault.hint);
-                if ours && fault.code == Code::InvalidRequest && hint.contains("/v1/openapi.json") {
-                    // Nobody was asked: it is the command line that is wrong.
-                    hint = "see the command's --help".to_owned();
-                }
+                hint = hint_here(fault).to_owned();
                 break;
             }
-            if matches!(cause.downcast_ref::<ClientError>(), Some(ClientError::Unreachable { .. })) {
+            if let Some(ClientError::Unreachable { url, .. }) = cause.downcast_ref::<ClientError>() {
                 code = "unreachable".to_owned();
-                hint = "start a server with `ringfence up`, or name one with --url".to_owned();
+                // What a server without TLS answers to its greeting (RFC 8446, section 5.1).
+                let no_tls = url.starts_with("https://") && format!("{error:#}").contains("InvalidContentType");
+                hint = match no_tls {
+                    true => "it speaks no TLS: name it with http://",
+                    false => "start a server with `ringfence up`, or name one with --url",
+                }
+                .to_owned();
                 break;
             }
         }
@@ -143,6 +143,23 @@ impl Output {
             text
         };
         let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// What to do about a fault, for who types commands: a server's hints are for who writes requests.
+fn hint_here(fault: &Fault) -> &str {
+    match (fault.code, fault.hint.as_str()) {
+        (Code::InvalidRequest, hint) if hint.contains("/v1/openapi.json") => "see the command's --help",
+        (Code::NotFound, hint) if hint.contains("/v1/openapi.json") => {
+            "check the server's address: --url, RINGFENCE_URL"
+        }
+        (Code::Unauthenticated, hint) if hint.starts_with("send `Authorization") => {
+            "check the key: --key, RINGFENCE_KEY or ~/.config/ringfence/config.toml; it may be another server's, or revoked"
+        }
+        (_, hint) if hint.starts_with("see GET /v1/templates") => {
+            "`ringfence template list` lists them; an operator can import one"
+        }
+        (_, hint) => hint,
     }
 }
 
@@ -313,6 +330,11 @@ pub(crate) fn parse_ms(text: &str) -> Result<u64, String> {
     } else {
         Err(format!("`{text}` is out of range"))
     }
+}
+
+/// Reads an address to listen on, such as `127.0.0.1:7070`.
+pub(crate) fn parse_address(text: &str) -> Result<std::net::SocketAddr, String> {
+    text.parse().map_err(|_| "give an address and a port, such as 127.0.0.1:7070 or [::1]:7070".to_owned())
 }
 
 /// Reads a number of CPUs such as `1` or `0.5`; gives thousandths.

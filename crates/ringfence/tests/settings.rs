@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
 };
 
-use support::{Ran, System, fresh_dir, golden, ringfence};
+use support::{Ran, System, eventually, fresh_dir, golden, ringfence, signal};
 
 /// Starts with these arguments, which must fail by themselves.
 fn refused(args: &[&str]) -> Ran {
@@ -134,4 +134,40 @@ fn doctor_reads_a_configuration_and_asks_its_registries() {
     let ran = doctor();
     ran.expect(1);
     assert!(ran.stderr.contains("no_such_key"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_address_that_is_taken_is_told_at_once_with_what_to_do() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ran = refused(&["--listen", &taken.local_addr().unwrap().to_string()]);
+    ran.expect(1);
+    assert_eq!(ran.stderr.matches("cannot listen on").count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("hint: another program listens there"), "{}", ran.stderr);
+    // This network has no such address on any machine (RFC 5737).
+    let ran = refused(&["--listen", "192.0.2.1:7070", "--allow-plaintext"]);
+    ran.expect(1);
+    assert!(ran.stderr.contains("hint: name an address that this machine has"), "{}", ran.stderr);
+    for wrong in ["nope", "7070", "localhost"] {
+        let ran = refused(&["--listen", wrong]);
+        ran.expect(2);
+        assert!(ran.stderr.contains("give an address and a port, such as 127.0.0.1:7070"), "{}", ran.stderr);
+    }
+}
+
+/// The server dies and its configuration has become wrong meanwhile: who runs sandboxes has time to put it right.
+#[test]
+fn a_setting_that_becomes_wrong_ends_nobodys_sandboxes() {
+    let dir = fresh_dir();
+    let file = dir.path().join("ringfence.toml");
+    fs::write(&file, "[door]\nconnections_max = 100\n").unwrap();
+    let path = file.to_str().unwrap().to_owned();
+    let system = System::start_with(dir, &["--listen", "127.0.0.1:0", "--config", &path]);
+    let id = system.ok(&["create"]);
+    fs::write(&file, "no_such_key = 1\n").unwrap();
+    signal(system.child("server"), "KILL");
+    eventually("it says what is wrong", || system.log().matches("no_such_key").count() >= 2);
+    fs::write(&file, "[door]\nconnections_max = 100\n").unwrap();
+    eventually("it serves again", || system.run(&["ps"]).code == 0);
+    assert_eq!(system.ok(&["exec", "-s", &id, "--", "echo", "still here"]), "still here");
+    system.stop();
 }

@@ -35,6 +35,29 @@ fn a_command_runs_in_a_sandbox_of_its_own_and_its_end_becomes_ours() {
     fed.expect(125);
     assert!(fed.stderr.contains("exec -i"), "{}", fed.stderr);
 
+    // What a server says to who writes requests is said here to who types.
+    for (args, said, hint) in [
+        (
+            &["run", "--memory", "1K", "--", "true"][..],
+            "but must be 16777216 to 1099511627776 (16 MiB to 1 TiB)",
+            "see the command's --help",
+        ),
+        (&["create", "--lease", "100d"], "(1 s to 30 d)", "see the command's --help"),
+        (&["create", "--name", "a:b"], "a sandbox's name has no `:`", "see the command's --help"),
+        (&["create", "--name", "sbx_1"], "does not begin with", "see the command's --help"),
+        (&["--key", "rf_0", "ps"], "no valid credential", "check the key: --key, RINGFENCE_KEY"),
+        (&["template", "show", "nope"], "no such template", "`ringfence template list` lists them"),
+        (&["template", "import", "x", "docker.io/library/debian:12"], "there is no file or directory", "with --image"),
+    ] {
+        let ran = system.run(args);
+        assert!(ran.code == 1 || (args[0] == "run" && ran.code == 125), "{ran:?}");
+        let (told, told_hint) = ran.stderr.split_once("\n hint: ").unwrap_or_else(|| panic!("{ran:?}"));
+        assert!(told.contains(said) && told_hint.contains(hint), "{ran:?}");
+    }
+    let tls = system.url.replace("http://", "https://");
+    let ran = system.run(&["--url", &tls, "--key", "rf_0", "ps"]);
+    assert!(ran.stderr.contains("hint: it speaks no TLS: name it with http://"), "{ran:?}");
+
     // A one-shot leaves no sandbox.
     eventually("no sandbox is left", || system.json(&["ps"])["sandboxes"].as_array().unwrap().is_empty());
     system.stop();
@@ -76,9 +99,12 @@ fn a_sandbox_lives_until_it_is_removed() {
         let is = |exec: &&Value| exec["argv"][0] == "/bin/bash" && exec["state"] == "running";
         execs.as_array().unwrap().iter().filter(is).count()
     };
+    // Kept open: a shell whose input has ended ends by itself, and waiting for a child closes it.
+    let input = stubborn.stdin.take();
     eventually("the shell runs", || bash(system.json(&["ps", &id])) == 1);
     signal(stubborn.id(), "TERM");
     assert_eq!(stubborn.wait().unwrap().code(), Some(143));
+    drop(input);
     eventually("the shell is gone", || bash(system.json(&["ps", &id])) == 0);
 
     let exec = system.ok(&["exec", "-d", "-s", &id, "--sh", "echo first; sleep 0.2; echo last; exit 5"]);

@@ -31,6 +31,29 @@ fn without_a_server_the_error_says_what_to_do() {
 }
 
 #[test]
+fn an_address_that_is_none_is_said_before_its_key_is_looked_for() {
+    for wrong in ["nope", "ftp://x", "127.0.0.1:7070"] {
+        let ran = run(&["--url", wrong, "ps"]);
+        ran.expect(1);
+        assert!(ran.stderr.starts_with(&format!("error: `{wrong}` is no server's address")), "{}", ran.stderr);
+    }
+    // A variable that is set to nothing is none.
+    let ran = run(&["--url", "", "ps"]);
+    assert!(ran.stderr.starts_with("error: no server is known"), "{}", ran.stderr);
+    let ran = run(&["--url", "http://127.0.0.1:1", "--key", "", "ps"]);
+    assert!(ran.stderr.starts_with("error: no key for"), "{}", ran.stderr);
+}
+
+#[test]
+fn lists_have_one_short_name() {
+    for what in ["user", "key", "machine", "audit", "template"] {
+        let ran = run(&[what, "ls"]);
+        ran.expect(1);
+        assert!(ran.stderr.starts_with("error: no server is known"), "{what}: {}", ran.stderr);
+    }
+}
+
+#[test]
 fn errors_are_json_when_that_is_asked_for() {
     let ran = run(&["--json", "ps"]);
     ran.expect(1);
@@ -138,4 +161,5 @@ fn an_audit_without_a_ledger_fails() {
     let ran = run(&["audit", "verify"]);
     ran.expect(1);
     assert!(ran.stderr.contains("ledger"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("name the directory that it is in"), "{}", ran.stderr);
 }

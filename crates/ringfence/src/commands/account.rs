@@ -28,6 +28,7 @@ pub(crate) enum UserCommand {
         limits: LimitArgs,
     },
     /// List users.
+    #[command(visible_alias = "ls")]
     List,
     /// Set what a user may have at once; what is not named stays.
     Limits {
@@ -154,6 +155,7 @@ pub(crate) enum KeyCommand {
         form: KeyFormChoice,
     },
     /// List one's keys.
+    #[command(visible_alias = "ls")]
     List,
     /// End keys.
     Revoke {
@@ -222,6 +224,7 @@ pub(crate) enum MachineCommand {
     /// Make a token with which one computer may join, once.
     Token,
     /// List machines.
+    #[command(visible_alias = "ls")]
     List,
     /// Forget a machine; its key is worth nothing afterwards.
     Rm {

@@ -22,6 +22,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
     /// List the newest records of one's own.
+    #[command(visible_alias = "ls")]
     List {
         /// Everybody's; for the operator.
         #[arg(short, long)]

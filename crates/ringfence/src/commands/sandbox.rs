@@ -23,22 +23,22 @@ use crate::{
 /// What a sandbox should be.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct SpecArgs {
-    /// What its root is made from.
+    /// What its root is made from [default: host].
     #[arg(long, value_name = "NAME", help_heading = "Sandbox")]
     template: Option<TemplateName>,
-    /// Memory, such as 256M.
+    /// Memory, such as 512M [default: 256M].
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Sandbox")]
     memory: Option<u64>,
-    /// CPUs, such as 1 or 0.5.
+    /// CPUs, such as 2 or 0.5 [default: 1].
     #[arg(long, value_name = "CPUS", value_parser = parse_cpu, help_heading = "Sandbox")]
     cpu: Option<u32>,
-    /// Processes and threads at once.
+    /// Processes and threads at once [default: 256].
     #[arg(long, value_name = "COUNT", help_heading = "Sandbox")]
     tasks: Option<u32>,
-    /// Bytes on its writable disk, such as 128M.
+    /// Bytes on its writable disk, such as 1G [default: 128M].
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, help_heading = "Sandbox")]
     disk: Option<u64>,
-    /// Files on its writable disk.
+    /// Files on its writable disk [default: 32768].
     #[arg(long, value_name = "COUNT", help_heading = "Sandbox")]
     inodes: Option<u64>,
     /// Keep its files on an image of its own instead of in memory (the server needs root).
@@ -86,7 +86,7 @@ impl SpecArgs {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     spec: SpecArgs,
-    /// How long it lives, such as 30m or 2d.
+    /// How long it lives, such as 30m or 2d [default: 1h].
     #[arg(long, value_name = "TIME", value_parser = parse_ms, help_heading = "Sandbox")]
     lease: Option<u64>,
     /// A name that no other living sandbox of the user has.
@@ -280,5 +280,29 @@ pub(crate) fn rm(global: &Global, args: &RmArgs, out: &Output) -> Result<ExitCod
     match failed {
         None => Ok(ExitCode::SUCCESS),
         Some(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rf_types::{Limits, units::MIB};
+
+    use super::*;
+
+    #[test]
+    fn the_help_tells_what_holds_where_nothing_is_said() {
+        let help = CreateArgs::augment_args(clap::Command::new("create")).render_help().to_string();
+        let standard = Limits::STANDARD;
+        for (option, value) in [
+            ("--template", TemplateName::host().to_string()),
+            ("--memory", format!("{}M", standard.memory_bytes_max / MIB)),
+            ("--cpu", format!("{}", f64::from(standard.cpu_milli_max) / 1000.0)),
+            ("--tasks", standard.tasks_max.to_string()),
+            ("--disk <", format!("{}M", standard.disk_bytes_max / MIB)),
+            ("--inodes", standard.inodes_max.to_string()),
+        ] {
+            let line = help.lines().find(|line| line.trim_start().starts_with(option)).unwrap();
+            assert!(line.contains(&format!("[default: {value}]")), "{line}");
+        }
     }
 }

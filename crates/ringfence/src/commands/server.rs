@@ -111,6 +111,8 @@ fn path_text(path: &std::path::Path) -> Result<String> {
 }
 
 pub(crate) fn server(global: &Global, args: &ServerArgs, out: &Output) -> Result<ExitCode> {
+    // Started by way of /proc, it would be `exe` in every list of processes. It is no worse a server without a name.
+    let _ = rustix::thread::set_name(c"rf-server");
     let state = State::locate(global.state.as_deref())?;
     let rooted = geteuid().is_root();
     let config = match args.config(&state, rooted) {
@@ -121,7 +123,13 @@ pub(crate) fn server(global: &Global, args: &ServerArgs, out: &Output) -> Result
         }
     };
     // Before the rights go: a port below 1024 takes one.
-    let listener = TcpListener::bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
+    let listener = match TcpListener::bind(config.listen) {
+        Ok(listener) => listener,
+        Err(error) => {
+            out.failure(&cannot_listen(config.listen, &error));
+            return Ok(ExitCode::from(WRONG_SETTING));
+        }
+    };
     if rooted {
         rights::drop_to(SERVER_ID)?;
     }
@@ -138,6 +146,21 @@ pub(crate) fn server(global: &Global, args: &ServerArgs, out: &Output) -> Result
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Says what to do about an address that cannot be had.
+fn cannot_listen(address: SocketAddr, error: &std::io::Error) -> anyhow::Error {
+    let hint = match error.kind() {
+        ErrorKind::AddrInUse => {
+            "another program listens there, maybe another ringfence: choose an address with --listen"
+        }
+        ErrorKind::AddrNotAvailable => "name an address that this machine has with --listen",
+        ErrorKind::PermissionDenied => {
+            "a port below 1024 takes a right that you have not: choose another with --listen"
+        }
+        _ => "choose another address with --listen",
+    };
+    Fault::new(Code::InvalidRequest, format!("cannot listen on {address}: {error}"), hint).into()
 }
 
 /// Says what to do about a certificate that cannot be used.

@@ -1,11 +1,11 @@
 //! `ringfence template`: what roots are made from.
 
-use std::{convert::Infallible, fs::File, path::PathBuf, process::ExitCode, time::Duration};
+use std::{convert::Infallible, fs::File, io::ErrorKind, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{ArgGroup, Args, Subcommand};
 use rf_client::{Client, types::Template};
-use rf_types::TemplateName;
+use rf_types::{Code, Fault, TemplateName};
 use serde_json::json;
 
 use crate::{
@@ -89,7 +89,14 @@ pub(crate) fn template(global: &Global, command: TemplateCommand, out: &Output) 
             let template = if path.is_dir() {
                 runtime.block_on(client.template_upload(&name, image, transfer::tar_stream(path, bar.clone())))?
             } else {
-                let file = File::open(&path).with_context(|| format!("cannot open `{}`", path.display()))?;
+                let file = match File::open(&path) {
+                    Err(error) if error.kind() == ErrorKind::NotFound => bail!(Fault::new(
+                        Code::NotFound,
+                        format!("there is no file or directory `{}` here", path.display()),
+                        "name an image of a registry with --image",
+                    )),
+                    other => other.with_context(|| format!("cannot open `{}`", path.display()))?,
+                };
                 runtime.block_on(client.template_upload(&name, image, transfer::file_stream(file, bar.clone())))?
             };
             bar.finish_and_clear();

@@ -38,7 +38,7 @@ const SLICE_NS: u64 = 100_000;
 #[derive(Args, Clone, Debug)]
 pub(crate) struct UpArgs {
     /// Where to listen. Port 0 takes a free one [default: 127.0.0.1:7070].
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = output::parse_address)]
     listen: Option<SocketAddr>,
     /// The server's certificate chain, PEM.
     #[arg(long, value_name = "FILE", requires = "tls_key")]

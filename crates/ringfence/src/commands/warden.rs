@@ -35,6 +35,8 @@ pub(crate) struct WardenArgs {
 
 /// Runs the warden in this thread, the only one there is.
 pub(crate) fn warden(state: Option<&std::path::Path>, args: &WardenArgs) -> Result<ExitCode> {
+    // As the server: a list of processes tells what it is.
+    let _ = rustix::thread::set_name(c"rf-warden");
     let state = State::locate(state)?;
     if let Some(supervisor) = args.supervisor {
         rights::die_with(supervisor)?;

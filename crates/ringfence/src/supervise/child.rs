@@ -32,7 +32,8 @@ const GOOD_LIFE: Duration = Duration::from_secs(60);
 /// Deaths in a row, before the child was ever ready, after which the start has failed. Chosen: a wrong setting fails at
 /// once and always; what heals by itself heals within a second.
 const FALSE_STARTS_MAX: u32 = 3;
-/// A child's exit code for a setting that is wrong, which no second start makes right (EX_CONFIG of sysexits.h).
+/// A child's exit code for a setting that is wrong, which no second start makes right at the beginning (EX_CONFIG of
+/// sysexits.h).
 pub(crate) const WRONG_SETTING: u8 = 78;
 /// Longest line that a child says on its standard output, bytes.
 const LINE_MAX: u64 = 4096;
@@ -106,7 +107,8 @@ pub(crate) async fn keep(
             }
         };
         let Some(status) = status else { return Ok(()) };
-        if status.code() == Some(WRONG_SETTING.into()) {
+        // Of one that was ready, what was changed meanwhile is wrong: nobody's sandboxes end for that.
+        if status.code() == Some(WRONG_SETTING.into()) && !all_ready.load(Ordering::Relaxed) {
             bail!("the {} does not start: a setting is wrong, as it says above", role.name);
         }
         deaths += 1;
