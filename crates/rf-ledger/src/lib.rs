@@ -7,7 +7,8 @@
 //! record is durable. So somebody who can write the ledger's files but has **not** the key cannot change, drop,
 //! reorder, insert or cut a record without [`verify`] finding it. Not held: somebody with the key (the server itself,
 //! once taken over, can write a new history), and somebody who puts back an older copy of *all* the files, head
-//! included; for that, keep a head elsewhere now and then and give it to [`verify`] as an [`Anchor`].
+//! included (that of before the last commit can be made of the files themselves, whose head names it still); for that,
+//! keep a head elsewhere now and then and give it to [`verify`] as an [`Anchor`].
 //!
 //! # Files
 //!
