@@ -152,11 +152,14 @@ fn confine(launcher: &Launcher, socket: &OwnedFd) -> Result<(), Errno> {
     rustix::process::chdir("/")?;
     dump_nothing()?;
     rustix::thread::set_no_new_privs(true)?;
-    let keep = if launcher.host().rooted { CAPABILITIES } else { 0 };
-    bound_capabilities(keep).map_err(|failed| failed.errno)?;
-    let few = CapabilitySet::from_bits_retain(keep);
-    let sets = CapabilitySets { effective: few, permitted: few, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets)?;
+    // Without root there are none. What is needed then comes with having made the sandboxes' user namespaces
+    // (user_namespaces(7)).
+    if launcher.host().rooted {
+        bound_capabilities(CAPABILITIES).map_err(|failed| failed.errno)?;
+        let few = CapabilitySet::from_bits_retain(CAPABILITIES);
+        let sets = CapabilitySets { effective: few, permitted: few, inheritable: CapabilitySet::empty() };
+        rustix::thread::set_capabilities(None, sets)?;
+    }
     rf_sys::seccomp::install(launcher.filter())
 }
 

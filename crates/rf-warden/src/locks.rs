@@ -21,6 +21,8 @@ const PERIOD: Duration = Duration::from_millis(250);
 const WORTH_US: u64 = 20_000;
 /// Longest look; then there is another process. Chosen: a hundred times as long as one takes on a busy host.
 const LOOK_TIME: Duration = Duration::from_secs(60);
+/// How often the time to the next look doubles while looks fail: to 16 s.
+const FAILURES_MAX: u32 = 6;
 /// How long a sandbox's processes are killed whenever there are too many locks, before that counts as doing it again.
 /// Chosen: what is killed takes time to give them back.
 const DYING: Duration = Duration::from_secs(3);
@@ -35,6 +37,8 @@ pub(crate) struct Locks {
     asked: Option<Instant>,
     looked: Option<Instant>,
     used_us: u64,
+    /// How often it failed since it last did not.
+    failures: u32,
     killed: HashMap<SandboxId, Instant>,
 }
 
@@ -42,7 +46,8 @@ impl Locks {
     /// Until it is time for the next look, or for an end of this one.
     pub(crate) fn due(&self) -> Duration {
         let left = |since: Option<Instant>, most: Duration| since.map(|since| most.saturating_sub(since.elapsed()));
-        left(self.asked, LOOK_TIME).or_else(|| left(self.looked, PERIOD)).unwrap_or_default()
+        let period = PERIOD * (1 << self.failures.min(FAILURES_MAX));
+        left(self.asked, LOOK_TIME).or_else(|| left(self.looked, period)).unwrap_or_default()
     }
 
     /// Has it look, if it is time and the sandboxes have done anything; whether its process is another since.
@@ -60,7 +65,7 @@ impl Locks {
         }
         self.looked = Some(Instant::now());
         if self.asked.take().is_some() {
-            self.watch = None;
+            self.failed();
             return Err(format!("they took longer than {} s", LOOK_TIME.as_secs()));
         }
         let used_us = hierarchies.cpu_used_us();
@@ -75,16 +80,27 @@ impl Locks {
         let is_new = self.watch.is_none();
         let watch = match &mut self.watch {
             Some(watch) => watch,
-            none => none.insert(Watch::begin(launcher).map_err(|error| error.to_string())?),
+            none => match Watch::begin(launcher) {
+                Ok(watch) => none.insert(watch),
+                Err(error) => {
+                    self.failed();
+                    return Err(error.to_string());
+                }
+            },
         };
         match watch.look(inits) {
             Ok(()) => self.asked = self.looked,
             Err(errno) => {
-                self.watch = None;
+                self.failed();
                 return Err(errno.to_string());
             }
         }
         Ok(is_new)
+    }
+
+    fn failed(&mut self) {
+        self.watch = None;
+        self.failures = self.failures.saturating_add(1);
     }
 
     /// The process.
@@ -100,10 +116,16 @@ impl Locks {
         let Some(watch) = &self.watch else { return Ok(Vec::new()) };
         let said = watch.said();
         self.asked = None;
-        said.map_err(|errno| {
-            self.watch = None;
-            errno.to_string()
-        })
+        match said {
+            Ok(greedy) => {
+                self.failures = 0;
+                Ok(greedy)
+            }
+            Err(errno) => {
+                self.failed();
+                Err(errno.to_string())
+            }
+        }
     }
 
     /// Deals with a sandbox that has too many.
