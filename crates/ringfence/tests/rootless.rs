@@ -176,3 +176,23 @@ fn a_template_that_is_removed_goes_from_disk() {
     eventually("its layer is gone", || layers() == 0);
     system.stop();
 }
+
+#[test]
+fn what_the_kernel_bounds_by_nothing_is_held_without_root_as_well() {
+    const OBJECTS: &str = include_str!("../../rf-escape/probes/objects.py");
+    let system = start();
+    let id = system.ok(&["create", "--accept-missing", &MISSING.join(",")]);
+    let probe = system.dir().join("objects.py");
+    // Nobody may look at a process that dumps nothing, unless they are above it (prctl(2), PR_SET_DUMPABLE).
+    fs::write(&probe, format!("import ctypes\nctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n{OBJECTS}")).unwrap();
+    system.ok(&["cp", probe.to_str().unwrap(), &format!("{id}:/tmp/objects.py")]);
+    let make =
+        |kind: &str, most: &str| system.run(&["exec", "-s", &id, "--", "python3", "/tmp/objects.py", kind, most]);
+    assert_eq!(make("netlink_sockets", "1000").expect(0).lines().last(), Some("ENDED ENFILE"));
+    // The control: fewer are nobody's business.
+    assert_eq!(make("file_locks", "50000").expect(0).lines().last(), Some("ENDED most"));
+    let greedy = make("file_locks", "1000000");
+    assert_eq!(greedy.code, 128 + 9, "{greedy:?}");
+    system.ok(&["rm", &id]);
+    system.stop();
+}
