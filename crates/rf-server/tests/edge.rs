@@ -182,6 +182,30 @@ async fn whoever_asks_whether_it_is_ready_does_not_wait_for_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_its_warden_lives_and_is_not_ready() {
+    let mut server = Listening::with(|_| {}).await;
+    let address = server.address;
+    let ask = |what: &str| {
+        let request = format!("GET /v1/health/{what} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        async move { talk(address, request.as_bytes()).await }
+    };
+    let until = async |status: &str| loop {
+        let said = ask("ready").await;
+        if said.starts_with(status) {
+            return said;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    server.warden.die();
+    let said = tokio::time::timeout(Duration::from_secs(30), until("HTTP/1.1 503")).await.unwrap();
+    assert!(said.ends_with(r#"{"ready":false,"store":true,"ledger":true,"warden":false}"#), "{said}");
+    assert!(ask("live").await.starts_with("HTTP/1.1 200 OK"));
+    server.warden.listen();
+    tokio::time::timeout(Duration::from_secs(30), until("HTTP/1.1 200")).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_no_request_and_harms_nobody() {
     let server = Listening::with(|_| {}).await;
     for garbage in [
