@@ -13,6 +13,10 @@ use crate::{
 /// Most keys of one user; the oldest are forgotten first. Chosen: far more than are repeated.
 const REPEATS_MAX: u32 = 10_000;
 
+/// In the order of their index: otherwise all of the user's are sorted for each that is made.
+const FORGET_OLDEST: &str = "DELETE FROM repeats WHERE user = ?1 AND key IN
+    (SELECT key FROM repeats WHERE user = ?1 ORDER BY created DESC, key DESC LIMIT -1 OFFSET ?2)";
+
 /// A request that made something.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Repeat {
@@ -50,10 +54,7 @@ pub(crate) fn note(
         .and_then(|mut statement| statement.execute(params![user, repeat.key, repeat.digest, blob(made), int(now)]))
         .map_err(&at)?;
     transaction
-        .prepare_cached(
-            "DELETE FROM repeats WHERE user = ?1 AND key IN
-                 (SELECT key FROM repeats WHERE user = ?1 ORDER BY created DESC, key LIMIT -1 OFFSET ?2)",
-        )
+        .prepare_cached(FORGET_OLDEST)
         .and_then(|mut statement| statement.execute(params![user, REPEATS_MAX]))
         .map_err(&at)?;
     Ok(())
@@ -102,5 +103,34 @@ impl Store {
                 .execute("DELETE FROM repeats WHERE created < ?1", [int(before)])
                 .map_err(StoreError::at("forget old requests"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::Connection;
+
+    use super::*;
+
+    #[test]
+    fn the_oldest_are_forgotten_without_sorting_all() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        crate::schema::migrate(&mut connection, "x").unwrap();
+        connection.pragma_update(None, "foreign_keys", false).unwrap();
+        let user = UserId::random();
+        let transaction = connection.transaction().unwrap();
+        for made in 0..REPEATS_MAX + 2 {
+            let repeat = NewRepeat { key: &made.to_string(), digest: [1; 32] };
+            note(&transaction, user, &repeat, SandboxId::random(), UnixMs::from(made)).unwrap();
+        }
+        let kept = "SELECT count(*), min(created), max(created) FROM repeats";
+        let kept: (u32, u32, u32) =
+            transaction.query_row(kept, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        assert_eq!(kept, (REPEATS_MAX, 2, REPEATS_MAX + 1));
+
+        let mut plan = transaction.prepare(&format!("EXPLAIN QUERY PLAN {FORGET_OLDEST}")).unwrap();
+        let steps = plan.query_map(params![blob(user), REPEATS_MAX], |row| row.get::<_, String>(3)).unwrap();
+        let steps: Vec<String> = steps.map(Result::unwrap).collect();
+        assert!(steps.iter().all(|step| !step.contains("TEMP B-TREE")), "{steps:?}");
     }
 }
