@@ -15,8 +15,9 @@ use crate::{
 const MACHINES_MAX: u32 = 64;
 /// Enrolment tokens of one user that are neither used nor expired. Chosen.
 const TOKENS_MAX: u32 = 64;
-/// Most bytes of a machine's facts as JSON. Chosen: hostname, system, paths.
-const FACTS_BYTES_MAX: usize = 16 << 10;
+/// Most bytes of a machine's facts as JSON. Chosen: 24 texts of 1 KiB, the most that a machine may tell, with each byte
+/// escaped.
+const FACTS_BYTES_MAX: usize = 64 << 10;
 
 /// A machine that joins.
 #[derive(Clone, Debug)]

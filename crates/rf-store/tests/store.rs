@@ -202,6 +202,17 @@ fn a_failed_enrolment_does_not_use_the_token_up() {
 }
 
 #[test]
+fn all_that_a_machine_may_tell_of_itself_is_kept() {
+    let w = world();
+    // Each byte is two in JSON.
+    let facts = serde_json::json!(vec!["\"".repeat(1024); 24]);
+    w.store.machine_seen(&w.ann.scope, w.ann.machine, Some((&facts, "full")), NOW).unwrap();
+    assert_eq!(w.store.machine_get(&w.ann.scope, w.ann.machine).unwrap().facts, facts);
+    let more = serde_json::json!(vec!["x".repeat(1024); 64]);
+    assert!(w.store.machine_seen(&w.ann.scope, w.ann.machine, Some((&more, "full")), NOW).is_err());
+}
+
+#[test]
 fn a_subject_becomes_one_user_and_never_takes_anothers_name() {
     let w = world();
     let names: Vec<Username> = ["ann", "ann-x"].map(|name| name.parse().unwrap()).to_vec();
