@@ -156,6 +156,7 @@ fn hint_here(fault: &Fault) -> &str {
         (Code::Unauthenticated, hint) if hint.starts_with("send `Authorization") => {
             "check the key: --key, RINGFENCE_KEY or ~/.config/ringfence/config.toml; it may be another server's, or revoked"
         }
+        (Code::Paused, _) => "`ringfence resume` it first; one made with --auto-resume is resumed by the call itself",
         (_, hint) if hint.starts_with("see GET /v1/templates") => {
             "`ringfence template list` lists them; an operator can import one"
         }
@@ -350,6 +351,22 @@ pub(crate) fn parse_cpu(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hints_are_for_who_types_commands() {
+        let told = |code, hint: &str| hint_here(&Fault::new(code, "x", hint)).to_owned();
+        for (code, theirs, ours) in [
+            (Code::InvalidRequest, "see the endpoint in /v1/openapi.json", "--help"),
+            (Code::NotFound, "see /v1/openapi.json", "--url"),
+            (Code::Unauthenticated, "send `Authorization: Bearer` with an API key", "--key"),
+            (Code::Paused, "resume it first", "`ringfence resume`"),
+            (Code::NotFound, "see GET /v1/templates", "`ringfence template list`"),
+        ] {
+            let hint = told(code, theirs);
+            assert!(hint.contains(ours) && !hint.contains("/v1/") && !hint.contains("Bearer"), "{hint}");
+        }
+        assert_eq!(told(Code::LimitReached, "ask for less"), "ask for less", "what is for everybody stays");
+    }
 
     #[test]
     fn sizes_and_times_read_as_people_write_them() {
