@@ -5,101 +5,25 @@
 
 mod support;
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rf_types::{Code, DiskKind, SandboxSpec, SnapshotId, units::MIB};
 use rf_wire::warden::{GoneWhy, Order, Reply, SnapshotWay};
-use support::{Sandbox, Server, Warden, eventually};
+use support::{Sandbox, Server, Warden, eventually, steps::Holder};
 
-const STEPS: &str = include_str!("../../rf-escape/probes/steps.py");
-/// The numbers of mount_setattr(2) and pivot_root(2).
+/// The numbers of mount_setattr(2), pivot_root(2) and sendmsg(2).
 const MOUNT_SETATTR: u32 = 442;
 const PIVOT_ROOT: u32 = 155;
-/// Before anything of the sandbox is changed, every so many calls.
-const STRIDE: usize = 8;
+const SENDMSG: u32 = 46;
+/// Before anything of the sandbox is changed, and after the word that it was, every so many calls.
+const STRIDE: usize = 16;
 /// Longest time between a death and the answer of whoever waited for the dead.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
-
-/// Who holds the next child of the warden at its steps.
-struct Holder {
-    child: Child,
-    said: BufReader<ChildStdout>,
-    told: ChildStdin,
-}
-
-impl Holder {
-    fn start(warden: &Warden, mode: &str) -> Self {
-        let path = warden.state().join("../steps.py");
-        fs::write(&path, STEPS).unwrap();
-        let mut command = Command::new("python3");
-        command.arg(path).arg(mode).arg(warden.pid().to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (said, told) = (BufReader::new(child.stdout.take().unwrap()), child.stdin.take().unwrap());
-        let mut holder = Self { child, said, told };
-        assert_eq!(holder.line(), "READY");
-        holder
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.said.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
-    }
-
-    /// The number of the call at which it is held next; `None` at its end.
-    fn next(&mut self) -> Option<u32> {
-        let line = self.line();
-        match line.split(' ').collect::<Vec<_>>()[..] {
-            ["CALL", number, _] => Some(number.parse().unwrap()),
-            ["END", _] => None,
-            _ => panic!("{line:?}"),
-        }
-    }
-
-    fn tell(&mut self, word: &str) {
-        self.told.write_all(format!("{word}\n").as_bytes()).unwrap();
-    }
-
-    /// Lets it go to its call of this place, and kills it there; which call that is. `None` when it has ended before: one
-    /// asks the kernel for memory a time more often than another.
-    fn kill_at(mut self, place: usize) -> Option<u32> {
-        for _ in 0..place {
-            self.next()?;
-            self.tell("go");
-        }
-        let call = self.next()?;
-        self.tell("kill");
-        assert_eq!(self.next(), None);
-        Some(call)
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        // Whoever was held goes on.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The warden's children but for those that are in its own user namespace, and do nothing for a sandbox.
-fn children(warden: &Warden) -> usize {
-    let pid = warden.pid();
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
-    let own = namespace(&pid.to_string()).unwrap();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-    children.split_whitespace().filter(|child| namespace(child).is_none_or(|found| found != own)).count()
-}
 
 /// Begins a snapshot whose process is held, or all of whose are.
 fn begin(warden: &Warden, server: &mut Server, sandbox: &Sandbox, mode: &str) -> (Holder, u64, SnapshotId) {
     // Its own process 1 and nobody else: the next child is the one.
-    eventually("the warden is at rest", || children(warden) == 1);
+    eventually("the warden is at rest", || warden.children() == 1);
     let (holder, snapshot) = (Holder::start(warden, mode), SnapshotId::random());
     (holder, server.send(Order::Snapshot { id: sandbox.id(), snapshot }), snapshot)
 }
@@ -142,8 +66,10 @@ fn whoever_pushes_is_killed_at_every_step() {
     let warden = Warden::start();
     let mut server = warden.connect();
     let (calls, first) = calls(&warden, &mut server);
-    let points: Vec<usize> = (0..first).step_by(STRIDE).chain(first..calls.len()).collect();
-    assert!(points.len() > 30, "{} of {} calls", points.len(), calls.len());
+    let told = first + calls[first..].iter().position(|call| *call == SENDMSG).unwrap() + 2;
+    let points: Vec<usize> =
+        (0..first).step_by(STRIDE).chain(first..told).chain((told..calls.len()).step_by(STRIDE)).collect();
+    assert!(told - first > 15, "{:?}", &calls[first..told]);
     let (mut done, mut undone, mut control) = (0, 0, None);
     let mut wrong = Vec::new();
     for (number, place) in points.iter().enumerate() {
@@ -193,8 +119,8 @@ fn whoever_pushes_is_killed_at_every_step() {
     }
     eprintln!("{} of {} calls: {undone} undone, {done} done", points.len(), calls.len());
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(undone > 10 && done > 2);
-    eventually("nothing is left", || children(&warden) == 0);
+    assert!(undone > 5 && done > 1);
+    eventually("nothing is left", || warden.children() == 0);
     warden.stop();
 }
 
@@ -233,6 +159,6 @@ fn a_sandbox_that_cannot_be_made_whole_is_ended_and_that_told() {
     let next = server.create(&spec());
     assert_eq!(next.sh("echo on"), "on");
     server.done(Order::Destroy { id: next.id() });
-    eventually("nothing is left", || children(&warden) == 0);
+    eventually("nothing is left", || warden.children() == 0);
     warden.stop();
 }

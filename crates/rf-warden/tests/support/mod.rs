@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod steps;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -113,6 +115,15 @@ impl Warden {
 
     pub fn state(&self) -> PathBuf {
         self.dir.path().join("warden")
+    }
+
+    /// Its children but for those that are in its own user namespace, and do nothing for one sandbox.
+    pub fn children(&self) -> usize {
+        let pid = self.pid();
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+        let own = namespace(&pid.to_string()).unwrap();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        children.split_whitespace().filter(|child| namespace(child).is_none_or(|found| found != own)).count()
     }
 
     /// What it said.
