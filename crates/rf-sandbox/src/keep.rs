@@ -113,7 +113,7 @@ impl Keeping {
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (report, report_child) = rustix::pipe::pipe_with(flags).step("make a pipe")?;
         let (control_child, control) = rustix::pipe::pipe_with(flags).step("make a pipe")?;
-        let (setup, setup_child) = packet::pair().step("make a socket")?;
+        let (setup, setup_child) = packet::pair_without_descriptors().step("make a socket")?;
         match process::fork_into(namespaces::USER | namespaces::PID, None).step("clone a process that copies")? {
             Forked::Child => {
                 // With copies of the warden's ends it would never see that the warden is gone.

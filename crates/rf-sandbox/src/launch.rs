@@ -263,8 +263,8 @@ impl Launcher {
         group.group.limit(&plan.limits, device.as_deref())?;
         let entrances = group.group.entrances()?;
 
-        let (setup, setup_child) = packet::pair().step("make a socket")?;
-        let (warden, warden_child) = packet::pair().step("make a socket")?;
+        let (setup, setup_child) = packet::pair_without_descriptors().step("make a socket")?;
+        let (warden, warden_child) = packet::pair_without_descriptors().step("make a socket")?;
         let (server, server_child) = packet::pair().step("make a socket")?;
         let mut new = namespaces::USER | namespaces::PID;
         if plan.holds(Layer::Time) {

@@ -25,6 +25,18 @@ pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
+/// As [`pair`], where the first is for somebody who expects no descriptors from the other side: the kernel sends it none,
+/// if it can refuse that (Linux 6.16). One that nobody asked for may take long to be closed (`SO_LINGER`, socket(7)).
+///
+/// # Errors
+/// As [`pair`].
+pub fn pair_without_descriptors() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (ours, theirs) = pair()?;
+    // Where it cannot be refused, what comes is closed.
+    let _ = rf_sys::socket::refuse_descriptors(ours.as_fd())?;
+    Ok((ours, theirs))
+}
+
 /// Sends one datagram, without waiting for room.
 ///
 /// # Errors
@@ -66,4 +78,27 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], wait: bool) -> Result<(usiz
         return Err(Errno::MSGSIZE);
     }
     Ok((got.bytes, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_expects_no_descriptors_is_sent_none_where_the_kernel_can_refuse_them() {
+        let (ours, theirs) = pair_without_descriptors().unwrap();
+        let can_refuse = rf_sys::socket::refuse_descriptors(ours.as_fd()).unwrap();
+        let release = rustix::system::uname();
+        eprintln!("{}: {can_refuse}", release.release().to_string_lossy());
+        let expected = if can_refuse { Err(Errno::PERM) } else { Ok(()) };
+        assert_eq!(send(&theirs, b"take", &[theirs.as_fd()]), expected);
+        let mut buffer = [0; 16];
+        let got = receive(&ours, &mut buffer, false).map(|(len, fds)| (len, fds.len()));
+        assert_eq!(got, if can_refuse { Err(Errno::AGAIN) } else { Ok((4, 1)) });
+        // Words still come, and the other side takes descriptors: what it is sent is asked for.
+        send(&theirs, b"word", &[]).unwrap();
+        assert_eq!(receive(&ours, &mut buffer, false).unwrap().0, 4);
+        send(&ours, b"take", &[ours.as_fd()]).unwrap();
+        assert_eq!(receive(&theirs, &mut buffer, false).unwrap().1.len(), 1);
+    }
 }

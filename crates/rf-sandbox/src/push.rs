@@ -220,7 +220,7 @@ impl Push {
         }
         let disk = launch::copy_of(disk).step("copy the disk's mount")?;
         set_attributes(disk.as_fd(), 0, false, Some(user.as_fd())).step("map the ids of the disk")?;
-        let (report, report_child) = packet::pair().step("make a socket")?;
+        let (report, report_child) = packet::pair_without_descriptors().step("make a socket")?;
         let before = sandbox.root_device();
         let given = Given { plan: &sandbox.plan, source, next: sandbox.pushed + 1, disk, sources };
         match process::fork_into(0, None).step("clone a process that changes the root")? {
@@ -281,7 +281,7 @@ impl Mend {
         let root = format!("/proc/{}/root", child.pid.as_raw_pid());
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty()).step("open the sandbox's root")?;
-        let (report, report_child) = packet::pair().step("make a socket")?;
+        let (report, report_child) = packet::pair_without_descriptors().step("make a socket")?;
         let torn = Torn { plan: &sandbox.plan, disk, root };
         match process::fork_into(0, None).step("clone a process that makes a sandbox whole")? {
             Forked::Child => {

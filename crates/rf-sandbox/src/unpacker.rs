@@ -62,7 +62,7 @@ impl Unpacker {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let program = rustix::fs::open(program, flags, Mode::empty()).step("open the unpacker's program")?;
         let (report, report_child) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).step("make a pipe")?;
-        let (setup, setup_child) = packet::pair().step("make a socket")?;
+        let (setup, setup_child) = packet::pair_without_descriptors().step("make a socket")?;
         let rooted = launcher.host().rooted;
         let argument = CString::new(argument).map_err(|_| Errno::INVAL).step("pass the unpacker its order")?;
         match process::fork_into(namespaces::USER | namespaces::PID, None).step("clone the unpacker")? {

@@ -22,6 +22,8 @@ pub mod owner;
 pub mod process;
 #[cfg(feature = "std")]
 pub mod seccomp;
+#[cfg(feature = "std")]
+pub mod socket;
 
 /// The result of a call through libc: -1 is an error whose number is in `errno`.
 #[cfg(feature = "std")]
