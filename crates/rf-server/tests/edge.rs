@@ -358,3 +358,36 @@ async fn metrics_on_their_own_listener_need_no_credential_and_name_no_user() {
     assert!(other.starts_with("HTTP/1.1 404 "), "{other}");
     server.stop().await;
 }
+
+/// What a server says of HTTP/2 at its beginning (RFC 9113, sections 6.5 and 6.9).
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_come_over_http_2_before_anybody_takes_it_is_bounded() {
+    const SETTINGS: u8 = 4;
+    const WINDOW_UPDATE: u8 = 8;
+    const STREAMS: u16 = 3;
+    const WINDOW: u16 = 4;
+    const HEADERS: u16 = 6;
+    let server = Listening::with(|_| {}).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let (mut settings, mut connection) = (std::collections::BTreeMap::new(), 65_535);
+    while settings.is_empty() || connection == 65_535 {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        stream.read_exact(&mut payload).await.unwrap();
+        let number = |bytes: &[u8]| u32::from_be_bytes(bytes.try_into().unwrap());
+        match head[3] {
+            // Not the answer to ours.
+            SETTINGS if head[4] == 0 => {
+                let pairs = payload.chunks(6).map(|six| (u16::from_be_bytes([six[0], six[1]]), number(&six[2..])));
+                settings.extend(pairs);
+            }
+            WINDOW_UPDATE => connection += number(&payload),
+            _ => {}
+        }
+    }
+    assert_eq!((settings[&STREAMS], settings[&HEADERS]), (128, 64 << 10));
+    assert_eq!((settings[&WINDOW], connection), (512 << 10, 1 << 20), "as docs/CONFIGURATION.md says");
+    server.stop().await;
+}
