@@ -21,6 +21,7 @@ pub mod processors;
 mod program;
 pub mod push;
 pub mod seccomp;
+pub mod settings;
 mod setup;
 pub mod unpacker;
 

@@ -137,6 +137,50 @@ fn doctor_reads_a_configuration_and_asks_its_registries() {
 }
 
 #[test]
+fn doctor_judges_the_hosts_settings_and_what_is_stored() {
+    let dir = fresh_dir();
+    let state = dir.path().join("state");
+    let doctor = |json: bool| {
+        let mut command = ringfence(dir.path());
+        command.args(["doctor", "--state"]).arg(&state).args(json.then_some("--json"));
+        Ran::of(command, b"")
+    };
+    let names = ["kernel", "fs.file-max", "oom_score_adj", "net.core.rmem_default", "kernel.modprobe"];
+    let ran = doctor(true);
+    let found: serde_json::Value = serde_json::from_str(&ran.expect(0)).unwrap();
+    let settings = found["settings"].as_array().unwrap();
+    assert_eq!(settings.iter().map(|setting| setting["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    for setting in settings {
+        // Nobody is told that something is wrong and not what to do.
+        let (good, cure) = (setting["available"].as_bool().unwrap(), setting["cure"].as_str().unwrap());
+        assert_eq!(good, cure.is_empty(), "{setting}");
+    }
+    assert_eq!(found["state"]["available"], true);
+    let ran = doctor(false);
+    let told = ran.expect(0);
+    for setting in settings {
+        let (name, cure) = (setting["name"].as_str().unwrap(), setting["cure"].as_str().unwrap());
+        assert!(told.lines().any(|line| line.starts_with(name)) && told.contains(cure), "{name}: {told}");
+    }
+
+    // A snapshot that the warden sets aside is a fault.
+    let snapshots = state.join("warden/snapshots");
+    let file = snapshots.join("snp_00112233445566778899aabbccddeeff.json");
+    fs::create_dir_all(&snapshots).unwrap();
+    fs::write(&file, "{").unwrap();
+    let ran = doctor(false);
+    ran.expect(1);
+    let told = ran.text();
+    assert!(told.contains(file.to_str().unwrap()) && told.contains("malformed"), "{told}");
+    let ran = doctor(true);
+    ran.expect(1);
+    let found: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert_eq!(found["state"]["set_aside"][0]["file"], file.to_str().unwrap());
+    fs::remove_file(file).unwrap();
+    doctor(false).expect(0);
+}
+
+#[test]
 fn an_address_that_is_taken_is_told_at_once_with_what_to_do() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let ran = refused(&["--listen", &taken.local_addr().unwrap().to_string()]);

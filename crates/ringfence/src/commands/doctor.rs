@@ -2,13 +2,18 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use rf_sandbox::host::HostReport;
+use rf_sandbox::{
+    host::HostReport,
+    settings::{self, Setting},
+};
 use rf_server::registries::RegistryCheck;
 use rf_template::host::base;
 use rf_types::{Code, Fault};
@@ -39,6 +44,49 @@ pub(crate) fn doctor(global: &Global, args: &DoctorArgs, out: &Output) -> Result
     if args.audit { audit(global, out) } else { host(global, args.config.as_deref(), out) }
 }
 
+/// A file of a snapshot that the warden sets aside.
+#[derive(Serialize)]
+struct SetAside {
+    file: PathBuf,
+    why: String,
+}
+
+/// What is wrong with what a state directory has stored.
+#[derive(Serialize)]
+struct StateFaults {
+    available: bool,
+    evidence: String,
+    cure: String,
+    set_aside: Vec<SetAside>,
+}
+
+impl StateFaults {
+    fn look(state: &Path) -> Self {
+        const CURE: &str = "put the file back as it was, from a backup, and start ringfence again; or have its user remove \
+            the snapshot. Until then no layer that was there is removed";
+        let good = |evidence: String| Self { available: true, evidence, cure: String::new(), set_aside: Vec::new() };
+        match rf_warden::set_aside(state) {
+            Ok(files) if files.is_empty() => good(format!("every snapshot in `{}` can be read", state.display())),
+            Ok(files) => Self {
+                available: false,
+                evidence: format!("{} files of snapshots cannot be used", files.len()),
+                cure: CURE.to_owned(),
+                set_aside: files.into_iter().map(|file| SetAside { file: file.path, why: file.why }).collect(),
+            },
+            // Another person's: there is nothing to be found out.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                good(format!("`{}` is another user's, and was not looked at", state.display()))
+            }
+            Err(error) => Self {
+                available: false,
+                evidence: format!("snapshots cannot be listed: {error}"),
+                cure: "look at the state directory and its disk".to_owned(),
+                set_aside: Vec::new(),
+            },
+        }
+    }
+}
+
 /// What is found of a configuration.
 #[derive(Serialize)]
 struct Configured<'a> {
@@ -63,6 +111,12 @@ fn host(global: &Global, config: Option<&Path>, out: &Output) -> Result<ExitCode
     let layers = report.statuses();
     let missing = layers.iter().filter(|layer| !layer.available).count();
     let packages = base::missing(Path::new("/"));
+    // Whoever has no home and names no directory has no state either.
+    let state = State::locate(global.state.as_deref()).ok();
+    let supervisor = state.as_ref().and_then(State::running).map(|running| running.pid);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let settings = settings::look(supervisor, u64::try_from(now).unwrap_or(u64::MAX));
+    let state_faults = StateFaults::look(state.as_ref().map_or(Path::new(""), State::root));
     let value = json!({
         "mode": mode,
         "kernel": report.kernel,
@@ -70,6 +124,13 @@ fn host(global: &Global, config: Option<&Path>, out: &Output) -> Result<ExitCode
         "disk_image": { "available": report.image.available, "evidence": report.image.evidence, "cure": report.image.cure },
         "template_base": { "available": packages.is_empty(), "missing_packages": packages },
         "missing": missing,
+        "settings": settings.iter().map(|setting| json!({
+            "name": setting.name,
+            "available": setting.found.available,
+            "evidence": setting.found.evidence,
+            "cure": setting.found.cure,
+        })).collect::<Vec<_>>(),
+        "state": state_faults,
         "configuration": configured,
     });
     out.value(&value, |_| {
@@ -91,6 +152,10 @@ fn host(global: &Global, config: Option<&Path>, out: &Output) -> Result<ExitCode
                     format!("looked for programs: {} missing", packages.join(", "))
                 },
             ]])
+            .chain(settings.iter().map(|Setting { name, found }| {
+                vec![(*name).to_owned(), mark(found.available).to_owned(), found.evidence.clone()]
+            }))
+            .chain([vec!["state".to_owned(), mark(state_faults.available).to_owned(), state_faults.evidence.clone()]])
             .chain(configured.iter().map(|configured| {
                 let read = format!("`{}` was read, and the files of its registries", configured.file.display());
                 vec!["configuration".to_owned(), mark(true).to_owned(), read]
@@ -112,6 +177,15 @@ fn host(global: &Global, config: Option<&Path>, out: &Output) -> Result<ExitCode
         if !packages.is_empty() {
             text.push_str(&format!("\nthe template `base` is not to be had. To get it: {}", base::cure(&packages)));
         }
+        for Setting { name, found } in settings.iter().filter(|setting| !setting.found.available) {
+            text.push_str(&format!("\n{name} is better changed. To do so: {}", found.cure));
+        }
+        for fault in &state_faults.set_aside {
+            text.push_str(&format!("\na snapshot cannot be used: {}: {}", fault.file.display(), fault.why));
+        }
+        if !state_faults.available {
+            text.push_str(&format!("\nthe state has faults. To mend them: {}", state_faults.cure));
+        }
         for found in registries.iter().filter(|found| !found.available) {
             text.push_str(&format!("\nno images are to be had of {}. To get them: {}", found.host, found.cure));
         }
@@ -123,7 +197,8 @@ fn host(global: &Global, config: Option<&Path>, out: &Output) -> Result<ExitCode
         }
         text
     })?;
-    let well = missing == 0 && registries.iter().all(|found| found.available);
+    // Settings are advice: nothing is refused for them.
+    let well = missing == 0 && state_faults.available && registries.iter().all(|found| found.available);
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
