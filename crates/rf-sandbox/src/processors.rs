@@ -51,8 +51,15 @@ impl Group {
     /// Lets them use every processor again.
     pub fn hold_no_more(&self) {
         match self.cpuset() {
-            // An empty list is the parent's.
-            Some(Cpuset::V2(dir)) => drop(fs::write(dir.join("cpuset.cpus"), "\n")),
+            Some(Cpuset::V2(dir)) => {
+                // An empty list is the parent's; but Linux 6.1 lets nobody who has processes have an empty one (ENOSPC;
+                // kernel/cgroup/cpuset.c, `validate_change`).
+                if fs::write(dir.join("cpuset.cpus"), "\n").is_err()
+                    && let Ok(all) = fs::read_to_string(dir.with_file_name("cpuset.cpus.effective"))
+                {
+                    let _ = fs::write(dir.join("cpuset.cpus"), all.trim());
+                }
+            }
             Some(Cpuset::V1 { root, dir, .. }) if dir.exists() => {
                 self.move_tasks(&root);
                 // One that a process was born into meanwhile is removed with the sandbox.
