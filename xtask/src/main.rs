@@ -1,4 +1,5 @@
-//! All automation of the repository: `cargo xtask tidy`, and with `--features codegen` `cargo xtask e2b-codegen`.
+//! All automation of the repository: `cargo xtask tidy`, `cargo xtask v2`, and with `--features codegen`
+//! `cargo xtask e2b-codegen`.
 
 use std::process::ExitCode;
 
@@ -6,17 +7,24 @@ use std::process::ExitCode;
 mod codegen;
 mod table;
 mod tidy;
+mod v2;
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
+    if std::env::args().nth(1).as_deref() == Some("v2") {
+        return v2::command(args.skip(1));
+    }
     match (args.next().as_deref(), args.next().as_deref()) {
         (Some("tidy"), None) => report(&tidy::check(&tidy::root())),
+        // What the machine of `v2` runs.
+        (Some("v2-inside"), Some(plan)) => v2::inside(plan),
         #[cfg(feature = "codegen")]
         (Some("e2b-codegen"), None) => codegen::report(codegen::write(&tidy::root())),
         #[cfg(feature = "codegen")]
         (Some("e2b-codegen"), Some("--check")) => codegen::report(codegen::check(&tidy::root())),
         _ => {
             eprintln!("usage: cargo xtask tidy");
+            eprintln!("       cargo xtask v2 [--workspace] [FILTER]");
             eprintln!("       cargo run -p xtask --features codegen -- e2b-codegen [--check]");
             ExitCode::from(2)
         }

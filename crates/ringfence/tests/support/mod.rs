@@ -90,6 +90,24 @@ impl System {
         Self::start_by(dir, &["--listen", "127.0.0.1:0"], Some(uid))
     }
 
+    /// As [`Self::start_as`], by processes that root put into this control group before.
+    pub fn start_as_in(uid: u32, group: &Path) -> Self {
+        let dir = fresh_dir();
+        let (copy, path) = (dir.path().join("copy"), dir.path().join("ringfence"));
+        fs::copy(binary(), &copy).unwrap();
+        // The commands of who is served are not in it: once controllers are handed down it can have no process itself.
+        let script = format!(
+            "#!/bin/sh -e\nif [ \"$1\" = up ]; then echo $$ > {}/cgroup.procs; fi\n\
+             exec setpriv --reuid {uid} --regid {uid} --clear-groups {} \"$@\"\n",
+            group.display(),
+            copy.display(),
+        );
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(uid), Some(uid)).unwrap();
+        Self::start_by(dir, &["--listen", "127.0.0.1:0"], Some(0))
+    }
+
     /// Starts it, and runs its commands, by a script of the tester's that takes something away from the host and then
     /// becomes the binary: `BINARY` in its text.
     pub fn start_under(script: &str) -> Self {
