@@ -154,8 +154,8 @@ impl Sandbox {
         server: Option<BorrowedFd<'_>>,
     ) -> Result<(), LaunchError> {
         // What it answered is of no interest; but unread it would keep init from answering, and then from reading.
+        packet::drain(&self.warden);
         let mut buffer = [0; 256];
-        while packet::receive(&self.warden, &mut buffer, false).is_ok_and(|(len, _)| len > 0) {}
         let mut writer = Writer::new(&mut buffer, order::THAWED, 1);
         writer.u64(u64::try_from(frozen.as_micros()).unwrap_or(u64::MAX));
         writer.u32(if new_root { thawed::NEW_ROOT } else { 0 });

@@ -80,9 +80,52 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8], wait: bool) -> Result<(usiz
     Ok((got.bytes, fds))
 }
 
+/// Most datagrams that are dropped at once. More than a socket holds: each takes some 800 bytes of its buffer, which is
+/// 208 KiB by default (`net.core.wmem_default`).
+const DRAINED_MAX: usize = 1_000;
+
+/// Drops what waits in a socket; of who sends all the time no more than a socket holds.
+pub fn drain(socket: impl AsFd) {
+    let mut buffer = [0; 256];
+    // One that is too long for the buffer is dropped like the others.
+    let mut waits = || {
+        let got = receive(&socket, &mut buffer, false);
+        matches!(got, Ok((1.., _)) | Err(Errno::MSGSIZE))
+    };
+    for _ in 0..DRAINED_MAX {
+        if !waits() {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+
+    #[test]
+    fn who_sends_all_the_time_does_not_hold_up_who_drops_it() {
+        let (ours, theirs) = pair().unwrap();
+        while send(&theirs, &[7; 300], &[]).is_ok() {}
+        drain(&ours);
+        assert_eq!(receive(&ours, &mut [0; 16], false).unwrap_err(), Errno::AGAIN, "all that it holds is dropped");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let _ = send(&theirs, b"more", &[]);
+                    }
+                });
+            }
+            for _ in 0..20 {
+                drain(&ours);
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn who_expects_no_descriptors_is_sent_none_where_the_kernel_can_refuse_them() {

@@ -61,6 +61,10 @@ const QUIET_SHORT: Duration = Duration::from_millis(5);
 /// How soon a sandbox whose last cgroup was still busy is looked at again.
 const AGAIN: Duration = Duration::from_millis(2);
 
+/// Most orders that wait for the same sandbox to be paused or gone: a process of it that waits for a device can make that
+/// take for ever. Chosen; a server asks once.
+const ASKERS_MAX: usize = 64;
+
 /// What became readable.
 #[derive(Clone, Copy, Debug)]
 enum Source {
@@ -264,6 +268,10 @@ fn fault(error: &LaunchError) -> Fault {
         _ => (Code::ServerBusy, "try again; if it goes on, run `ringfence doctor` on the server"),
     };
     Fault::new(code, message, hint)
+}
+
+fn too_many_wait() -> Fault {
+    Fault::new(Code::ServerBusy, "too many orders wait for this sandbox", "wait for one of them")
 }
 
 fn no_sandbox() -> Fault {

@@ -282,3 +282,23 @@ fn an_unpacker_that_takes_too_long_is_stopped() {
     eventually("the last one had it", || there(&warden).is_empty());
     warden.stop();
 }
+
+#[test]
+fn no_more_than_so_many_wait_for_an_end_that_does_not_come() {
+    let warden = Warden::start();
+    let mut server = warden.connect();
+    let id = server.create(&SandboxSpec::standard(600_000)).id();
+    let (init, _) = processes(&warden).into_iter().find(|(_, uid)| *uid >= 0x7000_0000).expect("its process 1");
+    let held = Held::new(init);
+    let tags: Vec<u64> = (0..80).map(|_| server.send(Order::Destroy { id })).collect();
+    let (wait, refused) = tags.split_at(64);
+    for tag in refused {
+        assert_eq!(server.answer(*tag).0.unwrap_err().code, Code::ServerBusy);
+    }
+    drop(held);
+    for tag in wait {
+        assert!(matches!(server.answer(*tag).0, Ok(Reply::Done {})));
+    }
+    assert_eq!(server.refused(Order::Destroy { id }), Code::NotFound);
+    warden.stop();
+}

@@ -10,7 +10,7 @@ use rf_sys::{
     process::{self, namespaces},
 };
 use rustix::{
-    fs::{CWD, Gid, Mode, OFlags, Uid},
+    fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid},
     io::Errno,
     mount::{MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount_change, open_tree, unmount},
     process::Signal,
@@ -119,9 +119,11 @@ fn become_root(sandbox: BorrowedFd<'_>) -> Result<(), Failed> {
 /// What is written in a root beside the root itself: without its overlay, and through overlays of its binds.
 fn written_in(root: &OwnedFd, disk: BorrowedFd<'_>, plan: &Plan) -> Result<Vec<OwnedFd>, Failed> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // No link of the sandbox's leads to a mount of something else.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let mut written = direct::laid(root, disk).step("find what is written without the root")?;
     for bind in plan.source.binds.iter().filter(|bind| bind.overlay) {
-        let bind = rustix::fs::openat(root, below_root(&bind.to), flags, Mode::empty());
+        let bind = rustix::fs::openat2(root, below_root(&bind.to), flags, Mode::empty(), resolve);
         written.push(bind.step("open an overlay of the root")?);
     }
     Ok(written)

@@ -6,7 +6,9 @@ use rf_sandbox::plan::Ids;
 use rf_types::{Fault, SandboxId};
 use rf_wire::warden::{GoneWhy, Reply};
 
-use super::{AGAIN, Asker, Dying, FAILED_TIME, Keeper, START_TIME, Source, Start, watch_changes};
+use super::{
+    AGAIN, ASKERS_MAX, Asker, Dying, FAILED_TIME, Keeper, START_TIME, Source, Start, too_many_wait, watch_changes,
+};
 
 impl Keeper {
     /// A launch that will not be: everything of it goes.
@@ -61,8 +63,10 @@ impl Keeper {
             self.abandon(live.rest);
             self.dying.insert(id, Dying::new(ending, None));
         }
-        if let Some(dying) = self.dying.get_mut(&id) {
-            dying.askers.extend(asker);
+        let Some(dying) = self.dying.get_mut(&id) else { return };
+        match asker {
+            Some(asker) if dying.askers.len() >= ASKERS_MAX => self.answer(asker, Err(too_many_wait())),
+            asker => dying.askers.extend(asker),
         }
     }
 

@@ -22,7 +22,7 @@ use rf_types::{Code, Fault, OnLeaseEnd, SandboxId, SandboxSpec, units::UnixMs};
 use rf_wire::warden::{GoneWhy, Paused, PausedWhy, Reply};
 use rustix::event::epoll;
 
-use super::{Asker, Keeper, Source, fault, no_sandbox, now_ms, saving::Saving};
+use super::{ASKERS_MAX, Asker, Keeper, Source, fault, no_sandbox, now_ms, saving::Saving, too_many_wait};
 
 /// How long the kernel may take to freeze a sandbox. Chosen: it takes well below a millisecond unless a process waits
 /// for a device.
@@ -106,6 +106,7 @@ impl Keeper {
     pub(super) fn pause(&mut self, asker: Asker, id: SandboxId) {
         match self.live.get_mut(&id).filter(|live| live.lease_until > 0) {
             None => return self.answer(asker, Err(no_sandbox())),
+            Some(live) if live.rest.askers.len() >= ASKERS_MAX => return self.answer(asker, Err(too_many_wait())),
             Some(live) => live.rest.askers.push(asker),
         }
         self.begin_pause(id, PausedWhy::Asked);
