@@ -151,8 +151,7 @@ fn run(args: Args) -> Result<(), Errno> {
         rights: Rights { root, only: one_uid.then_some(ids) },
         death_signal: parent_process_death_signal()?,
         untold: false,
-        // Where there is nowhere to listen, nobody can ask.
-        sudo: if root && !one_uid { Sudo::listen().ok() } else { None },
+        sudo: None,
         netlink: listener.map(Netlink::new),
         just_ended: false,
         helpers: [0; HELPERS_MAX],
@@ -169,6 +168,11 @@ fn run(args: Args) -> Result<(), Errno> {
     }
     let probes = probe::probe(init.spare_cgroup.is_some());
     init.warden.answer(Answer::new(answer::READY, 0, |writer| writer.u32(probes)))?;
+    // The rest is done while the warden reads back what holds, and before any order is looked at.
+    if root && !one_uid {
+        // Where there is nowhere to listen, nobody can ask.
+        init.sudo = Sudo::listen().ok();
+    }
     ahead::look();
     init.serve(signals.as_fd(), buffer)
 }

@@ -4,6 +4,8 @@
 //! all. Many hosts have both at once, with the controllers in one and a bare version 2 tree for killing and freezing:
 //! so each controller is looked up on its own. See cgroups(7) and the kernel's cgroup-v1 and cgroup-v2 documents.
 
+mod ahead;
+
 use std::{
     fs, io,
     os::fd::OwnedFd,
@@ -16,6 +18,8 @@ use rustix::{
     io::Errno,
 };
 
+pub use self::ahead::Ahead;
+use self::ahead::Given;
 use crate::freeze::Freezer;
 
 /// Microseconds over which a CPU quota is counted; the kernel's own standard.
@@ -262,18 +266,24 @@ impl Hierarchies {
     }
 
     /// Makes the group `name` in every hierarchy, for a sandbox whose init has the host id `owner`; in that of block
-    /// I/O only if it does any.
+    /// I/O only if it does any, and then anew whatever there is `ahead`.
     ///
     /// # Errors
     /// The path that could not be made or written. What was made is removed again.
-    pub fn create(&self, name: &str, owner: Option<u32>, block_io: bool) -> Result<Group, CgroupError> {
+    pub fn create(
+        &self,
+        name: &str,
+        owner: Option<u32>,
+        block_io: bool,
+        ahead: Option<Ahead>,
+    ) -> Result<Group, CgroupError> {
         let mut hierarchies = self.clone();
         if !block_io {
             // A sandbox without a block device needs no group to limit it.
             hierarchies.io = None;
         }
-        let mut group = Group { name: name.to_owned(), hierarchies, v2_fd: None };
-        let made = group.make(owner);
+        let mut group = Group { name: name.to_owned(), hierarchies, v2_fd: None, given: None };
+        let made = group.make(owner, ahead.filter(|_| !block_io));
         if let Err(error) = made {
             // The first error is the one to tell; what cannot be removed now is swept at the next start.
             let _ = group.remove();
@@ -306,7 +316,7 @@ impl Hierarchies {
     /// # Errors
     /// As [`Self::create`] and [`Group::limit`].
     pub fn stay_limited(&self) -> Result<(), CgroupError> {
-        self.create("stay", None, false)?.limit(&Limits::STANDARD, None)
+        self.create("stay", None, false, None)?.limit(&Limits::STANDARD, None)
     }
 
     /// CPU time of all sandboxes of this warden so far, microseconds; nothing where it is not counted.
@@ -397,6 +407,8 @@ pub struct Group {
     name: String,
     hierarchies: Hierarchies,
     v2_fd: Option<OwnedFd>,
+    /// Of those of version 1, where they were made ahead.
+    given: Option<Given>,
 }
 
 impl Group {
@@ -429,11 +441,13 @@ impl Group {
         self.hierarchies.roots().into_iter().map(|root| root.join(&self.name)).collect()
     }
 
-    fn make(&mut self, owner: Option<u32>) -> Result<(), CgroupError> {
-        for dir in self.dirs() {
-            fs::create_dir(&dir).map_err(CgroupError::at(&dir))?;
+    fn make(&mut self, owner: Option<u32>, ahead: Option<Ahead>) -> Result<(), CgroupError> {
+        self.given = ahead.map(|ahead| ahead.become_those_of(self)).transpose()?;
+        let v2_dir = self.v2_dir();
+        for dir in self.dirs().iter().filter(|dir| self.given.is_none() || Some(*dir) == v2_dir.as_ref()) {
+            fs::create_dir(dir).map_err(CgroupError::at(dir))?;
         }
-        let Some(dir) = self.v2_dir() else { return Ok(()) };
+        let Some(dir) = v2_dir else { return Ok(()) };
         put(&dir, "cgroup.max.descendants", &DESCENDANTS_MAX.to_string())?;
         if let Some(owner) = owner {
             // Delegation as the cgroup-v2 document has it: the directory and the files by which processes are moved

@@ -11,12 +11,13 @@
 //! refused with `EXDEV`) or the root.
 
 use std::{
+    mem::MaybeUninit,
     os::fd::{BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use rustix::{
-    fs::{Dir, Mode, OFlags, ResolveFlags},
+    fs::{Mode, OFlags, RawDir, ResolveFlags},
     io::Errno,
     mount::{MoveMountFlags, move_mount},
 };
@@ -48,9 +49,13 @@ pub(crate) fn lay(root: &OwnedFd, upper: &str) -> Result<(), Failed> {
 /// The directory, if it is empty; it is in the written layer then.
 fn empty(root: &OwnedFd, place: &str) -> Option<OwnedFd> {
     let dir = rustix::fs::openat2(root, place, DIRECTORY, Mode::empty(), STRAIGHT).ok()?;
-    let mut names = Dir::read_from(&dir).ok()?;
-    if names.any(|entry| !entry.is_ok_and(|entry| matches!(entry.file_name().to_bytes(), b"." | b".."))) {
-        return None;
+    // On the stack: a new process copies each page of its parent's heap that it writes.
+    let mut names = [MaybeUninit::uninit(); 1024];
+    let mut names = RawDir::new(&dir, &mut names);
+    while let Some(entry) = names.next() {
+        if !matches!(entry.ok()?.file_name().to_bytes(), b"." | b"..") {
+            return None;
+        }
     }
     // The overlay makes it in the written layer when anything of it is changed.
     let mode = rustix::fs::fstat(&dir).ok()?.st_mode;

@@ -259,7 +259,7 @@ mod tests {
     fn cleanup(name: &str, child: Child) -> Cleanup {
         let base = format!("ringfence-test-ending-{}-{name}", std::process::id());
         let host = HostReport::probe(&base).unwrap();
-        let mut cleanup = Cleanup::new(host.hierarchies.create(name, None, false).unwrap());
+        let mut cleanup = Cleanup::new(host.hierarchies.create(name, None, false, None).unwrap());
         cleanup.child = Some(child);
         cleanup
     }

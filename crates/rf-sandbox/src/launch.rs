@@ -5,8 +5,9 @@
 //! cgroups + limits
 //! clone3 (user, pid, time; into its cgroup) ──▶ has descriptors of its own: APART
 //! id maps                                       enters the version 1 cgroups
+//! IDS ────────────────────────────────────────▶ takes its identity, unshare
 //! opens template as detached, id-mapped mounts
-//! GO + mounts ────────────────────────────────▶ unshare, mounts, pivot_root, filters
+//! GO + mounts ────────────────────────────────▶ mounts, pivot_root, filters
 //!                          ◀──────────────────  FACTS, or FAILED step errno
 //!                                               exec init
 //!             ◀───────────────────────────────  READY (from init)
@@ -17,6 +18,7 @@
 //! the sandbox is a [`Starting`]; dropping one, or a [`Sandbox`], leaves nothing running.
 
 use std::{
+    cell::RefCell,
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -30,7 +32,7 @@ use rf_sys::{
     seccomp::Instruction,
 };
 use rf_types::{DiskKind, Enforcement, Layer};
-use rf_wire::init::{INLINE_MAX, Ready, answer};
+use rf_wire::init::{Ready, answer};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{CWD, Mode, OFlags},
@@ -40,7 +42,7 @@ use rustix::{
 };
 
 use crate::{
-    cgroup::{CgroupError, Share},
+    cgroup::{Ahead, CgroupError, Share},
     disk::{self, DiskError, Images},
     ending::{Child, Cleanup},
     enforce::{self, OwnNamespaces},
@@ -135,6 +137,8 @@ pub struct Launcher {
     is_spared: bool,
     /// Where a new process finds its descriptors.
     reserve: Reserve,
+    /// Groups for the next sandbox.
+    ahead: RefCell<Option<Ahead>>,
 }
 
 /// Places in [`Launcher::reserve`], in the order in which they are given.
@@ -166,7 +170,7 @@ impl Launcher {
             rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).step("open /dev/null")?;
         let top = if host.rooted { Some(Self::own_mounts(shared)?) } else { None };
         let copies_detached = host.rooted && Self::copies_detached()?;
-        Ok(Self {
+        let launcher = Self {
             host,
             init: program::sealed()?,
             top,
@@ -177,7 +181,11 @@ impl Launcher {
             is_spared: fs::read_to_string("/proc/self/oom_score_adj").is_ok_and(|adjusted| adjusted.starts_with('-')),
             reserve: Reserve::new(null.as_fd()).step("reserve descriptors")?,
             null,
-        })
+            ahead: RefCell::default(),
+        };
+        // Each new process begins as a copy of this one.
+        process::give_back_heap();
+        Ok(launcher)
     }
 
     /// Since Linux 6.15; found by trying.
@@ -234,6 +242,15 @@ impl Launcher {
         &self.filter
     }
 
+    /// Makes ahead what the next launch needs and can be made without knowing it, for when there is nothing else to do.
+    /// Best effort: what is not there is made by the launch, which says why it cannot be.
+    pub fn prepare(&self) {
+        let mut ahead = self.ahead.borrow_mut();
+        if ahead.is_none() {
+            *ahead = self.host.hierarchies.ahead().ok().flatten();
+        }
+    }
+
     /// Begins a launch. The caller waits until one of [`Starting::watched`] is readable, and calls
     /// [`Starting::advance`].
     ///
@@ -244,24 +261,15 @@ impl Launcher {
             Ids::Range { base } => Some(base),
             Ids::One { .. } => None,
         };
-        let group = self.host.hierarchies.create(&plan.id.to_string(), owner, plan.disk == DiskKind::Image)?;
-        let group = Cleanup::new(group);
+        let (name, block_io) = (plan.id.to_string(), plan.disk == DiskKind::Image);
+        let group = self.host.hierarchies.create(&name, owner, block_io, self.ahead.take())?;
+        let mut group = Cleanup::new(group);
         let image = match plan.disk {
             DiskKind::Memory => None,
             DiskKind::Image => Some(self.images.make(disk::Size::of(&plan.limits))?),
         };
         let device = image.as_ref().filter(|_| plan.holds(Layer::Io)).map(|image| image.device.clone());
-        let disk = match (image, plan.ids) {
-            (Some(image), _) => Some(image.mount),
-            // Elsewhere the sandbox makes its own: a kernel that cannot copy it (before 6.15) may not be able to map the
-            // ids of one in memory either (before 6.3).
-            (None, Ids::Range { .. }) if self.copies_detached => {
-                Some(disk::in_memory(plan.limits.disk_bytes_max, plan.limits.inodes_max)?)
-            }
-            (None, Ids::Range { .. } | Ids::One { .. }) => None,
-        };
-        group.group.limit(&plan.limits, device.as_deref())?;
-        let entrances = group.group.entrances()?;
+        let entrances = group.group.begin(&plan.limits, device.as_deref())?;
 
         let (setup, setup_child) = packet::pair_without_descriptors().step("make a socket")?;
         let (warden, warden_child) = packet::pair_without_descriptors().step("make a socket")?;
@@ -287,7 +295,6 @@ impl Launcher {
             // here: this process only ever leaves by exec or `exit`.
             Forked::Child => child(&plan, &self.filter, &self.reserve, cgroup.is_some(), entrances.len()),
             Forked::Parent { pid, pidfd } => {
-                let mut group = group;
                 group.child = Some(Child { pid, pidfd });
                 let mut starting = Starting {
                     plan,
@@ -300,7 +307,8 @@ impl Launcher {
                     disk: None,
                     begun: Instant::now(),
                 };
-                let mounts = self.map(&mut starting, disk);
+                let mounts =
+                    starting.map_ids().and_then(|()| self.mounts(&mut starting, image.map(|image| image.mount)));
                 // Whatever became of that: until then the two share their descriptors.
                 if let Err(error) = starting.wait_until_apart() {
                     // Killed and gone, before anything is closed.
@@ -311,39 +319,34 @@ impl Launcher {
                 drop((setup_child, warden_child, server_child, entrances));
                 self.reserve.release().step("release descriptors")?;
                 let mounts = mounts?;
-                let Some(setup) = &starting.setup else { return Err(LaunchError::Died) };
                 let fds: Vec<BorrowedFd<'_>> = mounts.iter().map(AsFd::as_fd).collect();
-                packet::send(setup, b"G", &fds).step("start the sandbox's first process")?;
+                starting.tell(b"G", &fds).step("start the sandbox's first process")?;
                 Ok(starting)
             }
         }
     }
 
-    /// Maps the ids and opens what the process will mount.
-    fn map(&self, starting: &mut Starting, disk: Option<OwnedFd>) -> Result<Vec<OwnedFd>, LaunchError> {
-        let pid = starting.pid().as_raw_pid();
-        let plan = &starting.plan;
-        let proc = |file: &str| format!("/proc/{pid}/{file}");
-        match plan.ids {
-            Ids::Range { base } => {
-                let map = format!("0 {base} {IDS_PER_SANDBOX}");
-                fs::write(proc("uid_map"), &map).step("map the users")?;
-                fs::write(proc("gid_map"), &map).step("map the groups")?;
-            }
-            Ids::One { uid, gid } => {
-                fs::write(proc("setgroups"), "deny").step("map the groups")?;
-                fs::write(proc("uid_map"), format!("{USER_ID} {uid} 1")).step("map the user")?;
-                fs::write(proc("gid_map"), format!("{USER_ID} {gid} 1")).step("map the group")?;
-            }
-        }
+    /// Opens what the process will mount; `image` is the disk of a sandbox that has one.
+    fn mounts(&self, starting: &mut Starting, image: Option<OwnedFd>) -> Result<Vec<OwnedFd>, LaunchError> {
         if self.is_spared {
             // With CAP_SYS_RESOURCE, so that nobody inside sets it any lower (fs/proc/base.c, `__set_oom_adj`).
-            fs::write(proc("oom_score_adj"), "0").step("spare the sandbox no more than others")?;
+            fs::write(starting.proc("oom_score_adj"), "0").step("spare the sandbox no more than others")?;
         }
+        let plan = &starting.plan;
+        let disk = match (image, plan.ids) {
+            (Some(image), _) => Some(image),
+            // Elsewhere the sandbox makes its own: a kernel that cannot copy it (before 6.15) may not be able to map the
+            // ids of one in memory either (before 6.3).
+            (None, Ids::Range { .. }) if self.copies_detached => {
+                Some(disk::in_memory(plan.limits.disk_bytes_max, plan.limits.inodes_max)?)
+            }
+            (None, Ids::Range { .. } | Ids::One { .. }) => None,
+        };
         let mut mounts = Vec::new();
         if matches!(plan.ids, Ids::Range { .. }) {
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let namespace = rustix::fs::open(proc("ns/user"), flags, Mode::empty()).step("open the user namespace")?;
+            let path = starting.proc("ns/user");
+            let namespace = rustix::fs::open(path, flags, Mode::empty()).step("open the user namespace")?;
             for path in plan.source.mounted() {
                 mounts.push(read_only(&path, Some(namespace.as_fd()))?);
             }
@@ -411,11 +414,19 @@ fn child(plan: &Plan, filter: &[Instruction], given: &Reserve, has_cgroup: bool,
         cgroup: has_cgroup.then(|| place(place::CGROUP)),
         program: place(place::PROGRAM),
     };
-    let mut buffer = [0; 16];
-    let Ok((1, fds)) = packet::receive(setup, &mut buffer, true) else { process::exit(1) };
-    let result = setup::take_identity(plan).and_then(|()| {
-        let mounts = take_mounts(plan, fds);
-        setup::prepare(plan, &mounts).map(|facts| (facts, mounts.top))
+    // One datagram each; anything else is a warden that is gone.
+    let hear = |wanted: u8| {
+        let mut word = [0];
+        match packet::receive(setup, &mut word, true) {
+            Ok((1, fds)) if word == [wanted] => fds,
+            _ => process::exit(1),
+        }
+    };
+    hear(b'I');
+    // What needs no mount is made while the warden opens those.
+    let result = setup::take_identity(plan).and_then(|()| setup::own_namespaces(plan)).and_then(|facts| {
+        let mounts = take_mounts(plan, hear(b'G'));
+        setup::own_root(plan, &mounts).map(|()| (facts, mounts.top))
     });
     let (facts, top) = match result {
         Ok(made) => made,
@@ -438,6 +449,16 @@ pub(crate) fn failed_step(word: &str) -> Option<(String, Errno)> {
     Some((step.to_owned(), number.parse().map_or(Errno::IO, Errno::from_raw_os_error)))
 }
 
+/// Takes what the new process said. One that ended before it read all that it was sent makes the kernel say so first,
+/// once, and only then what it said itself (net/unix/af_unix.c, `unix_release_sock`; net/core/datagram.c).
+fn hear(setup: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    match packet::receive(setup, buffer, false) {
+        Err(Errno::CONNRESET) => packet::receive(setup, buffer, false),
+        other => other,
+    }
+    .map(|(len, _)| len)
+}
+
 /// Tells the warden what failed. It sees a process that ended in any case.
 pub(crate) fn tell(report: BorrowedFd<'_>, Failed { step, errno }: &Failed) {
     let _ = packet::send(report, format!("F{}\0{step}", errno.raw_os_error()).as_bytes(), &[]);
@@ -448,7 +469,7 @@ fn take_mounts(plan: &Plan, fds: Vec<OwnedFd>) -> Mounts {
     let mut fds = fds.into_iter();
     match plan.ids {
         Ids::Range { .. } => {
-            let sources = fds.by_ref().take(plan.source.mounted().len()).collect();
+            let sources = fds.by_ref().take(plan.source.mounted_count()).collect();
             Mounts { sources, dev: fds.next(), top: fds.next(), disk: fds.next() }
         }
         Ids::One { .. } => Mounts { sources: Vec::new(), dev: None, top: None, disk: None },
@@ -480,14 +501,44 @@ impl Starting {
         self.cleanup.child.as_ref().map_or(Pid::INIT, |child| child.pid)
     }
 
+    /// A file of the new process in the host's `/proc`.
+    fn proc(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.pid().as_raw_pid())
+    }
+
+    /// Maps the ids, and has the process go on with what needs nothing else.
+    fn map_ids(&self) -> Result<(), LaunchError> {
+        match self.plan.ids {
+            Ids::Range { base } => {
+                let map = format!("0 {base} {IDS_PER_SANDBOX}");
+                fs::write(self.proc("uid_map"), &map).step("map the users")?;
+                fs::write(self.proc("gid_map"), &map).step("map the groups")?;
+            }
+            Ids::One { uid, gid } => {
+                fs::write(self.proc("setgroups"), "deny").step("map the groups")?;
+                fs::write(self.proc("uid_map"), format!("{USER_ID} {uid} 1")).step("map the user")?;
+                fs::write(self.proc("gid_map"), format!("{USER_ID} {gid} 1")).step("map the group")?;
+            }
+        }
+        self.tell(b"I", &[]).step("tell the sandbox's first process of its ids")
+    }
+
+    /// Sends the new process a word. One that has ended said why, which [`Self::advance`] takes.
+    fn tell(&self, word: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+        match self.setup.as_ref().map(|setup| packet::send(setup, word, fds)) {
+            None | Some(Ok(()) | Err(Errno::PIPE | Errno::CONNRESET)) => Ok(()),
+            Some(failed) => failed,
+        }
+    }
+
     /// Waits until the new process has a table of descriptors of its own.
     fn wait_until_apart(&self) -> Result<(), LaunchError> {
         let (Some(setup), Some(child)) = (&self.setup, &self.cleanup.child) else { return Err(LaunchError::Died) };
         let mut fds = [PollFd::new(setup, PollFlags::IN), PollFd::new(&child.pidfd, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut fds, Some(&APART_TIME))).step("wait for the new process")?;
         let mut word = [0; 1];
-        match packet::receive(setup, &mut word, false) {
-            Ok((1, _)) if word == *b"A" => Ok(()),
+        match hear(setup.as_fd(), &mut word) {
+            Ok(1) if word == *b"A" => Ok(()),
             _ => Err(LaunchError::Died),
         }
     }
@@ -517,18 +568,20 @@ impl Starting {
     pub fn advance(&mut self, launcher: &Launcher) -> Result<Option<Confirmed>, LaunchError> {
         let mut buffer = [0; 256];
         while let Some(setup) = &self.setup {
-            match packet::receive(setup, &mut buffer, false) {
+            match hear(setup.as_fd(), &mut buffer) {
                 Err(Errno::AGAIN) => break,
                 // The exec closed it; init speaks next, or the process has died.
-                Ok((0, _)) => self.setup = None,
-                Ok((len, _)) => self.take_word(&buffer[..len])?,
+                Ok(0) => self.setup = None,
+                Ok(len) => self.take_word(&buffer[..len])?,
                 Err(errno) => return Err(errno).step("hear from the sandbox's first process"),
             }
         }
-        let mut buffer = vec![0; INLINE_MAX];
+        // READY has less; what is longer is refused. On the stack: each page of the heap that is written while the new
+        // process still has our memory is copied by the kernel.
         let len = match packet::receive(&self.warden, &mut buffer, false) {
             Err(Errno::AGAIN) => return Ok(None),
             Ok((0, _)) | Err(Errno::CONNRESET) => return Err(LaunchError::Died),
+            Err(Errno::MSGSIZE) => return Err(LaunchError::NotInit),
             Ok((len, _)) => len,
             Err(errno) => return Err(errno).step("hear from init"),
         };
@@ -695,5 +748,31 @@ impl Sandbox {
     /// Sets its share of a processor that others want too. Best effort: it is no limit.
     pub fn share(&self, share: Share) {
         self.cleanup.group.share(share);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_process_said_is_heard_though_it_left_its_orders_unread() {
+        let (warden, child) = packet::pair().unwrap();
+        packet::send(&warden, b"I", &[]).unwrap();
+        packet::send(&child, b"A", &[]).unwrap();
+        tell(child.as_fd(), &Failed { step: "unshare", errno: Errno::NOSPC });
+        drop(child);
+        let mut buffer = [0; 64];
+        // Control: the kernel's own word comes first.
+        let (other, end) = packet::pair().unwrap();
+        packet::send(&other, b"I", &[]).unwrap();
+        drop(end);
+        assert_eq!(packet::receive(&other, &mut buffer, false).map(|(len, _)| len), Err(Errno::CONNRESET));
+
+        assert_eq!(hear(warden.as_fd(), &mut buffer), Ok(1));
+        let len = hear(warden.as_fd(), &mut buffer).unwrap();
+        let (step, errno) = failed_step(std::str::from_utf8(&buffer[..len]).unwrap()).unwrap();
+        assert_eq!((step.as_str(), errno), ("unshare", Errno::NOSPC));
+        assert_eq!(hear(warden.as_fd(), &mut buffer), Ok(0));
     }
 }

@@ -90,19 +90,19 @@ pub struct Above {
 
 impl RootSource {
     /// The lower directories of the root, lowest first.
-    pub(crate) fn root_layers(&self) -> impl Iterator<Item = PathBuf> {
+    pub(crate) fn root_layers(&self) -> impl Iterator<Item = &Path> {
         // What they are laid over is where `/usr` comes from: the root, or a bind of its own.
         let bound = self.binds.iter().any(Bind::is_usr);
         let own = self.layers.iter().chain(self.laid_over().filter(move |_| !bound));
-        own.chain(self.above.iter().map(|above| &above.root)).cloned()
+        own.chain(self.above.iter().map(|above| &above.root)).map(PathBuf::as_path)
     }
 
     /// The lower directories of a bind, lowest first.
-    pub(crate) fn bind_layers(&self, bind: &Bind) -> impl Iterator<Item = PathBuf> {
-        let over = self.laid_over().filter(|_| bind.is_usr()).map(|dir| dir.join("usr"));
+    pub(crate) fn bind_layers<'a>(&'a self, bind: &'a Bind) -> impl Iterator<Item = BindLayer<'a>> {
+        let over = self.laid_over().filter(|_| bind.is_usr()).map(|dir| BindLayer::UsrOf(dir));
         let above = self.above.iter().filter(|_| bind.overlay).flat_map(|above| &above.binds);
-        let above = above.filter(|(to, _)| *to == bind.to).map(|(_, layer)| layer.clone());
-        std::iter::once(bind.from.clone()).chain(over).chain(above)
+        let above = above.filter(|(to, _)| *to == bind.to).map(|(_, layer)| BindLayer::At(layer));
+        std::iter::once(BindLayer::At(&bind.from)).chain(over).chain(above)
     }
 
     /// What is laid over the root, lowest first.
@@ -112,7 +112,31 @@ impl RootSource {
 
     /// Every directory that is mounted, in the order in which the new process takes them.
     pub(crate) fn mounted(&self) -> Vec<PathBuf> {
-        self.root_layers().chain(self.binds.iter().flat_map(|bind| self.bind_layers(bind))).collect()
+        let binds = self.binds.iter().flat_map(|bind| self.bind_layers(bind));
+        self.root_layers().map(Path::to_owned).chain(binds.map(BindLayer::path)).collect()
+    }
+
+    /// How many those are; makes no text, for a new process that copies each page of its parent's that it writes.
+    pub(crate) fn mounted_count(&self) -> usize {
+        self.root_layers().count() + self.binds.iter().map(|bind| self.bind_layers(bind).count()).sum::<usize>()
+    }
+}
+
+/// A lower directory of a bind.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BindLayer<'a> {
+    /// This one.
+    At(&'a Path),
+    /// `usr` in this one.
+    UsrOf(&'a Path),
+}
+
+impl BindLayer<'_> {
+    fn path(self) -> PathBuf {
+        match self {
+            Self::At(path) => path.to_owned(),
+            Self::UsrOf(dir) => dir.join("usr"),
+        }
     }
 }
 
@@ -220,8 +244,8 @@ impl Plan {
         if source.layers.is_empty() || source.layers.len() > 120 {
             return Err(PlanError::Layers(source.layers.len()));
         }
-        if source.mounted().len() > MOUNTS_MAX {
-            return Err(PlanError::Mounts(source.mounted().len()));
+        if source.mounted_count() > MOUNTS_MAX {
+            return Err(PlanError::Mounts(source.mounted_count()));
         }
         let mut absent = Vec::new();
         for layer in Layer::ALL {

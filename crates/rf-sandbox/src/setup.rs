@@ -90,7 +90,6 @@ pub(crate) struct Facts {
 
 /// Becomes `root` inside; before any mount is taken over.
 pub(crate) fn take_identity(plan: &Plan) -> Result<(), Failed> {
-    process::reset_signals();
     match plan.ids {
         Ids::Range { .. } => {
             let (uid, gid) = (Uid::ROOT, Gid::ROOT);
@@ -105,8 +104,8 @@ pub(crate) fn take_identity(plan: &Plan) -> Result<(), Failed> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).step("tie to the warden")
 }
 
-/// Does all of it but the exec.
-pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
+/// Makes the namespaces, and what of them needs no mount.
+pub(crate) fn own_namespaces(plan: &Plan) -> Result<Facts, Failed> {
     let mut new = namespaces::MOUNT | namespaces::NET | namespaces::IPC | namespaces::UTS;
     if plan.holds(Layer::CgroupNs) {
         new |= namespaces::CGROUP;
@@ -121,13 +120,18 @@ pub(crate) fn prepare(plan: &Plan, mounts: &Mounts) -> Result<Facts, Failed> {
     } else {
         0
     };
+    Ok(Facts { keyring })
+}
+
+/// Puts the root together, enters it, and sets the limits of every process: all that is left but the filters.
+pub(crate) fn own_root(plan: &Plan, mounts: &Mounts) -> Result<(), Failed> {
     match plan.ids {
         Ids::Range { .. } => build_root(plan, mounts)?,
         Ids::One { .. } => build_root(plan, &own_mounts(plan)?)?,
     }
     enter_root(mounts.top.as_ref())?;
     set_rlimits();
-    Ok(Facts { keyring })
+    Ok(())
 }
 
 /// Number that the reporting socket has once the descriptors are arranged.

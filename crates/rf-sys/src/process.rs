@@ -205,6 +205,17 @@ fn clone_into(new: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno>
     }
 }
 
+/// Gives the kernel back the heap's pages that nothing is on any more: a process that makes others by a copy of itself
+/// copies the tables of all the pages that it has, and the copy frees them again. See malloc_trim(3).
+pub fn give_back_heap() {
+    // A heap of another libc than GNU's is kept as it is.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer, may be called at any time by any thread, and gives back only pages without allocations.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether the calling process has exactly one thread: `/proc/self/task` has two links more than threads.
 #[must_use]
 pub fn is_single_threaded() -> bool {
@@ -446,13 +457,4 @@ pub fn watch_signals(signals: &[rustix::process::Signal]) -> Result<OwnedFd, Err
     let raw = check(unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }.into())?;
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(raw as RawFd) })
-}
-
-/// Sets every signal back to its default action: what the caller ignores would stay ignored through an exec.
-pub fn reset_signals() {
-    for number in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action and runs no code of ours. KILL, STOP and the two that libc keeps for
-        // itself cannot be set, which the call answers with EINVAL and changes nothing.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
-    }
 }

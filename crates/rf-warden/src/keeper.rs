@@ -228,6 +228,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
     watch(&keeper.epoll, signals, token).map_err(WardenError::step("watch for signals"))?;
     let token = keeper.token(Source::Listener);
     watch(&keeper.epoll, &keeper.listener, token).map_err(WardenError::step("watch the warden's socket"))?;
+    keeper.launcher.prepare();
     keeper.turn()?;
     keeper.stop();
     Ok(())
@@ -318,6 +319,9 @@ impl Keeper {
             self.act_on_time();
             self.act_on_saving();
             self.refill();
+            if !self.starting.is_empty() {
+                self.launcher.prepare();
+            }
         }
     }
 
