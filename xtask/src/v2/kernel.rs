@@ -18,7 +18,7 @@ const BUSYBOX: &str = "busybox-static";
 /// What the machine's disks, our tests and sandboxes need, with all that these depend on. A kernel in which one is built
 /// in has no such file; who needs it and finds none fails by name.
 const MODULES: [&str; 7] = ["virtio_pci", "virtio_blk", "9pnet_virtio", "9p", "overlay", "loop", "ext4"];
-/// What others look for by the name of an algorithm, so that no dependency tells of it.
+/// What others look for by the name of an algorithm, so that no dependency tells of it; not in every kernel.
 const LOOKED_FOR: [&str; 1] = ["crc32c_generic"];
 /// Where those are.
 const FOLDERS: [&str; 8] = [
@@ -208,7 +208,8 @@ fn modules(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
         .filter_map(|line| Some(line.rsplit('/').next()?.strip_suffix(".ko")?.replace('-', "_")))
         .collect();
     let mut found = Vec::new();
-    for name in MODULES.iter().chain(&LOOKED_FOR) {
+    let there = |name: &&&str| files.iter().any(|(file, _)| file == **name);
+    for name in MODULES.iter().chain(LOOKED_FOR.iter().filter(there)) {
         add(name, &files, &built_in, &mut found)?;
     }
     Ok(found)
