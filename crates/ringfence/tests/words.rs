@@ -54,6 +54,14 @@ fn lists_have_one_short_name() {
 }
 
 #[test]
+fn a_variable_has_the_same_short_name_wherever_it_is_given() {
+    for command in ["create", "run", "exec"] {
+        let help = run(&[command, "--help"]).expect(0);
+        assert!(help.contains("-e, --env <NAME=VALUE>"), "{command}: {help}");
+    }
+}
+
+#[test]
 fn errors_are_json_when_that_is_asked_for() {
     let ran = run(&["--json", "ps"]);
     ran.expect(1);

@@ -57,7 +57,7 @@ pub(crate) struct AboutArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, help_heading = "Sandbox")]
     label: Vec<(String, String)>,
     /// A variable of every command in it; may be repeated.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_pair, help_heading = "Sandbox")]
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_pair, help_heading = "Sandbox")]
     env: Vec<(String, String)>,
     /// What happens when its lease ends.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t, help_heading = "Sandbox")]
