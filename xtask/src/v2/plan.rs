@@ -28,7 +28,7 @@ const fn check(package: &'static str, target: &'static str, name: &'static str) 
 }
 
 /// What control groups have to do with, of all tests that there are.
-pub(super) const CHECKS: [Check; 16] = [
+pub(super) const CHECKS: [Check; 18] = [
     check("ringfence", "doctor", DOCTOR),
     // Limits: memory, tasks, disk; a kill through the exec's own group; processors; block I/O.
     check("rf-escape", "bombs", "a_bomb_comes_no_further_than_the_limit"),
@@ -38,6 +38,8 @@ pub(super) const CHECKS: [Check; 16] = [
     check("rf-warden", "limits", "block_io_is_held_as_far_as_the_report_says"),
     check("rf-warden", "limits", "a_prepared_sandbox_is_handed_out_once_and_another_prepared"),
     check("rf-warden", "heavy", "a_heavy_sandbox_is_held_to_its_processors_until_it_is_light_again"),
+    // Root of this machine has a capability that not every host's has.
+    check("rf-warden", "limits", "what_the_warden_is_spared_when_memory_runs_out_no_sandbox_is"),
     // The freezer, and what is left when a sandbox or a warden ends.
     check("rf-warden", "pause", "a_paused_sandbox_stands_still_and_goes_on_where_it_was"),
     check("rf-warden", "pause", "a_frozen_sandbox_is_destroyed_like_any_other"),
@@ -49,6 +51,7 @@ pub(super) const CHECKS: [Check; 16] = [
     check("ringfence", "rootless", "a_layer_that_is_missing_is_named_with_its_cure_until_it_is_accepted"),
     // What is said where there is no such tree.
     check("ringfence", "hosts", "without_a_unified_tree_the_report_says_what_a_kill_may_miss"),
+    check("ringfence", "rootless", "what_the_kernel_bounds_by_nothing_is_held_without_root_as_well"),
 ];
 
 /// An executable that cargo built.
