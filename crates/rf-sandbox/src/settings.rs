@@ -171,7 +171,7 @@ fn rmem_default(default: Option<u64>) -> Setting {
         None => Setting::good(NAME, "the host does not say it".to_owned()),
         Some(bytes) if bytes < RECEIVED_MAX => Setting::good(
             NAME,
-            format!("{bytes}: 64 netlink sockets of a sandbox hold {} KiB at most", bytes * 64 >> 10),
+            format!("{bytes}: 64 netlink sockets of a sandbox hold {} KiB at most", bytes * 64 / 1024),
         ),
         Some(bytes) => {
             let evidence = format!(
