@@ -135,6 +135,22 @@ fn a_frozen_sandbox_is_destroyed_like_any_other() {
 }
 
 #[test]
+fn twenty_sandboxes_leave_no_group() {
+    let warden = Warden::start_with(&["2"]);
+    let mut server = warden.connect();
+    for turn in 0..20 {
+        let sandbox = server.create(&SandboxSpec::standard(60_000));
+        assert_eq!(sandbox.sh("echo here"), "here", "turn {turn}");
+        // Its own group, and below it one of an exec that goes on.
+        drop(sandbox.start("sleep 1000"));
+        assert!(!groups(sandbox.id()).is_empty(), "the control");
+        server.done(Order::Destroy { id: sandbox.id() });
+        assert_eq!(groups(sandbox.id()), Vec::<PathBuf>::new(), "turn {turn}");
+    }
+    warden.stop();
+}
+
+#[test]
 fn nothing_frozen_outlives_its_warden() {
     let (mut warden, mut server, sandbox) = Warden::with(&SandboxSpec::standard(60_000));
     drop(sandbox.start("sleep 1000"));

@@ -45,7 +45,7 @@ pub(super) const CHECKS: [Check; 18] = [
     check("rf-warden", "pause", "a_frozen_sandbox_is_destroyed_like_any_other"),
     check("rf-warden", "pause", "nothing_frozen_outlives_its_warden"),
     check("ringfence", "system", "a_killed_server_loses_no_sandbox_and_a_killed_warden_leaves_none"),
-    check("ringfence", "delegated", "twenty_sandboxes_leave_no_group"),
+    check("rf-warden", "pause", "twenty_sandboxes_leave_no_group"),
     // Without root: limits in a group that was delegated, and what is said where none was.
     check("ringfence", "delegated", "limits_hold_without_root_where_control_groups_were_delegated"),
     check("ringfence", "rootless", "a_layer_that_is_missing_is_named_with_its_cure_until_it_is_accepted"),
