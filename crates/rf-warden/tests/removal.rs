@@ -129,7 +129,7 @@ fn a_layer_of_many_files_is_removed_by_a_process_without_rights_while_orders_are
     assert!(seen.iter().any(|uid| REMOVER.contains(uid)), "{seen:?}");
     // Control: the other one's layer is there.
     assert_eq!(there(&warden), set(&[2]));
-    eventually("the process has ended", || children(&warden).is_empty());
+    eventually("the process has ended", || warden.children() == 0);
     warden.stop();
 }
 
@@ -193,7 +193,7 @@ fn a_launch_that_fails_leaves_nothing_behind_when_it_is_told() {
     for _ in 0..5 {
         let Err(fault) = server.try_create(&spec, None, Some(id)) else { panic!("it starts") };
         assert!(fault.code == Code::ServerBusy && fault.message.contains("/proc"), "{fault:?}");
-        assert!(children(&warden).is_empty());
+        assert!(warden.children() == 0);
     }
     // Control: the id was free.
     spec.template = TemplateName::host();
@@ -228,7 +228,7 @@ fn a_process_that_takes_no_sigkill_keeps_the_warden_from_nothing() {
     // Control: it was there all the time. Let go, it ends, and nothing of it is left.
     assert!(processes(&warden).iter().any(|(pid, _)| *pid == copier));
     drop(held);
-    eventually("it has ended", || children(&warden).is_empty());
+    eventually("it has ended", || warden.children() == 0);
     let kept = warden.state().join("snapshots/kept");
     eventually("what it copied is gone", || fs::read_dir(&kept).unwrap().next().is_none());
     warden.stop();
@@ -259,7 +259,7 @@ fn an_unpacker_that_takes_too_long_is_stopped() {
         assert!(fault.message.contains(EMPTY) && fault.message.contains("0.3 s"), "{fault:?}");
         assert!(begun.elapsed() >= Duration::from_millis(300));
     }
-    eventually("nothing of it is left", || there(&warden).is_empty() && children(&warden).is_empty());
+    eventually("nothing of it is left", || there(&warden).is_empty() && warden.children() == 0);
     warden.stop();
 
     // Control: with its time it is unpacked.
