@@ -38,7 +38,7 @@ const fn treated(number: u32, name: &'static str, treatment: Treatment, reason: 
 
 const R0: &str = "reading and writing what is open already";
 const R1: &str = "files, resolved in the sandbox's own mounts";
-const R2: &str = "FIFOs, sockets and plain files; devices need a capability that nobody has, and Landlock forbids them";
+const R2: &str = "FIFOs, sockets and plain files; devices need a capability that nobody has, and character devices, of which everybody may make one, are refused to every exec";
 const R3: &str = "extended attributes; those of the security and trusted classes need capabilities that nobody has";
 const R4: &str = "watching files; limited for each user namespace";
 const R5: &str = "memory, counted by the memory limit";
