@@ -12,7 +12,7 @@ use std::{
     fs,
     io::{self, Read as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -34,9 +34,10 @@ use crate::{
 /// Most locks of a sandbox, some 200 bytes each. Chosen: far above what databases hold, of which each connection has a
 /// few; with them a sandbox takes 20 MB more of the host's memory than its limit.
 pub const LOCKS_MAX: usize = 100_000;
-/// How long the descriptors of one sandbox are looked at. One that has so many that this is not enough, on a host where
-/// there are too many locks, counts as one that has them. Chosen: time for some 50,000 descriptors.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long the descriptors of one sandbox are looked at: at first, and where nobody was found by that. Chosen: time for
+/// some 50,000 descriptors, and for a million, which are as much as the standard limit of memory is good for. One that
+/// has even more, on a host where there are too many locks, counts as one that has them.
+const PATIENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 /// DAC_READ_SEARCH and SYS_PTRACE (linux/capability.h): to read what `/proc` says of others' descriptors.
 const CAPABILITIES: u64 = 1 << 2 | 1 << 19;
 /// Most sandboxes of one look: their first processes are named in one message.
@@ -177,8 +178,21 @@ fn look(inits: &[u32]) -> io::Result<Vec<u32>> {
             processes.push(pid);
         }
     }
-    let greedy = sandboxes.into_values().filter(|(_, processes)| has_too_many(processes));
-    Ok(greedy.map(|(init, _)| init).collect())
+    let mut open: Vec<(u32, Vec<u32>)> = sandboxes.into_values().collect();
+    for patience in PATIENCE {
+        let mut greedy = Vec::new();
+        open.retain(|(init, processes)| match has_too_many(processes, patience) {
+            Some(true) => {
+                greedy.push(*init);
+                false
+            }
+            known => known.is_none(),
+        });
+        if !greedy.is_empty() || open.is_empty() {
+            return Ok(greedy);
+        }
+    }
+    Ok(open.into_iter().map(|(init, _)| init).collect())
 }
 
 /// Whether the list of all locks of the host has fewer than one sandbox may have. Read no further than that, since
@@ -207,29 +221,35 @@ fn are_few(mut list: impl io::Read) -> io::Result<bool> {
     }
 }
 
-/// Whether these processes hold more locks than a sandbox may, or more descriptors than can be looked at, or any that
-/// cannot.
-fn has_too_many(processes: &[u32]) -> bool {
+/// Whether these processes hold more locks than a sandbox may; one that cannot be looked at counts as if they did. Nothing
+/// where that is not known in time.
+fn has_too_many(processes: &[u32], patience: Duration) -> Option<bool> {
     let begun = Instant::now();
     let mut locks = 0;
     let mut text = Vec::new();
-    let mut look = |path: &Path| -> io::Result<bool> {
-        text.clear();
-        fs::File::open(path)?.read_to_end(&mut text)?;
-        locks += count(&text);
-        Ok(locks > LOCKS_MAX || begun.elapsed() > PATIENCE)
-    };
-    let mut all = |pid: &u32| -> io::Result<bool> {
-        for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-            match look(&entry?.path()) {
-                Ok(false) => {}
+    for pid in processes {
+        let descriptors = match fs::read_dir(format!("/proc/{pid}/fdinfo")) {
+            Ok(descriptors) => descriptors,
+            Err(error) if is_gone(&error) => continue,
+            Err(_) => return Some(true),
+        };
+        for entry in descriptors {
+            text.clear();
+            let read = entry.and_then(|entry| fs::File::open(entry.path())?.read_to_end(&mut text));
+            match read {
+                Ok(_) => locks += count(&text),
                 Err(error) if is_gone(&error) => {}
-                ended => return ended,
+                Err(_) => return Some(true),
+            }
+            if locks > LOCKS_MAX {
+                return Some(true);
+            }
+            if begun.elapsed() > patience {
+                return None;
             }
         }
-        Ok(false)
-    };
-    processes.iter().any(|pid| all(pid).unwrap_or_else(|error| !is_gone(&error)))
+    }
+    Some(false)
 }
 
 /// Whether the process, or the descriptor, is not there any more.
@@ -293,9 +313,10 @@ mod tests {
         let before = held();
         fcntl_lock(&file, FlockOperation::LockExclusive).unwrap();
         assert_eq!(held(), before + 1);
-        assert!(!has_too_many(&[own]));
+        assert_eq!(has_too_many(&[own], PATIENCE[0]), Some(false));
         // Nobody has this number: one that has ended holds nothing.
-        assert!(!has_too_many(&[u32::MAX]));
+        assert_eq!(has_too_many(&[u32::MAX], PATIENCE[0]), Some(false));
+        assert_eq!(has_too_many(&[own], Duration::ZERO), None);
     }
 
     #[test]

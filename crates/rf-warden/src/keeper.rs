@@ -192,6 +192,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(WardenError::step("make an epoll"))?;
     let ranges = (0..config.sandboxes_max).map(|slot| IDS_BASE + slot * IDS_PER_SANDBOX).collect();
     let pool = Pool::new(config.pool, config.pool_base);
+    let locks = Locks::begin(&launcher)?;
     let mut keeper = Keeper {
         config,
         launcher,
@@ -220,7 +221,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
         orphans: HashMap::new(),
         helpers: HashMap::new(),
         weights: Weights::new(),
-        locks: Locks::default(),
+        locks,
     };
     keeper.collect();
     keeper.remove_on();
@@ -229,6 +230,7 @@ fn keep(config: WardenConfig, host: HostReport, signals: &OwnedFd) -> Result<(),
     let token = keeper.token(Source::Listener);
     watch(&keeper.epoll, &keeper.listener, token).map_err(WardenError::step("watch the warden's socket"))?;
     keeper.launcher.prepare();
+    keeper.hear_of_locks().map_err(WardenError::step("watch the process that counts locks"))?;
     keeper.turn()?;
     keeper.stop();
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 
 use rf_sandbox::{
     cgroup::Hierarchies,
-    launch::{Launcher, Sandbox},
+    launch::{LaunchError, Launcher, Sandbox},
     locks::{LOCKS_MAX, Watch},
 };
 use rf_types::SandboxId;
@@ -30,12 +30,12 @@ const DYING: Duration = Duration::from_secs(3);
 const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// The process that looks, and what it found lately.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Locks {
     watch: Option<Watch>,
     /// Since when it has not answered.
     asked: Option<Instant>,
-    looked: Option<Instant>,
+    looked: Instant,
     used_us: u64,
     /// How often it failed since it last did not.
     failures: u32,
@@ -43,11 +43,22 @@ pub(crate) struct Locks {
 }
 
 impl Locks {
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(crate) fn begin(launcher: &Launcher) -> Result<Self, LaunchError> {
+        let watch = Some(Watch::begin(launcher)?);
+        let (looked, killed) = (Instant::now(), HashMap::new());
+        Ok(Self { watch, asked: None, looked, used_us: 0, failures: 0, killed })
+    }
+
     /// Until it is time for the next look, or for an end of this one.
     pub(crate) fn due(&self) -> Duration {
-        let left = |since: Option<Instant>, most: Duration| since.map(|since| most.saturating_sub(since.elapsed()));
-        let period = PERIOD * (1 << self.failures.min(FAILURES_MAX));
-        left(self.asked, LOOK_TIME).or_else(|| left(self.looked, period)).unwrap_or_default()
+        match self.asked {
+            Some(asked) => LOOK_TIME.saturating_sub(asked.elapsed()),
+            None => (PERIOD * (1 << self.failures.min(FAILURES_MAX))).saturating_sub(self.looked.elapsed()),
+        }
     }
 
     /// Has it look, if it is time and the sandboxes have done anything; whether its process is another since.
@@ -63,7 +74,7 @@ impl Locks {
         if !self.due().is_zero() {
             return Ok(false);
         }
-        self.looked = Some(Instant::now());
+        self.looked = Instant::now();
         if self.asked.take().is_some() {
             self.failed();
             return Err(format!("they took longer than {} s", LOOK_TIME.as_secs()));
@@ -89,7 +100,7 @@ impl Locks {
             },
         };
         match watch.look(inits) {
-            Ok(()) => self.asked = self.looked,
+            Ok(()) => self.asked = Some(self.looked),
             Err(errno) => {
                 self.failed();
                 return Err(errno.to_string());

@@ -1,6 +1,7 @@
 //! Counting locks on files, while sandboxes compute.
 
 use rf_types::SandboxId;
+use rustix::io::Errno;
 
 use super::{Keeper, Source, watch};
 
@@ -11,15 +12,19 @@ impl Keeper {
         let inits = runs.filter_map(|live| live.sandbox.init());
         match self.locks.look(&self.launcher, &self.launcher.host().hierarchies, inits) {
             Ok(false) => {}
-            Ok(true) => {
-                self.sources.retain(|_, source| !matches!(source, Source::Locks));
-                let token = self.token(Source::Locks);
-                if let Some(counting) = self.locks.watch() {
-                    // Without the watch it counts once and no more: it is never heard.
-                    let _ = watch(&self.epoll, counting.watched(), token);
-                }
-            }
+            // Without the watch it is never heard, and another is started when it has taken too long.
+            Ok(true) => drop(self.hear_of_locks()),
             Err(error) => eprintln!("locks on files are not counted: {error}"),
+        }
+    }
+
+    /// Waits for what the process that counts has to say.
+    pub(super) fn hear_of_locks(&mut self) -> Result<(), Errno> {
+        self.sources.retain(|_, source| !matches!(source, Source::Locks));
+        let token = self.token(Source::Locks);
+        match self.locks.watch() {
+            Some(counting) => watch(&self.epoll, counting.watched(), token),
+            None => Ok(()),
         }
     }
 
