@@ -533,8 +533,10 @@ fn a_launch_that_is_killed_at_any_step_runs_nothing_and_leaves_nothing() {
 
 /// What a program tries with its first instructions, the errno that it must get, and for whom else than the user.
 const FIRST_CALLS: &[(&str, u32, &[Arg], i32, bool)] = &[
-    // Only Landlock forbids this one: the whiteout device, which everybody may make elsewhere.
-    ("make a device", 133, &[Arg::Text("device"), Arg::Number(0o020_600), Arg::Number(0)], 13, true),
+    // Only Landlock answers this one so, EACCES; who lacks the capability gets EPERM.
+    ("make a block device", 133, &[Arg::Text("device"), Arg::Number(0o060_600), Arg::Number(0)], 13, true),
+    // Everybody may make this one elsewhere.
+    ("make the device 0:0", 133, &[Arg::Text("device"), Arg::Number(0o020_600), Arg::Number(0)], 1, true),
     ("make a user namespace", 272, &[Arg::Number(0x1000_0000)], 1, true),
     ("make a mount namespace", 272, &[Arg::Number(0x2_0000)], 1, true),
     ("clone with flags that no filter reads", 435, &[Arg::Number(0), Arg::Number(0)], 38, true),

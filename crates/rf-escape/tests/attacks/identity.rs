@@ -19,8 +19,8 @@ pub(crate) const IDENTITY: &[Attack] = &[
     user("make a character device", &["make_device", "c", "1", "1"], &["EPERM", "EACCES"], Host),
     root("make the device of the memory", &["make_device", "c", "1", "1"], &["EPERM", "EACCES"], Host),
     root("make a block device", &["make_device", "b", "7", "0"], &["EPERM", "EACCES"], Host),
-    user("make the whiteout device, which everybody may elsewhere", &["make_device", "c", "0", "0"], &["EACCES"], Host),
-    root("make the whiteout device as root", &["make_device", "c", "0", "0"], &["EACCES"], Host),
+    user("make the whiteout device, which everybody may elsewhere", &["make_device", "c", "0", "0"], &["EPERM"], Host),
+    root("make the whiteout device as root", &["make_device", "c", "0", "0"], &["EPERM"], Host),
     root(
         "open the host's memory",
         &["open_path_only", "/dev/mem"],
