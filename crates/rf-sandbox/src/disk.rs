@@ -29,6 +29,8 @@ use crate::push::Helper;
 
 /// Smallest image: below it ext4's own tables leave no room to speak of.
 const BYTES_MIN: u64 = 8 << 20;
+/// What the name of an image ends with that is being made.
+const PART: &str = "part";
 
 /// Most blank images that are kept. Chosen: an instance mostly has sandboxes of a few sizes; but users choose their sizes,
 /// and each image takes up to some MiB of the server's disk.
@@ -181,12 +183,10 @@ impl Images {
     pub fn begin_blank(&self, size: Size) -> Result<Blank, DiskError> {
         let path = self.path(size);
         let mkfs = mkfs().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound)).step("find mkfs.ext4")?;
-        let part = path.with_added_extension("part");
-        // Another file than the one that a killed warden's may still be writing to.
-        match fs::remove_file(&part) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).step("make a blank image"),
-            Ok(()) | Err(_) => {}
-        }
+        self.forget_parts(size);
+        // Under a name that nobody had: what a killed warden started may open its own by name only now.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let part = path.with_added_extension(format!("{}.{PART}", now.as_nanos()));
         File::create_new(&part).and_then(|file| file.set_len(size.bytes)).step("make a blank image")?;
         // No journal: what is lost in a crash of the host is a sandbox that is lost with it. Nothing is reserved for
         // root, whose id is the user's here.
@@ -220,6 +220,19 @@ impl Images {
         let named = fs::rename(&blank.part, &blank.path).step("name a blank image");
         self.forget_old(&blank.path);
         Some(named)
+    }
+
+    /// Removes what a killed warden left half made of an image of this size. What cannot be removed is with the next.
+    fn forget_parts(&self, size: Size) {
+        let path = self.path(size);
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for part in entries.flatten().map(|entry| entry.path()) {
+            // `blank-BYTES-INODES.TIME.part`
+            let stem = part.file_stem().map(Path::new).and_then(Path::file_stem);
+            if part.extension().is_some_and(|extension| extension == PART) && stem == path.file_name() {
+                let _ = fs::remove_file(part);
+            }
+        }
     }
 
     /// Removes the blank images that were used longest ago, and what was made of one when a warden was killed, but for

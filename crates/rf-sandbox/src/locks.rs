@@ -9,6 +9,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::CString,
     fs,
     io::{self, Read as _},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -40,6 +41,8 @@ pub const LOCKS_MAX: usize = 100_000;
 const PATIENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(5)];
 /// DAC_READ_SEARCH and SYS_PTRACE (linux/capability.h): to read what `/proc` says of others' descriptors.
 const CAPABILITIES: u64 = 1 << 2 | 1 << 19;
+/// The name of the process, by which the audit of ours knows it.
+pub const NAME: &str = "rf-locks";
 /// Most sandboxes of one look: their first processes are named in one message.
 const SANDBOXES_MAX: usize = 16 * 1024;
 
@@ -149,6 +152,7 @@ fn child(launcher: &Launcher, socket: &OwnedFd) -> ! {
 
 fn confine(launcher: &Launcher, socket: &OwnedFd) -> Result<(), Errno> {
     process::close_all_but(&[socket.as_fd()])?;
+    rustix::thread::set_name(&CString::new(NAME).map_err(|_| Errno::INVAL)?)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::chdir("/")?;
     dump_nothing()?;

@@ -294,6 +294,8 @@ fn nobody_parses_strangers_bytes_and_holds_rights() {
         audit["processes"].as_array().unwrap().iter().filter(|p| p["role"] == role).cloned().collect()
     };
     assert_eq!((of("supervisor").len(), of("warden").len(), of("server").len()), (1, 1, 1));
+    let counter = &of("counter")[0];
+    assert_eq!((counter["capabilities"].as_u64(), counter["seccomp"].as_u64()), (Some(1 << 2 | 1 << 19), Some(2)));
     assert!(!of("init").is_empty() && !of("workload").is_empty(), "{audit:#}");
     let server = &of("server")[0];
     assert_eq!((server["capabilities"].as_u64(), server["no_new_privs"].as_bool()), (Some(0), Some(true)));

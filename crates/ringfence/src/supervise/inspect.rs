@@ -24,6 +24,8 @@ pub(crate) enum Role {
     Server,
     /// Unpacks a layer, beneath the warden.
     Unpacker,
+    /// Counts locks on files for the warden, with two capabilities.
+    Counter,
     /// Process 1 of a sandbox.
     Init,
     /// A user's program in a sandbox, or init's child for one file operation.
@@ -40,7 +42,7 @@ impl Role {
             Self::Unpacker => "a template's layers",
             Self::Init => "its own sandbox's",
             Self::Workload => "its own user's",
-            Self::Supervisor | Self::Warden | Self::Other => "",
+            Self::Supervisor | Self::Warden | Self::Counter | Self::Other => "",
         }
     }
 }
@@ -128,6 +130,7 @@ fn role_of(pid: u32, parent: Role) -> Role {
         (Role::Supervisor, b"warden") => Role::Warden,
         (Role::Supervisor, b"server") => Role::Server,
         (Role::Warden, b"unpack") => Role::Unpacker,
+        (Role::Warden, b"warden") if depth == 1 && name(pid) == rf_sandbox::locks::NAME => Role::Counter,
         // A copy of it that changes a sandbox's root or gives up a disk, and ends.
         (Role::Warden, b"warden") if depth == 1 => Role::Warden,
         (Role::Warden, _) if depth > 1 => Role::Init,
@@ -185,7 +188,7 @@ fn judge(process: &mut Process) {
     let network = process.listens.iter().any(|socket| !socket.starts_with("unix"));
     process.finding = match process.role {
         // A listener that strangers reach makes a parser of whoever holds it.
-        Role::Supervisor | Role::Warden | Role::Other if network => {
+        Role::Supervisor | Role::Warden | Role::Counter | Role::Other if network => {
             format!("holds rights or none that we know, and listens on {}", process.listens.join(", "))
         }
         Role::Other => "is no process that we know".to_owned(),
@@ -193,13 +196,18 @@ fn judge(process: &mut Process) {
             format!("parses {} bytes and {}", process.parses, process.rights)
         }
         Role::Init | Role::Workload if !process.own_user_namespace => "is outside a sandbox".to_owned(),
-        Role::Init | Role::Workload if process.seccomp != 2 => "has no system call filter".to_owned(),
+        Role::Init | Role::Workload | Role::Counter if process.seccomp != 2 => "has no system call filter".to_owned(),
         _ => String::new(),
     };
 }
 
 fn status(pid: u32) -> io::Result<String> {
     fs::read_to_string(format!("/proc/{pid}/status"))
+}
+
+/// The name that a process gave itself (proc_pid_comm(5)).
+fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim_end().to_owned()
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
@@ -327,6 +335,8 @@ mod tests {
         assert_eq!(finding(|p| p.capabilities = 255, Role::Init), "");
         assert!(!finding(|p| p.own_user_namespace = false, Role::Init).is_empty());
         assert!(!finding(|p| p.seccomp = 0, Role::Workload).is_empty());
+        assert_eq!(finding(|p| p.uid = 0, Role::Counter), "");
+        assert!(!finding(|p| p.seccomp = 0, Role::Counter).is_empty());
         assert!(!finding(|p| p.uid = 0, Role::Init).is_empty());
     }
 

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -120,14 +120,19 @@ impl System {
 
     fn start_by(dir: TempDir, args: &[&str], uid: Option<u32>) -> Self {
         let log = fs::File::create(dir.path().join("up.log")).unwrap();
-        let mut up = ringfence_as(dir.path(), uid)
-            .args(["up", "--json", "--pool", "2", "--state"])
-            .arg(dir.path().join("state"))
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut command = ringfence_as(dir.path(), uid);
+        command.args(["up", "--json", "--pool", "2", "--state"]).arg(dir.path().join("state")).args(args);
+        command.stdout(Stdio::piped()).stderr(log);
+        let mut up = loop {
+            match command.spawn() {
+                // A program that another thread is just starting has our copy of the binary open for writing, until its
+                // exec.
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                spawned => break spawned.unwrap(),
+            }
+        };
         let mut line = String::new();
         let mut stdout = BufReader::new(up.stdout.take().unwrap());
         // Ends when the line comes, or when `up` gives up by itself.
