@@ -452,7 +452,7 @@ fn names_are_taken_once_and_orders_are_checked() {
 }
 
 /// What the warden holds: descriptors, and processes below it; but for the one that counts locks, in the warden's own user
-/// namespace, which is there once sandboxes have computed for some time, with a socket and a descriptor of itself.
+/// namespace, with a socket and a descriptor of itself.
 fn held(warden: &Warden) -> (usize, usize) {
     let pid = warden.pid();
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();

@@ -297,8 +297,12 @@ fn base_has_what_programs_for_e2b_expect() {
 
     // Since somebody asked for it, some are kept prepared, beside the two of `host`.
     let warden = system.child("warden");
-    let children = || fs::read_to_string(format!("/proc/{warden}/task/{warden}/children")).unwrap();
-    support::eventually("prepared sandboxes of `base`", || children().split_whitespace().count() == 2 + 8);
+    let inits = || {
+        let children = fs::read_to_string(format!("/proc/{warden}/task/{warden}/children")).unwrap();
+        let name = |pid: &&str| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "rf-init\n");
+        children.split_whitespace().filter(name).count()
+    };
+    support::eventually("prepared sandboxes of `base`", || inits() == 2 + 8);
 
     // Nobody takes its name.
     let mine = system.dir().join("root");
