@@ -26,10 +26,10 @@ use rustix::{
 };
 
 use crate::{
-    launch::{LaunchError, Launcher, Sandbox, Step as _},
+    launch::{self, LaunchError, Launcher, Sandbox, Step as _},
     packet,
     push::Helper,
-    setup::{bound_capabilities, dump_nothing},
+    setup::{Failed, bound_capabilities, dump_nothing},
 };
 
 /// Most locks of a sandbox, some 200 bytes each. Chosen: far above what databases hold, of which each connection has a
@@ -43,6 +43,8 @@ const PATIENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs
 const CAPABILITIES: u64 = 1 << 2 | 1 << 19;
 /// The name of the process, by which the audit of ours knows it.
 pub const NAME: &str = "rf-locks";
+/// What it says once, when it is confined.
+const READY: &[u8] = b"K";
 /// Most sandboxes of one look: their first processes are named in one message.
 const SANDBOXES_MAX: usize = 16 * 1024;
 
@@ -55,7 +57,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts it.
+    /// Starts it, and waits until it has given up what it does not need.
     ///
     /// # Errors
     /// The step that failed.
@@ -66,7 +68,19 @@ impl Watch {
                 drop(socket);
                 child(launcher, &childs)
             }
-            Forked::Parent { pidfd, .. } => Ok(Self { _helper: Helper::new(pidfd), socket }),
+            Forked::Parent { pidfd, .. } => {
+                drop(childs);
+                let watch = Self { _helper: Helper::new(pidfd), socket };
+                let mut word = [0; 256];
+                match packet::receive(&watch.socket, &mut word, true) {
+                    Ok((len, _)) if &word[..len] == READY => Ok(watch),
+                    Ok((len, _)) => Err(match launch::failed_step(&String::from_utf8_lossy(&word[..len])) {
+                        Some((step, errno)) => LaunchError::Inside { step, errno },
+                        None => LaunchError::Died,
+                    }),
+                    Err(_) => Err(LaunchError::Died),
+                }
+            }
         }
     }
 
@@ -135,7 +149,11 @@ fn read(message: &[u8]) -> impl Iterator<Item = u32> {
 }
 
 fn child(launcher: &Launcher, socket: &OwnedFd) -> ! {
-    if confine(launcher, socket).is_err() {
+    if let Err(errno) = confine(launcher, socket) {
+        launch::tell(socket.as_fd(), &Failed { step: "confine the process that counts locks", errno });
+        process::exit(1);
+    }
+    if packet::send(socket, READY, &[]).is_err() {
         process::exit(1);
     }
     let mut buffer = vec![0; 4 * (SANDBOXES_MAX + 1)];
